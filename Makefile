@@ -1,0 +1,47 @@
+# Everything is installed into the active virtualenv or conda environment (conda's base does not count), else into .venv, once.
+# ARGS reaches the command: make test ARGS="-k fastv", make demo ARGS="--device cpu".
+
+CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
+ENV := $(or $(VIRTUAL_ENV),$(CONDA),.venv)
+PYTHON_IN_ENV := "$(ENV)/bin/python"
+
+.PHONY: help demo test test-slow test-gpu test-oldest quality style install readme clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+demo: install  ## full model against three methods on the embedded checkpoint, under a minute
+	@$(PYTHON_IN_ENV) -m vtr demo $(ARGS)
+
+test: install  ## the tests that need no GPU and no network, under 10 minutes on 2 cores
+	@$(PYTHON_IN_ENV) -m pytest $(ARGS)
+
+test-slow: install  ## the same and the slow ones: every method on every host
+	@$(PYTHON_IN_ENV) -m pytest --slow $(ARGS)
+
+test-gpu: install  ## the tests that need CUDA
+	@$(PYTHON_IN_ENV) -m pytest -m gpu $(ARGS)
+
+test-oldest:  ## `make test` with the oldest supported transformers, in .venv-oldest
+	@scripts/install.sh .venv-oldest "transformers==5.17.*"
+	@.venv-oldest/bin/python -m pytest $(ARGS)
+
+quality: install  ## check: ruff, formatting, types
+	@$(PYTHON_IN_ENV) -m ruff check --quiet .
+	@$(PYTHON_IN_ENV) -m ruff format --quiet --check .
+	@$(PYTHON_IN_ENV) -m mypy --no-error-summary
+
+style: install  ## fix what ruff can fix
+	@$(PYTHON_IN_ENV) -m ruff check --quiet --fix .
+	@$(PYTHON_IN_ENV) -m ruff format --quiet .
+
+readme: install  ## write the README's table of methods again
+	@$(PYTHON_IN_ENV) scripts/update_readme.py
+
+install:  ## only install
+	@scripts/install.sh "$(ENV)"
+
+clean:  ## remove what builds and checks left; environments and out/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find vtr scripts tests -name __pycache__ -prune -exec rm -rf {} +

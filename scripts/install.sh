@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Installs vtr (editable, with the dev tools) into an environment and creates that when it is missing. Does nothing when nothing changed.
+# Usage: scripts/install.sh ENVIRONMENT [REQUIREMENT ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+env=$1
+shift
+python=$env/bin/python
+stamp=$env/.vtr-installed
+log=$env/vtr-install.log
+wanted="$PWD $*"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+fresh() {
+    [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]] || return 1
+    for file in setup.cfg setup.py pyproject.toml; do [[ $stamp -nt $file ]] || return 1; done
+}
+
+new_environment() {
+    for base in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$base" -m venv "$env" && return
+            echo "install.sh: $base cannot create $env; install the venv package of your system (Debian: python3-venv)" >&2
+            exit 1
+        fi
+    done
+    echo "install.sh: vtr needs Python 3.11 or newer, found none of: ${PYTHON:-python3 python3.13 python3.12 python3.11}; set PYTHON=..." >&2
+    exit 1
+}
+
+# On a terminal, pip's progress as one line that overwrites itself; otherwise nothing.
+status_line() {
+    if [[ -t 1 ]]; then
+        awk '/^ *(Collecting|Downloading|Building|Installing)/ { sub(/^ +/, ""); printf "\r\033[K%.78s", $0; fflush() } END { printf "\r\033[K" }'
+    else
+        cat >/dev/null
+    fi
+}
+
+if fresh; then exit; fi
+[[ -x $python ]] || new_environment
+"$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
+echo "Installing vtr into $env (the first time this loads several GB; log: $log)"
+if ! "$python" -m pip install -e ".[dev]" "$@" 2>&1 | tee "$log" | status_line; then
+    tail -n 20 "$log" >&2
+    echo "install.sh: pip failed, see $log" >&2
+    exit 1
+fi
+echo "$wanted" >"$stamp"

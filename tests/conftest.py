@@ -1,0 +1,63 @@
+"""What every test run shares: markers that are off by default, no network, deprecations of transformers as errors."""
+
+import logging
+import os
+import re
+
+import pytest
+
+OFF_BY_DEFAULT = ("slow", "gpu", "network")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for name in OFF_BY_DEFAULT:
+        parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name}")
+
+
+def wanted(config: pytest.Config, name: str) -> bool:
+    """Whether a marker was asked for, by its option or by name in `-m`."""
+    return config.getoption(f"--{name}") or re.search(rf"\b{name}\b", config.getoption("-m") or "") is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not wanted(config, "network"):  # read when huggingface_hub is imported, so before any test module is
+        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if wanted(config, "gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("the tests marked gpu need CUDA, torch finds no device")
+    try:
+        from hypothesis import settings
+    except ImportError:
+        return
+    settings.register_profile("vtr", deadline=None, derandomize=True, max_examples=50)
+    settings.load_profile("vtr")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    off = {name for name in OFF_BY_DEFAULT if not wanted(config, name)}
+    deselected = [item for item in items if any(mark.name in off for mark in item.iter_markers())]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
+class DeprecationIsAnError(logging.Handler):
+    """transformers announces most removals by `logger.warning`, where pytest's filterwarnings does not reach."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if re.search(r"deprecat|will be removed in", message, re.IGNORECASE):
+            raise FutureWarning(f"{record.name}: {message}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def transformers_deprecations_are_errors():
+    handler = DeprecationIsAnError(level=logging.WARNING)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)

@@ -1,0 +1,120 @@
+"""The import rules and the layout that CONTRIBUTING.md describes. Reads sources with `ast`, imports nothing of ours."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "vtr").rglob("*.py"))
+METHODS = [p for p in sorted((ROOT / "vtr" / "methods").glob("*.py")) if not p.name.startswith("_")]
+
+EVERYTHING = {
+    "apply",
+    "bench",
+    "calibrate",
+    "cli",
+    "cost",
+    "data",
+    "eval",
+    "hosts",
+    "methods",
+    "models",
+    "ops",
+    "registry",
+    "types",
+    "viz",
+    "replay",
+}
+TOOLS = {"models", "apply", "registry", "cost", "data", "viz", "types"}
+MAY_IMPORT = {
+    "__init__": {"apply", "registry", "types"},
+    "__main__": {"cli"},
+    "cli": EVERYTHING,
+    "eval": TOOLS,
+    "bench": TOOLS,
+    "calibrate": TOOLS,
+    "tiny": TOOLS,
+    "replay": {"methods", "registry", "ops", "types"},
+    "apply": {"hosts", "registry", "types", "ops"},
+    "models": {"hosts", "registry", "types"},
+    "hosts": {"ops", "types", "registry"},
+    "methods": {"registry", "types", "ops"},
+    "registry": {"types"},
+    "cost": {"types"},
+    "viz": {"types"},
+    "data": {"types"},
+    "types": set(),
+    "ops": set(),
+}
+MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
+MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "tiny", "bench", "apply"}
+
+
+def part(path: Path) -> str:
+    """`vtr/hosts/hf_llava.py` -> `hosts`."""
+    return path.relative_to(ROOT / "vtr").parts[0].removesuffix(".py")
+
+
+def imports(path: Path, everywhere: bool = True) -> list[str]:
+    """Dotted names that a file imports, or only those at module level; `from vtr.ops import x` is `vtr.ops.x`."""
+    package = path.relative_to(ROOT).parent.parts
+    module = ast.parse(path.read_text())
+    found = []
+    for node in ast.walk(module) if everywhere else module.body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_keeps_the_rules(path: Path) -> None:
+    me, source = part(path), path.read_text()
+    assert me in MAY_IMPORT, f"vtr/{me}: new parts need a row in MAY_IMPORT"
+    assert source.count("\n") < 300, "300 lines or more: two files"
+
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("vtr.")}
+    forbidden = ours - MAY_IMPORT[me] - {me} - {"__version__"}
+    assert not forbidden, f"vtr/{me} must not import vtr.{', vtr.'.join(sorted(forbidden))}"
+
+    libraries = {name.split(".")[0] for name in imports(path)}
+    if me not in MODEL_LIBRARIES_IN:
+        assert not libraries & MODEL_LIBRARIES, f"vtr/{me} must not import model libraries"
+    if me in ("apply", "registry", "types", "__init__"):
+        at_import = {name.split(".")[0] for name in imports(path, everywhere=False)}
+        assert not at_import & MODEL_LIBRARIES, "`import vtr` must stay quick: import model libraries inside functions"
+    if me == "ops":
+        assert libraries <= {"torch", "vtr"} | sys.stdlib_module_names, "vtr/ops uses torch only"
+
+    prints = [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
+    assert me == "cli" or not prints, f"print in lines {prints}: only vtr/cli and scripts print"
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_a_method_is_one_file_with_a_card_and_a_test(path: Path) -> None:
+    others = {p.stem for p in METHODS} - {path.stem}
+    imported = {name.split(".")[2] for name in imports(path) if name.startswith("vtr.methods.")}
+    assert not imported & others, "no method imports another: shared steps belong into vtr/ops"
+    assert (ROOT / "docs" / "methods" / f"{path.stem}.md").is_file(), f"docs/methods/{path.stem}.md is missing"
+    assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").is_file(), f"tests/methods/test_{path.stem}.py is missing"
+
+
+def test_models_and_eval_hold_no_python() -> None:
+    assert not [p for folder in ("models", "eval") for p in (ROOT / folder).rglob("*.py")], "all Python lives in vtr/"
+
+
+def test_scripts_are_thin() -> None:
+    assert not [p.name for p in (ROOT / "scripts").glob("*") if p.is_file() and p.read_text().count("\n") >= 50]
+
+
+def test_no_folder_of_somebodys_machine_is_written_down() -> None:
+    machine = re.compile(r"(?<![\w.])/(home|root|tmp|Users|mnt|work|workspace)/")
+    folders = ("vtr", "models", "eval", "scripts", "tests", "docs")
+    texts = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".sh", ".md", ".yaml", ".json", ".txt")]
+    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in [*texts, *ROOT.glob("*.md")] for m in [machine.search(p.read_text())] if m]
+    assert not found
