@@ -1,0 +1,101 @@
+"""A stand-in for the flash-attention kernels in plain torch, to run the code paths of FlashAttention-2 without a GPU.
+
+Same call contract: variable lengths by cumulative counts, causal masks aligned to the bottom right. Use `flash_attention(model)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers.modeling_flash_attention_utils as flash_utils
+from torch import Tensor, nn
+
+CALLS = {"dense": 0, "varlen": 0}
+_FIELDS = (
+    "_flash_fn",
+    "_flash_varlen_fn",
+    "_flash_with_kvcache_fn",
+    "_pad_fn",
+    "_unpad_fn",
+    "_process_flash_kwargs_fn",
+    "_process_with_kvcache_kwargs_fn",
+    "_loaded_implementation",
+)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    """One sequence: `(T, H, d)`."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    if causal:
+        rows, columns = len(query), len(key)
+        seen = torch.arange(columns) <= torch.arange(rows)[:, None] + columns - rows
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float = 1.0,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    deterministic: bool = False,
+) -> Tensor:
+    """Batch of equally long sequences `(B, T, H, d)`."""
+    CALLS["dense"] += 1
+    return torch.stack([_attend(*row, softmax_scale, causal) for row in zip(q, k, v, strict=True)])
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float = 1.0,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    deterministic: bool = False,
+) -> Tensor:
+    """Sequences of any length, one behind the other `(T, H, d)`."""
+    CALLS["varlen"] += 1
+    queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    assert queries[0] == 0 and queries[-1] == len(q) and keys[-1] == len(k)
+    spans = zip(queries, queries[1:], keys, keys[1:], strict=False)
+    return torch.cat([_attend(q[a:b], k[c:d], v[c:d], softmax_scale, causal) for a, b, c, d in spans])
+
+
+@contextmanager
+def flash_attention(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Inside, `model` runs transformers' FlashAttention-2 code on the stand-in kernels; yields the call counts."""
+    utils: Any = flash_utils
+    saved = {name: getattr(utils, name) for name in _FIELDS}
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if hasattr(c, "_attn_implementation_internal")}
+    implementations = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        utils._flash_fn, utils._flash_varlen_fn, utils._flash_with_kvcache_fn = flash_attn_func, flash_attn_varlen_func, None
+        utils._pad_fn, utils._unpad_fn = utils._pad_input, utils._unpad_input
+        utils._process_flash_kwargs_fn = utils._lazy_define_process_function(flash_attn_varlen_func)
+        utils._process_with_kvcache_kwargs_fn = dict
+        utils._loaded_implementation = "flash_attention_2"
+        for config in configs.values():
+            config._attn_implementation_internal = "flash_attention_2"
+        CALLS.update(dense=0, varlen=0)
+        yield CALLS
+    finally:
+        for name, value in saved.items():
+            setattr(utils, name, value)
+        for key, config in configs.items():
+            config._attn_implementation_internal = implementations[key]
