@@ -1,0 +1,151 @@
+"""The five question families of `shapes`, and the scenes they are asked about.
+
+Each family has one answer space, so that the question alone says nothing about the answer. An asker lists what can be
+asked about a scene; the benchmark and the training recipe choose from the lists.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from .scenes import CANVAS, COLORS, SHAPES, SIGNS, SIZES, Dice, Item, Scene, Sign, arrange
+from .scenes import PRINT_SCALES as SCALES
+
+PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
+MOST_COUNTED = 4
+LETTERS = "ABCDEFGHIJKLMNOPRSTUVWXYZ"
+WORDS = (
+    "bank bath beach bell bike bird boat book bread bus cafe cake camp card chip city club coal coat cook corn dance desk "
+    "dock dog door drum duck exit farm ferry film fish flag flour food fruit fuel game gate gift glass gold guide hall "
+    "harp hat hill honey horse hotel house ice inn jam jazz juice jump key king kite lake lamp lemon lift lime lion "
+    "lunch mail maple map milk mint moon mouse nest oak oil onion opera pizza pond pool port queen rain rice river road "
+    "roof rose salt sand ship shop silk silver snow soap soup sun swim taxi tea tent tiger train tree van vest wax wind "
+    "wolf wood yard zoo"
+)
+PRINTED = tuple(word for word in WORDS.upper().split() if set(word) <= set(LETTERS) and 3 <= len(word) <= 5)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene and its only right answer."""
+
+    family: str
+    text: str
+    answer: str
+
+
+def existence(dice: Dice, scene: Scene) -> list[Question]:
+    """Is there such a shape: all that are there, and absent ones whose color and whose shape both are there."""
+    present = {(item.color, item.shape) for item in scene.items}
+    absent = {(color, shape) for color, _ in present for _, shape in present} - present
+    return [
+        Question("existence", f"is there {'an' if color[0] in 'aeiou' else 'a'} {color} {shape}?", answer)
+        for answer, pairs in (("yes", present), ("no", absent))
+        for color, shape in sorted(pairs)
+    ]
+
+
+def attribute(dice: Dice, scene: Scene) -> list[Question]:
+    """Color (or shape) of the only item with a shape (or color) and a size."""
+    by_shape = Counter((item.size, item.shape) for item in scene.items)
+    by_color = Counter((item.size, item.color) for item in scene.items)
+    found = []
+    for item in scene.items:
+        if by_shape[item.size, item.shape] == 1:
+            found.append(Question("attribute", f"what color is the {item.size} {item.shape}?", item.color))
+        if by_color[item.size, item.color] == 1:
+            found.append(Question("attribute", f"what shape is the {item.size} {item.color} object?", item.shape))
+    return found
+
+
+def counting(dice: Dice, scene: Scene) -> list[Question]:
+    """How many items have a shape or a color, from 1 to 4."""
+    shapes = Counter(item.shape for item in scene.items)
+    colors = Counter(item.color for item in scene.items)
+    found = [Question("counting", f"how many {PLURALS[shape]} are there?", str(n)) for shape, n in sorted(shapes.items())]
+    found += [Question("counting", f"how many {color} objects are there?", str(n)) for color, n in sorted(colors.items())]
+    return [question for question in found if int(question.answer) <= MOST_COUNTED]
+
+
+def _unique(scene: Scene) -> list[Item]:
+    names = Counter((item.color, item.shape) for item in scene.items)
+    return [item for item in scene.items if names[item.color, item.shape] == 1]
+
+
+def direction(item: Item, other: Item) -> str | None:
+    """Where `item` is, seen from `other`; None where two answers could be defended (neither axis is twice the other)."""
+    dx, dy = item.x - other.x, item.y - other.y
+    if abs(dx) >= 2 * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) >= 2 * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def relation(dice: Dice, scene: Scene) -> list[Question]:
+    """Where an item is, seen from another."""
+    named = _unique(scene)
+    pairs = [(a, b, direction(a, b)) for a in named for b in named if a is not b]
+    return [
+        Question("relation", f"where is the {a.color} {a.shape} seen from the {b.color} {b.shape}?", answer)
+        for a, b, answer in pairs
+        if answer
+    ]
+
+
+def text(dice: Dice, scene: Scene) -> list[Question]:
+    """What a sign says; answers are in lower case."""
+    return [Question("text", f"what does the {sign.color} sign say?", sign.text.lower()) for sign in scene.signs]
+
+
+def locate(scene: Scene, left: int = 0, top: int = 0) -> list[Question]:
+    """In which ninth of a full picture an item is, the scene's corner being at (left, top); a training aid outside the benchmark."""
+    rows, cols = ("top", "middle", "bottom"), ("left", "center", "right")
+    return [
+        Question(
+            "locate",
+            f"which part holds the {item.color} {item.shape}?",
+            f"{rows[(item.y + top) * 3 // CANVAS]} {cols[(item.x + left) * 3 // CANVAS]}",
+        )
+        for item in _unique(scene)
+    ]
+
+
+ASKERS = {"existence": existence, "attribute": attribute, "counting": counting, "relation": relation, "text": text}
+
+
+def print_text(dice: Dice, free: bool) -> str:
+    """What a sign says: a number of two to four digits or a word; with `free`, half of the words are random letters."""
+    if dice.below(2):
+        return str(dice.between(10, 99) if dice.below(3) == 0 else dice.between(100, 9999))
+    if free and dice.below(2):
+        return "".join(dice.pick(LETTERS) for _ in range(dice.between(3, 5)))
+    return dice.pick(PRINTED)
+
+
+def compose(dice: Dice, size: int = CANVAS, free: bool = False, most: int | None = None) -> Scene:
+    """A random scene with one shape or color that occurs one to four times.
+
+    Args:
+        dice: randomness.
+        size: side of the canvas; a full one has 4 to 8 items and one or two signs, a smaller one fewer.
+        free: print random letters as well as words (training).
+        most: largest number of items; None chooses by the size.
+
+    Returns:
+        A scene in which every object found a place.
+    """
+    most = most or (8 if size >= CANVAS else 4)
+    fewest = min(4, most) if size >= CANVAS else min(2, most)
+    while True:
+        count = dice.between(fewest, most)
+        signs = dice.shuffled(SIGNS)[: dice.between(1, 2) if size >= CANVAS else dice.below(2)]
+        plates = [Sign(print_text(dice, free), color, dice.pick(SCALES)) for color in signs]
+        repeated = min(dice.between(1, MOST_COUNTED), count)
+        shared = dice.pick((*SHAPES, *COLORS)) if dice.below(2) else dice.pick(SHAPES if dice.below(2) else tuple(COLORS))
+        wanted = []
+        for n in range(count):
+            options = [(s, c) for s in SHAPES for c in COLORS if (shared in (s, c)) == (n < repeated)]
+            wanted.append((*dice.pick(options), dice.pick(tuple(SIZES))))
+        scene = arrange(dice, size, sorted(wanted, key=lambda kind: kind[2]), plates)  # large ones first
+        if scene:
+            return scene

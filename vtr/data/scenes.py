@@ -1,0 +1,222 @@
+"""Textured scenes with coloured shapes and printed signs, drawn with integers only.
+
+A scene is drawn at 384 pixels for an input of 192, so lengths here are twice as long as a model sees them. Training also
+draws smaller canvases with the same object sizes. All randomness comes from raw Philox words and all pixels from integer
+comparisons, so that every machine draws the same bytes.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import glyphs
+
+CANVAS = 384
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+COLORS = {
+    "red": (210, 35, 35),
+    "green": (40, 165, 55),
+    "blue": (40, 75, 220),
+    "yellow": (240, 220, 45),
+    "orange": (245, 130, 25),
+    "purple": (125, 45, 170),
+    "pink": (250, 150, 200),
+    "cyan": (55, 215, 225),
+}
+SIZES = {"small": (15, 19), "large": (29, 36)}  # smallest and largest radius in pixels at 384
+SIGNS = {"white": ((235, 235, 235), (20, 20, 20)), "black": ((20, 20, 20), (235, 235, 235))}  # plate, ink
+PRINT_SCALES = (3, 4, 5)  # cell sides at 384: print is 10.5, 14 or 17.5 pixels high at 192
+
+
+class Dice:
+    """Random integers from raw Philox words, which numpy keeps stable (its distributions it does not)."""
+
+    def __init__(self, stream: int, index: int):
+        self._bits = np.random.Philox(key=(stream << 64) | index)
+        self._words: list[int] = []
+
+    def below(self, n: int) -> int:
+        """An integer in `[0, n)`."""
+        if not self._words:
+            self._words = self._bits.random_raw(64).tolist()
+        return (self._words.pop() >> 11) % n
+
+    def between(self, low: int, high: int) -> int:
+        """An integer in `[low, high]`."""
+        return low + self.below(high - low + 1)
+
+    def pick(self, options):
+        """One of a sequence."""
+        return options[self.below(len(options))]
+
+    def shuffled(self, options) -> list:
+        """A permutation of a sequence."""
+        rest = list(options)
+        return [rest.pop(self.below(len(rest))) for _ in range(len(rest))]
+
+    def bytes(self, count: int) -> np.ndarray:
+        """`(count,)` uint8."""
+        return self._bits.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A coloured shape; centre and radius in pixels."""
+
+    shape: str
+    color: str
+    size: str
+    x: int
+    y: int
+    radius: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom; the last two are not covered any more."""
+        return self.x - self.radius, self.y - self.radius, self.x + self.radius + 1, self.y + self.radius + 1
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A printed plate; `left` and `top` are its corner in pixels."""
+
+    text: str
+    color: str
+    scale: int
+    left: int = 0
+    top: int = 0
+
+    @property
+    def width(self) -> int:
+        return (6 * len(self.text) + 2) * self.scale
+
+    @property
+    def height(self) -> int:
+        return (glyphs.ROWS + 3) * self.scale
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom; the last two are not covered any more."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is in a picture; `size` is the side of the square canvas, `seed` makes its texture."""
+
+    size: int
+    seed: tuple[int, int]
+    items: tuple[Item, ...] = ()
+    signs: tuple[Sign, ...] = field(default=())
+
+
+def _free(box: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]], gap: int = 4) -> bool:
+    left, top, right, bottom = box
+    return all(left >= r + gap or right + gap <= a or top >= b + gap or bottom + gap <= t for a, t, r, b in taken)
+
+
+def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: list[Sign], tries: int = 30) -> Scene | None:
+    """Place shapes and signs without overlap.
+
+    Args:
+        dice: randomness.
+        size: side of the canvas.
+        wanted: (shape, color, size) of each item, in order of placement after the signs.
+        signs: signs whose corners are to be chosen.
+        tries: positions tried per object.
+
+    Returns:
+        The scene, or None where an object found no place.
+    """
+    taken: list[tuple[int, int, int, int]] = []
+    placed: list[Sign] = []
+    items: list[Item] = []
+    for sign in signs:
+        if sign.width > size - 4:
+            return None
+        for _ in range(tries):
+            left, top = dice.between(2, size - sign.width - 2), dice.between(2, size - sign.height - 2)
+            candidate = Sign(sign.text, sign.color, sign.scale, left, top)
+            if _free(candidate.box, taken):
+                break
+        else:
+            return None
+        taken.append(candidate.box)
+        placed.append(candidate)
+    for shape, color, kind in wanted:
+        radius = dice.between(*SIZES[kind])
+        for _ in range(tries):
+            x, y = dice.between(radius + 2, size - radius - 3), dice.between(radius + 2, size - radius - 3)
+            item = Item(shape, color, kind, x, y, radius)
+            if _free(item.box, taken):
+                break
+        else:
+            return None
+        taken.append(item.box)
+        items.append(item)
+    return Scene(size, (dice.below(1 << 40), dice.below(1 << 40)), tuple(items), tuple(placed))
+
+
+def mask(shape: str, radius: int) -> np.ndarray:
+    """Ink of a shape `(2 * radius + 1, 2 * radius + 1)` bool."""
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    if shape == "circle":
+        return x * x + y * y <= radius * radius
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) * 8 <= radius * 7
+    if shape == "triangle":
+        return 2 * abs(x) <= y + radius
+    if shape == "diamond":
+        return abs(x) + abs(y) <= radius
+    if shape == "cross":
+        return np.minimum(abs(x), abs(y)) * 3 <= radius
+    if shape == "ring":
+        return (x * x + y * y <= radius * radius) & (9 * (x * x + y * y) >= 4 * radius * radius)
+    raise ValueError(f"mask: unknown shape {shape!r}; choose from {SHAPES}")
+
+
+def _background(dice: Dice, size: int) -> np.ndarray:
+    """Grey texture `(size, size, 3)` int16: soft clouds, stripes or checks, and fine grain."""
+    cells = size // 32 + 1
+    along = np.arange(size)
+    weights = np.zeros((size, cells), dtype=np.float32)  # integers below 2^24 stay exact in float32, whatever the order of sums
+    weights[along, along // 32] = 32 - along % 32
+    weights[along, along // 32 + (along % 32 > 0)] += along % 32
+    clouds = weights @ dice.bytes(cells * cells).reshape(cells, cells).astype(np.float32) @ weights.T
+    texture = (clouds.astype(np.int32) >> 10).astype(np.int16) // 5  # 0..51
+    period, kind = dice.between(6, 20), dice.below(4)
+    bands, other = along // period % 2, (along + dice.below(period)) // period % 2
+    if kind == 1:
+        texture += (bands[:, None] * 16).astype(np.int16)
+    elif kind == 2:
+        texture += (bands[None, :] * 16).astype(np.int16)
+    elif kind == 3:
+        texture += ((bands[:, None] ^ other[None, :]) * 14).astype(np.int16)
+    texture += (dice.bytes(size * size).reshape(size, size) >> 4).astype(np.int16)  # 0..15
+    base = dice.between(45, 110)
+    tint = np.array([base + dice.below(21) for _ in range(3)], dtype=np.int16)
+    return texture[..., None] + tint
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """Draw a scene.
+
+    Returns:
+        `(size, size, 3)` uint8 RGB.
+    """
+    dice = Dice(*scene.seed)
+    picture = _background(dice, scene.size)
+    grain = (dice.bytes(128 * 128).reshape(128, 128, 1) >> 4).astype(np.int16) - 8
+    for item in scene.items:
+        left, top, right, bottom = item.box
+        tone = np.array([channel + dice.between(-12, 12) for channel in COLORS[item.color]], dtype=np.int16)
+        ink = mask(item.shape, item.radius)
+        picture[top:bottom, left:right][ink] = (tone + grain[: bottom - top, : right - left])[ink]
+    for sign in scene.signs:
+        left, top, right, bottom = sign.box
+        plate, ink = (np.array(tone, dtype=np.int16) for tone in SIGNS[sign.color])
+        picture[top:bottom, left:right] = plate
+        cells = glyphs.line(sign.text, sign.scale)
+        corner = top + 3 * sign.scale // 2, left + 3 * sign.scale // 2
+        picture[corner[0] : corner[0] + cells.shape[0], corner[1] : corner[1] + cells.shape[1]][cells] = ink
+    return picture.clip(0, 255).astype(np.uint8)
