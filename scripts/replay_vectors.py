@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Replays reference vectors: one line per file, the last line `N passed, N failed`. Exit code 1 if one failed.
 
-    scripts/replay_vectors.py tests/vectors/*.safetensors
+Example: scripts/replay_vectors.py tests/vectors/*.safetensors
 """
 
 import sys

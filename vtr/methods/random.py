@@ -1,0 +1,70 @@
+"""Random: keep visual tokens drawn at random. The row that every selection method has to beat.
+
+Paper: none; ours.
+Stage: boundary. Reads: nothing but patch ids. Batch: any. Deterministic: yes, by seed and image.
+
+1. Every visual token gets a number from a hash of (seed, checksum of the image's pixel values, patch id).
+2. The tokens with the smallest numbers stay.
+
+The same image keeps the same tokens in every batch, on every row and on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtr.ops.hashing import random_key
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+
+
+def random(seed: int, checksum: Tensor, patch: Tensor, real: Tensor, keep: Tensor) -> Tensor:
+    """Draws tokens without replacement.
+
+    Args:
+        seed: any integer.
+        checksum: `(G,)` int64, one per image.
+        patch: `(G, N)` int64 original patch ids.
+        real: `(G, N)` bool, candidates.
+        keep: `(G,)` int64.
+
+    Returns:
+        Keep mask `(G, N)` bool.
+    """
+    return topk_mask(-random_key(seed, checksum, patch).double(), real, keep)
+
+
+@register_method("random")
+@dataclass(frozen=True, kw_only=True)
+class Random(Method):
+    """Random choice at the boundary; the default budget is a third, the 192 of 576 of most tables."""
+
+    seed: int = 0
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    card: ClassVar[Card] = Card(
+        title="Random: visual tokens drawn at random",
+        paper="none (reference row)",
+        signals="nothing",
+        cost="O(N log N), no arithmetic on tokens",
+        ours=True,
+        settings={"seed": "which draw; results of several seeds belong together in a table"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"random: seed must be an integer, got {self.seed!r}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"random: seed must fit in 64 bits, got {self.seed}")
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        return (Step("boundary", select=self._select),)
+
+    def _select(self, view: View) -> Selection:
+        return Selection(keep=random(self.seed, view.checksum, view.patch, view.real, view.keep))
