@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from vtr.methods.fastv import fastv, fastv_score
@@ -36,5 +38,5 @@ def replay(vector: Vector) -> None:
         same_index("position_ids", take(torch.arange(length)[None], index)[0], vector["position_ids"].flatten())
     if vector.has("topk_index_by_score"):
         best_first = [fastv(score, real, torch.tensor([k])) for k in range(count + 1)]  # what each further unit of budget adds
-        order = [int((more & ~fewer).nonzero()[0, 1]) + start for fewer, more in zip(best_first, best_first[1:], strict=False)]
+        order = [int((more & ~fewer).nonzero()[0, 1]) + start for fewer, more in pairwise(best_first)]
         same_index("topk_index_by_score", torch.tensor(order, dtype=torch.int64), vector["topk_index_by_score"])

@@ -1,0 +1,137 @@
+"""Pool: average visual tokens over the cells of a coarser grid, as many cells as the budget.
+
+Paper: none; ours. With keep = r x c it is adaptive average pooling, the usual training-free baseline.
+Stage: boundary. Reads: visual tokens and their cells. Batch: any. Deterministic: yes.
+
+1. The thumbnail (or the only view) and the canvas of crops are two parts; the budget is shared by their token counts, largest remainder.
+2. A part of R x C tokens with budget k is cut into round(sqrt(k R / C)) row bands of equal height, at least ceil(k / C).
+3. A band has floor(k / bands) or one more cells, spread so that they sum to k. Bands and cells span what adaptive average pooling spans:
+   from floor(i R / bands) to ceil((i + 1) R / bands), and the same for columns.
+4. A cell becomes one token, the mean of its tokens weighted by size, at the place of the real token nearest to its centre.
+
+Where a part has holes (an earlier method removed tokens), cells without a token or with an already used one are replaced by the first
+tokens that are nobody's pivot, so that the count stays exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtr.ops.canvas import canvas_cells, on_device
+from vtr.ops.gather import index_to_mask, take
+from vtr.ops.topk import quota, topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+
+
+def pool_cells(height: Tensor, width: Tensor, cells: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Where cell number `cell` of a part lies (steps 2 and 3). All arguments int64 of one shape.
+
+    Args:
+        height, width: R and C of the part.
+        cells: k, at least 1 and at most R C (less only for parts without cells, whose result means nothing).
+        cell: which, in raster order.
+
+    Returns:
+        `box (4, ...)` int64: top, bottom, left, right, ends exclusive; `centre (2, ...)` float64: row and column in token coordinates.
+    """
+    cells, height, width = cells.clamp_min(1), height.clamp_min(1), width.clamp_min(1)
+    bands = (cells * height / width).double().sqrt().round().long()
+    bands = bands.maximum(-(-cells // width)).minimum(height).minimum(cells)
+    band = ((cell + 1) * bands - 1) // cells
+    across = (band + 1) * cells // bands - band * cells // bands  # cells of this band
+    place = cell - band * cells // bands
+    box = [band * height // bands, -(-(band + 1) * height // bands), place * width // across, -(-(place + 1) * width // across)]
+    centre = [(2 * band + 1) * height / (2 * bands) - 0.5, (2 * place + 1) * width / (2 * across) - 0.5]
+    return torch.stack(box), torch.stack([c.double() for c in centre])
+
+
+def pool(
+    tokens: Tensor, size: Tensor, part: Tensor, row: Tensor, col: Tensor, real: Tensor, keep: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Averages tokens over cells.
+
+    Args:
+        tokens: `(G, N, D)`; size: `(G, N)` float32 weights.
+        part: `(G, N)` int64, 0 or 1.
+        row, col: `(G, N)` int64 inside the part.
+        real: `(G, N)` bool, True where a row has a token.
+        keep: `(G,)` int64, at most `real.sum(1)`.
+        most: `keep.max()` as a Python int.
+
+    Returns:
+        Keep mask `(G, N)`, tokens `(G, N, D)` whose kept rows are the means, and `assign (G, N)` int64. `O(most N D)`.
+    """
+    n = real.shape[1]
+    member = (part[:, None] == torch.arange(2, device=part.device)[:, None]) & real[:, None]  # (G, 2, N)
+    count = member.sum(2)
+    top, bottom = _extent(row, member)
+    left, right = _extent(col, member)
+    share = quota(count.double(), count, keep)  # (G, 2)
+
+    number = torch.arange(most, device=keep.device).expand(len(keep), most)
+    second = (number >= share[:, :1]).long()  # (G, K): the part of each cell
+    used = number < keep[:, None]
+    box, centre = pool_cells(
+        (bottom - top).gather(1, second), (right - left).gather(1, second), share.gather(1, second), number - second * share[:, :1]
+    )
+    y, x = row - top.gather(1, part), col - left.gather(1, part)
+    inside = (y[:, None] >= box[0][..., None]) & (y[:, None] < box[1][..., None])
+    inside &= (x[:, None] >= box[2][..., None]) & (x[:, None] < box[3][..., None])
+    inside &= (part[:, None] == second[..., None]) & real[:, None] & used[..., None]  # (G, K, N)
+    away = (y[:, None] - centre[0][..., None]).square() + (x[:, None] - centre[1][..., None]).square()
+    away = away.float().masked_fill(~inside, torch.inf)
+
+    pivot = away.argmin(2)  # (G, K)
+    found = inside.any(2)
+    pivots = index_to_mask(pivot, found, n)
+    kept = topk_mask(pivots.float(), real, keep)  # fills up where cells were empty or shared a pivot
+    owner = ((pivot[..., None] == torch.arange(n, device=pivot.device)) & found[..., None]).to(torch.uint8).argmax(1)  # (G, N)
+    weight = inside.float() * size.float()[:, None]
+    mean = (weight @ tokens.float()) / weight.sum(2, keepdim=True).clamp_min(1e-12)  # (G, K, D)
+    alone = inside.sum(2) == 1
+    fresh = pivots & ~alone.gather(1, owner)
+    nearest = torch.where(inside.any(1), pivot.gather(1, away.argmin(1)), -1)  # the cell whose centre is closest
+    assign = torch.where(kept, torch.arange(n, device=pivot.device), nearest)
+    return kept, torch.where(fresh[..., None], take(mean, owner).to(tokens.dtype), tokens), assign
+
+
+def _extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """First and one past the last of `at (G, N)` among the members `(G, P, N)` of each part; 0 and 0 of an empty part."""
+    some = member.any(2)
+    low = torch.where(member, at[:, None], torch.iinfo(torch.int64).max).amin(2)
+    high = torch.where(member, at[:, None] + 1, 0).amax(2)
+    return torch.where(some, low, 0), high
+
+
+@register_method("pool")
+@dataclass(frozen=True, kw_only=True)
+class Pool(Method):
+    """Grid average pooling at the boundary; the default budget is a third, the 192 of 576 of most tables."""
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    card: ClassVar[Card] = Card(
+        title="Pool: grid average pooling to an exact number of tokens",
+        paper="none (reference row)",
+        signals="visual tokens",
+        cost="one product of (keep, N) weights with the tokens",
+        ours=True,
+    )
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        return (Step("boundary", action="merge", select=_select),)
+
+
+def _select(view: View) -> Selection:
+    crop_grid = on_device(view.crop_grids, view.tokens.device)
+    canvas = (crop_grid[:, :1] > 0) & (view.cells[..., 0] > 0)  # (G, N): tokens of crops
+    row, col = canvas_cells(view.cells, crop_grid, view.patch_grid)
+    row = torch.where(canvas, row, view.cells[..., 0] * view.patch_grid[0] + view.cells[..., 1])  # views without crops: one under the other
+    col = torch.where(canvas, col, view.cells[..., 2])
+    keep, tokens, assign = pool(view.tokens, view.sizes, canvas.long(), row, col, view.real, view.keep, view.most)
+    return Selection(keep=keep, tokens=tokens, assign=assign)
