@@ -1,0 +1,1 @@
+"""What a method learns from a few samples of a model, once."""
