@@ -1,0 +1,54 @@
+"""Cost formulas against published numbers and against counting by hand."""
+
+import pytest
+
+from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, layer_flops, prefill_flops
+
+LLAVA_7B = TransformerShape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128)
+
+
+@pytest.mark.parametrize(("visual_tokens", "tflops"), [(576, 3.82), (2880, 20.83)])
+def test_published_llava_numbers(visual_tokens, tflops):  # TransPrune, table 1 and 2: full model
+    assert round(prefill_flops(LLAVA_7B, [visual_tokens] * 32) / TERA, 2) == tflops
+
+
+def test_layer_formula_is_the_gated_one():
+    n, d, m = 17, 4096, 11008
+    assert layer_flops(LLAVA_7B, n) == 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+
+
+def test_kv_is_half_a_mebibyte_per_token_in_fp16():
+    assert kv_bytes(LLAVA_7B, [1] * 32, 2) == 2**19
+
+
+def test_grouped_query_attention_shrinks_cache_and_projections():
+    grouped = TransformerShape(32, 4096, 11008, 32, 8, 128)
+    assert kv_bytes(grouped, [1] * 32, 2) == 2**17
+    assert layer_flops(LLAVA_7B, 10) - layer_flops(grouped, 10) == 2 * 10 * 4096 * (4096 - 1024)
+
+
+def test_frozen_layer_matches_shortv_formula():
+    t, v, h, m = 40, 576, 4096, 11008
+    frozen = prefill_flops(LLAVA_7B, [t + v] * 32, frozen=range(32), text=t) / 32
+    assert frozen == t * (4 * h + 3 * m) * h + 2 * v * h * h + 2 * t * (t + v) * h
+
+
+def test_from_config_reads_mappings_and_objects():
+    config = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    assert TransformerShape.from_config(config) == TransformerShape(2, 8, 16, 2, 2, 4)
+    assert TransformerShape.from_config(type("C", (), {**config, "head_dim": 6})()).head_dim == 6
+
+
+def test_wrong_number_of_layers_is_refused():
+    with pytest.raises(ValueError, match=r"one number per layer \(32\), got 2"):
+        prefill_flops(LLAVA_7B, [1, 2])
+    with pytest.raises(ValueError, match="one number per layer"):
+        kv_bytes(LLAVA_7B, [1], 2)
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        TransformerShape(0, 1, 1, 1, 1, 1)
+
+
+def test_average_over_layers():
+    assert average_tokens([576, 576, 64, 64]) == 320
+    with pytest.raises(ValueError, match="at least one layer"):
+        average_tokens([])

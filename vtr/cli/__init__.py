@@ -1,0 +1,47 @@
+"""The command `vtr`: argument parsing and printing; every command is one call into the packages beside this one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+import vtr
+from vtr.cli import demo, eval, floors, info, list_, models, run
+
+app = typer.Typer(
+    name="vtr",
+    help="Visual token reduction for pretrained multimodal models, without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("eval")(eval.eval)
+app.command("floors")(floors.floors)
+app.command("list")(list_.list_)
+app.command("info")(info.info)
+app.command("models")(models.models)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vtr {vtr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log what happens, and tracebacks of errors, to stderr.")] = False,
+) -> None:
+    """Options of all commands."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("vtr").setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

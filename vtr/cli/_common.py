@@ -1,0 +1,138 @@
+"""What commands share: options, consoles, progress, parsing of `key=value`, and errors as one line with an exit code.
+
+Exit codes: 0 done, 1 it failed (a damaged file, a model that cannot do it, a missed floor), 2 the command line asks for something that does
+not exist or makes no sense, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vtr.types import VtrError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
+err = Console(stderr=True, highlight=False)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder, Hugging Face id, or a name of `vtr models`.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto (spread over devices). Default: CUDA if there is one.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64. auto: float32 on the CPU, else the checkpoint's own.")]
+Attention = Annotated[str, typer.Option(help="Attention backend: sdpa, eager or flash_attention_2.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+
+
+def reported(command: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of a command: what a user can cause becomes one line on stderr and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            fail(error, 2)
+        except (VtrError, OSError) as error:
+            fail(error, 1)
+        except Exception as error:
+            if "out of memory" not in str(error):
+                raise
+            fail(error, 1)
+
+    return run
+
+
+def fail(error: BaseException, code: int) -> NoReturn:
+    """Print the error and leave; with `vtr --debug` the traceback as well."""
+    logging.getLogger("vtr").debug("traceback", exc_info=error)
+    err.print(f"[bold red]error:[/] {_escape(str(error) or type(error).__name__)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["layer=2", "newlines=all"]` -> `{"layer": 2, "newlines": "all"}`; values are JSON where they can be, else text.
+
+    Raises:
+        ValueError: no `=`, an empty name, or a name twice.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, mark, value = pair.partition("=")
+        name = name.strip()
+        if not mark or not name:
+            raise ValueError(f"--set: must look like key=value, got {pair!r}")
+        if name in settings:
+            raise ValueError(f"--set: {name!r} is given twice")
+        settings[name] = _value(value.strip())
+    return settings
+
+
+def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
+    """`"192,64"` -> `[192, 64]`, without repetitions.
+
+    Raises:
+        ValueError: empty, or an entry that is not of that kind.
+    """
+    found: list[T] = []
+    for part in text.split(","):
+        try:
+            found.append(kind(part.strip()))
+        except ValueError:
+            raise ValueError(f"{option}: must be a list of {kind.__name__} separated by commas, got {text!r}") from None
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Bars on stderr; none when quiet or when stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
+        yield bars
+
+
+@contextmanager
+def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done and for how long; the function it gives changes the text."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as line:
+        task = line.add_task(what, total=None)
+        yield lambda text: line.update(task, description=text)
+
+
+def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool) -> tuple[Any, Any]:
+    """`vtr.models.loading.load_model` with a spinner, and without what transformers prints on the way."""
+    from vtr.models.loading import check_attention, check_device, check_dtype, find_checkpoint, load_model, quiet_loading
+
+    checkpoint = find_checkpoint(model)  # what is cheap to check first: importing transformers takes seconds
+    where = check_device(device)
+    check_attention(check_attention(attention))
+    if dtype != "auto":
+        check_dtype(dtype, where, None)
+    with spinner(f"loading {checkpoint.name}", quiet), quiet_loading(quiet or bool(checkpoint.folder)):
+        return load_model(checkpoint, device, dtype, attention)
+
+
+def _value(text: str) -> Any:
+    named = {"True": True, "False": False, "None": None}
+    if text in named:
+        return named[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

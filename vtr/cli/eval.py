@@ -1,0 +1,134 @@
+"""`vtr eval`: accuracy of methods over budgets, tasks and seeds, one result file per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, err, load, out, parse_list, parse_settings, progress, reported
+
+
+@reported
+def eval(
+    model: Model,
+    methods: Annotated[str, typer.Option(help="Names separated by commas; `full` is the model without reduction.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for result files; finished cells in it are not run again.")],
+    keep: Annotated[str | None, typer.Option(help="Budgets separated by commas: visual tokens left per image.")] = None,
+    keep_ratio: Annotated[str | None, typer.Option(help="Instead of --keep: shares left, in (0, 1].")] = None,
+    tasks: Annotated[str, typer.Option(help="Names separated by commas.")] = "shapes",
+    seeds: Annotated[str, typer.Option(help="Seeds separated by commas, for methods with random choices.")] = "0",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting as method.key=value; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples of each family.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once; changes times, not answers.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
+    from vtr.eval.cells import plan_cells
+    from vtr.eval.tasks import get_task
+
+    cells = plan_cells(
+        parse_list(methods, str, "--methods"),
+        parse_budgets(keep, keep_ratio),
+        [get_task(name) for name in parse_list(tasks, str, "--tasks")],
+        parse_list(seeds, int, "--seeds"),
+        method_settings(settings or []),
+        limit,
+        max_new_tokens,
+    )
+    contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet)
+    print_rows(contents)
+
+
+def run_cells(
+    cells: Sequence[Any],
+    model: str,
+    folder: Path,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+    attention: str,
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    """Run what is not finished, with progress; returns the contents of all these cells in order."""
+    from vtr.eval import results
+    from vtr.eval.runner import Runner, pending
+    from vtr.models.loading import find_checkpoint, identify
+
+    if batch_size < 1:
+        raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")
+    results.prepare_folder(folder)
+    for problem in results.read_folder(folder)[1]:
+        err.print(f"[yellow]ignored:[/] {problem}", soft_wrap=True)
+    loaded, processor = load(model, device, dtype, attention, quiet)
+    runner = Runner(loaded, processor, identify(find_checkpoint(model)), attention, str(device or loaded.device), batch_size)
+    prints = [(cell, runner.fingerprint(cell)) for cell in cells]
+    todo, _ = pending(prints, folder)
+    runner.check(todo)
+    if len(todo) < len(cells) and not quiet:
+        err.print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already", style="dim")
+    with progress(quiet) as bars:
+        total = bars.add_task("all cells", total=len(todo))
+        for cell in todo:
+            bar = bars.add_task(cell.label, total=len(cell.task.samples(cell.limit)))
+            runner.run(cell, folder, lambda count, bar=bar: bars.advance(bar, count))  # type: ignore[misc]
+            bars.remove_task(bar)
+            bars.advance(total)
+    return [results.read_cell(results.cell_path(folder, wanted)) for _, wanted in prints]
+
+
+def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
+    """Budgets from the two options.
+
+    Raises:
+        ValueError: both given, or an impossible budget.
+    """
+    from vtr.types import Budget
+
+    if keep is not None and keep_ratio is not None:
+        raise ValueError(f"budget: give --keep or --keep-ratio, not both (got keep={keep}, keep_ratio={keep_ratio})")
+    if keep is not None:
+        return [Budget(keep=count) for count in parse_list(keep, int, "--keep")]
+    if keep_ratio is not None:
+        return [Budget(keep_ratio=share) for share in parse_list(keep_ratio, float, "--keep-ratio")]
+    return []
+
+
+def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`.
+
+    Raises:
+        ValueError: a name without a method in front.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_settings(pairs).items():
+        method, dot, setting = name.partition(".")
+        if not dot or not setting or not method:
+            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
+        found.setdefault(method, {})[setting] = value
+    return found
+
+
+def print_rows(contents: Sequence[dict[str, Any]]) -> None:
+    """Tables of accuracies, one per task."""
+    from rich.table import Table
+
+    from vtr.eval.summary import make_rows
+
+    for task in dict.fromkeys(c["fingerprint"]["task"]["name"] for c in contents):
+        rows = make_rows([c for c in contents if c["fingerprint"]["task"]["name"] == task])
+        table = Table("method", "budget", "tokens", *rows[0].families, "macro", "ms", title=task, box=None, header_style="bold")
+        for row in rows:
+            cells = [f"{100 * i.value:.1f}\n[dim]{100 * i.low:.0f}-{100 * i.high:.0f}[/]" for i in (*row.families.values(), row.macro)]
+            seeds = f"\n[dim]{len(row.seeds)} seeds[/]" if len(row.seeds) > 1 else ""
+            extra = "\n".join(f"[dim]{k}={v}[/]" for k, v in row.changed_settings().items())
+            name = row.method + seeds + (f"\n{extra}" if extra else "")
+            table.add_row(name, row.budget, f"{row.means['retained']:.0f}", *cells, f"{row.means['latency_ms']:.1f}")
+        out.print(table)
+    out.print("percent with 95 % intervals over samples; tokens: measured at the end of the LLM; ms: per sample, batched", style="dim")

@@ -1,0 +1,95 @@
+"""`vtr run`: one question about your images, with and without a reduction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, load, out, parse_settings, reported, spinner
+from vtr.registry import create_method, method_class
+from vtr.types import Method
+
+
+@reported
+def run(
+    model: Model,
+    image: Annotated[list[str], typer.Option("--image", "-i", help="Image file; repeat for several images in one prompt.")],
+    question: Annotated[str, typer.Option("--question", help="What to ask; <image> marks where images go, else they come first.")],
+    method: Annotated[str, typer.Option("--method", help="See `vtr list`.")],
+    keep: Annotated[int | None, typer.Option(help="Visual tokens left per image.")] = None,
+    keep_ratio: Annotated[float | None, typer.Option(help="Instead of --keep: the share left, in (0, 1].")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the method as key=value; repeatable.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for pictures.")] = Path("out/run"),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    seed: Annotated[int | None, typer.Option(help="Seed of a method with random choices.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
+) -> None:
+    """Ask once with and once without a reduction; print answers, tokens and milliseconds, and draw what was retained."""
+    chosen = make_method(method, keep, keep_ratio, seed, settings or [])
+    from vtr.eval.asking import open_image
+    from vtr.eval.results import prepare_folder
+
+    images = [open_image(path) for path in image]
+    prepare_folder(folder)
+    loaded, processor = load(model, device, dtype, attention, quiet)
+    from vtr.eval.compare import compare
+
+    with spinner("prompt", quiet) as step:
+        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step)
+    from vtr.viz import draw_patches
+
+    pictures = []
+    for number, (name, views, entry) in enumerate(zip(image, found.views, found.report["images"], strict=True)):
+        budget = len(entry["retained"])
+        path = folder / f"{Path(name).stem}-{number}-{chosen.name}-{budget}.png"
+        draw_patches(views, entry).save(path)
+        pictures.append(str(path))
+    if as_json:
+        out.print_json(json.dumps({**found.to_dict(), "pictures": pictures}))
+    else:
+        _print(found, pictures)
+
+
+def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int | None, pairs: list[str]) -> Method:
+    """A method from the options of a command.
+
+    Raises:
+        ValueError: unknown method or setting, a setting given twice, or impossible values.
+    """
+    settings = parse_settings(pairs)
+    options = {"keep": keep, "keep_ratio": keep_ratio, "seed": seed}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option in settings:
+            raise ValueError(f"--set: {option!r} is given by --{option.replace('_', '-')} already")
+    return create_method(method_class(name).name, **given, **settings)
+
+
+def _print(found: Any, pictures: list[str]) -> None:
+    from rich.table import Table
+
+    columns = ("", "answer", "visual tokens", "mean per layer", "prefill ms", "choosing ms", "TFLOPs", "KV MiB")
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for side in (found.full, found.reduced):
+        table.add_row(
+            f"[bold]{side.name}[/]",
+            side.answer,
+            " + ".join(map(str, side.retained)),
+            f"{side.average_tokens:.1f}",
+            f"{side.prefill_ms:.1f}",
+            "" if side is found.full else f"{side.choosing_ms:.1f}",
+            f"{side.tflops:.3g}",
+            f"{side.kv_mib:.3g}",
+        )
+    out.print(table)
+    runs = len(found.full.prefill_runs_ms)
+    out.print(f"prefill: median of {runs}, vision tower and choosing included. TFLOPs: LLM only, a multiply-add counts once.", style="dim")
+    for path in pictures:
+        out.print(f"picture: {path}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Evaluation: tasks, batched greedy answers, one result file per cell, intervals."""

@@ -1,0 +1,134 @@
+"""Images and questions in, greedy answers out: one batch at a time, any host, the processor's own chat template."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vtr.types import VtrError
+
+MARK = "<image>"
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image file as RGB, turned as its EXIF data says.
+
+    Raises:
+        ValueError: no such file, or more pixels than Pillow holds safe (a small file may unpack to gigabytes).
+        VtrError: not an image, or a damaged one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"image: no file {str(path)!r}")
+    most = Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        if image.width * image.height > most:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
+    except UnidentifiedImageError:
+        raise VtrError(f"image: {str(path)!r} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for truncated and broken files
+        raise VtrError(f"image: {str(path)!r} is damaged ({error})") from None
+
+
+def build_prompt(processor: Any, question: str, images: int) -> str:
+    """The chat template filled with one user turn: the images, then the question, or in the order of `<image>` in the question.
+
+    Raises:
+        ValueError: the question has another number of `<image>` than there are images.
+        VtrError: the processor has no chat template.
+    """
+    marks = question.count(MARK)
+    if marks not in (0, images):
+        raise ValueError(f"question: has {marks} x {MARK} but {images} image(s) were given; give one image for each, or leave {MARK} out")
+    if not getattr(processor, "chat_template", None):
+        raise VtrError("processor: has no chat template, so the prompt cannot be built; use a checkpoint that has one")
+    content: list[dict[str, str]] = []
+    for index, text in enumerate(question.split(MARK) if marks else [""] * images + [question]):
+        if index and index <= images:
+            content.append({"type": "image"})
+        if text.strip():
+            content.append({"type": "text", "text": text.strip() if marks else text})
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+    """Model inputs of a batch, padded on the left.
+
+    Args:
+        processor: of the model.
+        questions: one per row.
+        images: images of each row, in order.
+    """
+    prompts = [build_prompt(processor, question, len(own)) for question, own in zip(questions, images, strict=True)]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    flat = [image for own in images for image in own]
+    bos = tokenizer.bos_token
+    return processor(
+        text=prompts,
+        images=flat or None,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not (bos and prompts[0].startswith(bos)),
+        return_tensors="pt",
+    )
+
+
+def to_model(inputs: Any, model: Any) -> Any:
+    """Inputs on the model's device, floats in its dtype."""
+    return inputs.to(device=model.device, dtype=model.dtype)
+
+
+def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[list[str], float]:
+    """Greedy answers of a batch and the milliseconds that they took together (generation only, inputs already on the device)."""
+    settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    tokenizer = getattr(processor, "tokenizer", processor)
+    synchronize(model)
+    start = time.perf_counter()
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **settings)
+    synchronize(model)
+    elapsed = (time.perf_counter() - start) * 1000
+    answers = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers], elapsed
+
+
+def prefill_ms(model: Any, inputs: Any) -> float:
+    """Milliseconds of one pass over the whole prompt, vision tower and cache included, up to the first new token."""
+    synchronize(model)
+    start = time.perf_counter()
+    model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+    synchronize(model)
+    return (time.perf_counter() - start) * 1000
+
+
+def synchronize(model: Any) -> None:
+    """Wait for the device; nothing on the CPU."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def placeholders(model: Any, inputs: Any) -> list[int]:
+    """Placeholders of each row of the inputs: its visual tokens with newlines before any reduction."""
+    config = model.config
+    token = next((getattr(config, n) for n in ("image_token_id", "image_token_index") if getattr(config, n, None) is not None), None)
+    if token is None:
+        raise VtrError(f"{type(model).__name__}: its config names no image token; no tokens can be counted")
+    return (inputs["input_ids"] == token).sum(1).tolist()
+
+
+def prompt_lengths(inputs: Any) -> list[int]:
+    """Real positions of each row, placeholders included."""
+    return inputs["attention_mask"].sum(1).tolist()

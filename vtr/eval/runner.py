@@ -1,0 +1,166 @@
+"""Runs cells: batched greedy answers in the order of the samples, one file per finished cell, finished cells never again."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vtr.apply import apply, reduced
+from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
+from vtr.eval import results
+from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
+from vtr.eval.cells import Cell, conditions, fingerprint
+from vtr.eval.stats import macro_accuracy, wilson
+
+
+@dataclass
+class Runner:
+    """A loaded model that answers cells.
+
+    Args:
+        model, processor: from `load_model`.
+        identity: from `identify`, what the model is called in fingerprints.
+        attention, device: as asked for when loading.
+        batch_size: prompts at once; changes times, not answers.
+    """
+
+    model: Any
+    processor: Any
+    identity: Mapping[str, Any]
+    attention: str
+    device: str
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size: must be at least 1, got {self.batch_size}")
+
+    def fingerprint(self, cell: Cell) -> dict[str, Any]:
+        """Of a cell on this model."""
+        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device)
+
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Apply and remove every method once, so that what cannot work is known before anything runs.
+
+        Raises:
+            ValueError, VtrError: the method with these settings does not fit the model.
+        """
+        for cell in cells:
+            if cell.method:
+                apply(self.model, cell.method).remove()
+
+    def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
+        """Outcomes of all samples of a cell, in order.
+
+        Args:
+            cell: what to run.
+            advance: called with the number of samples after each batch.
+        """
+        outcomes: list[dict[str, Any]] = []
+        with reduced(self.model, cell.method) if cell.method else nullcontext() as reduction:
+            for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
+                outcomes += self._batch(cell, batch, reduction)
+                advance(len(batch))
+        return outcomes
+
+    def run(self, cell: Cell, folder: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+        """Run a cell and write its file; returns what `read_cell` would."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        samples = self.answer(cell, advance)
+        took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
+        summary = summarise(samples, cell.task.families, self.model.config)
+        path = results.write_cell(
+            folder,
+            fingerprint=self.fingerprint(cell),
+            conditions={**conditions(self.batch_size), **took},
+            summary=summary,
+            samples=samples,
+        )
+        return results.read_cell(path)
+
+    def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
+        inputs = to_model(encode(self.processor, [s.question for s in batch], [[s.image] for s in batch]), self.model)
+        predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
+        tokens = _measured(reduction, inputs, self.model)
+        return [
+            {
+                "id": sample.id,
+                "family": sample.family,
+                "answer": sample.answer,
+                "prediction": prediction,
+                "correct": cell.task.is_correct(prediction, sample.answer),
+                **counts,
+                "latency_ms": round(elapsed / len(batch), 3),
+            }
+            for sample, prediction, counts in zip(batch, predictions, tokens, strict=True)
+        ]
+
+
+def pending(runner_fingerprints: Iterable[tuple[Cell, dict[str, Any]]], folder: Path) -> tuple[list[Cell], list[str]]:
+    """Cells without a finished file, and a line for each file in the way that cannot be trusted (it will be written again)."""
+    todo, problems = [], []
+    for cell, wanted in runner_fingerprints:
+        path = results.cell_path(folder, wanted)
+        if path.exists():
+            try:
+                if results.read_cell(path)["fingerprint"] == wanted:
+                    continue
+            except results.ResultError as error:
+                problems.append(str(error))
+        todo.append(cell)
+    return todo, problems
+
+
+def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any) -> dict[str, Any]:
+    """Scores with 95 % intervals (shares, 0 to 1), and means over samples of what was measured.
+
+    TFLOPs and the KV cache are of the LLM's prefill of one sample, from the measured token counts (see `vtr.cost`).
+    """
+    outcomes = {f: [float(s["correct"]) for s in samples if s["family"] == f] for f in families}
+    outcomes = {family: values for family, values in outcomes.items() if values}
+    shape = TransformerShape.from_config(config.get_text_config())
+    lengths = [[s["text_tokens"] + tokens for tokens in s["per_layer"]] for s in samples]
+    return {
+        "samples": len(samples),
+        "families": {family: wilson(int(sum(v)), len(v))._asdict() for family, v in outcomes.items()},
+        "macro": macro_accuracy(outcomes)._asdict(),
+        "visual_tokens": statistics.fmean(sum(s["visual_tokens"]) for s in samples),
+        "retained": statistics.fmean(sum(s["retained"]) for s in samples),
+        "average_tokens": statistics.fmean(s["average_tokens"] for s in samples),
+        "tflops": statistics.fmean(prefill_flops(shape, n) for n in lengths) / TERA,
+        "kv_mib_fp16": statistics.fmean(kv_bytes(shape, n, 2) for n in lengths) / 2**20,
+        "latency_ms": statistics.median(s["latency_ms"] for s in samples),
+    }
+
+
+def _measured(reduction: Any, inputs: Any, model: Any) -> list[dict[str, Any]]:
+    """Per row of the batch what its images came to: tokens before, left at the end, and on the mean over the LLM's layers."""
+    layers = model.config.get_text_config().num_hidden_layers
+    before, lengths = placeholders(model, inputs), prompt_lengths(inputs)
+    rows: list[dict[str, Any]] = [
+        {"visual_tokens": [n], "retained": [n], "average_tokens": float(n), "text_tokens": length - n, "per_layer": [n] * layers}
+        for n, length in zip(before, lengths, strict=True)
+    ]
+    if reduction is None:
+        return rows
+    images: list[list[dict[str, Any]]] = [[] for _ in rows]
+    for image in reduction.report().to_dict()["images"]:
+        images[image["row"]].append(image)
+    for row, own in zip(rows, images, strict=True):
+        if own:
+            row["visual_tokens"] = [image["visual_tokens"] for image in own]
+            row["retained"] = [len(image["retained"]) for image in own]
+            row["per_layer"] = [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)]
+            row["average_tokens"] = statistics.fmean(row["per_layer"])
+    return rows
+
+
+def _batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]

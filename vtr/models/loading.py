@@ -1,0 +1,233 @@
+"""From a name, a folder or a hub id to a model and its processor.
+
+transformers is imported inside the functions: asking what there is must not cost the seconds of its import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtr.models.recipes import find_recipe, list_recipes
+from vtr.registry import closest, find_host, list_hosts
+from vtr.types import VtrError
+
+DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+DTYPES |= {"float64": "float64", "fp64": "float64"}
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+_WEIGHTS = (".safetensors", ".bin")
+_CONTENT = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")
+_WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by size and first mebibyte
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found but not loaded: `source` is a folder or a hub id."""
+
+    name: str
+    source: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None for a hub id."""
+        return Path(self.source) if Path(self.source).is_dir() else None
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """A folder, the name of a recipe, or a hub id, in that order.
+
+    Raises:
+        ValueError: none of the three; the message has the closest recipes.
+        VtrError: a folder without `config.json` or without weights.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (find_recipe(name) and not (folder / "config.json").is_file()):
+        _check_folder(folder)
+        return Checkpoint(folder.resolve().name, str(folder))
+    recipe = find_recipe(name) if "/" not in name else None
+    if recipe:
+        if Path(recipe.source).is_dir():
+            _check_folder(Path(recipe.source))
+        elif "/" not in recipe.source:
+            raise VtrError(
+                f"load_model: the folder {recipe.source!r} that belongs beside {recipe.file} is not there; get the whole repository"
+            )
+        return Checkpoint(recipe.name, recipe.source, recipe.revision)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
+        return Checkpoint(name.split("/")[1], name)
+    if "/" in name:
+        raise ValueError(f"model: no folder {name!r}; give a folder, a hub id such as 'llava-hf/llava-1.5-7b-hf' or a name of vtr models")
+    raise ValueError(f"model: unknown name {name!r}{closest(name, [r.name for r in list_recipes()])}; see vtr models")
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The config alone.
+
+    Raises:
+        VtrError: unreadable, or of a model type that no host serves.
+    """
+    from transformers import AutoConfig
+
+    if checkpoint.folder:  # an unknown model type has to be named by us: AutoConfig would only list its own
+        try:
+            content = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise VtrError(f"load_model: {checkpoint.folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from None
+        _check_model_type(content.get("model_type") if isinstance(content, dict) else None, checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+    except (OSError, ValueError) as error:
+        raise VtrError(f"load_model: config of {checkpoint.source!r} cannot be read: {_first_line(error)}") from error
+    _check_model_type(config.model_type, checkpoint)
+    return config
+
+
+def check_device(device: str | None) -> str:
+    """`device`, checked to exist; None = CUDA where there is one, else the CPU; `auto` = accelerate spreads the model.
+
+    Raises:
+        ValueError: not a device name, or no such device here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return device
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.mps.is_available():
+        here.append("mps")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: unknown name {device!r}; here are {', '.join(here)}") from None
+    if str(wanted) not in here and not (wanted.index is None and any(name.split(":")[0] == wanted.type for name in here)):
+        raise ValueError(f"device: {device!r} does not exist on this machine; here are {', '.join(here)}")
+    return device
+
+
+def check_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
+    """The dtype to load as; `auto` = float32 on the CPU (half precision is slow there), elsewhere the checkpoint's own.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if dtype == "auto":
+        own = getattr(config, "dtype", None) or getattr(getattr(config, "text_config", None), "dtype", None)
+        own = getattr(torch, own) if isinstance(own, str) else own
+        return torch.float32 if device == "cpu" or own is None else own
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: unknown name {dtype!r}; one of auto, {', '.join(DTYPES)}")
+    return getattr(torch, DTYPES[dtype])
+
+
+def check_attention(attention: str) -> str:
+    """`attention`, checked to be a backend that is supported.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention: unknown backend {attention!r}; one of {', '.join(ATTENTIONS)}")
+    return attention
+
+
+def load_model(name: str | Checkpoint, device: str | None = None, dtype: str = "auto", attention: str = "sdpa") -> tuple[Any, Any]:
+    """Model and processor, in `eval()` state on `device`.
+
+    Args:
+        name: a folder, a hub id, the name of a recipe, or what `find_checkpoint` returned.
+        device: see `check_device`.
+        dtype: see `check_dtype`.
+        attention: `sdpa`, `eager` or `flash_attention_2`.
+
+    Raises:
+        ValueError: unknown model, device, dtype or attention backend.
+        VtrError: the checkpoint is incomplete, damaged, or of an unsupported model type.
+    """
+    checkpoint = find_checkpoint(name) if isinstance(name, str) else name
+    device, attention = check_device(device), check_attention(attention)
+    if dtype != "auto":
+        check_dtype(dtype, device, None)
+    config = load_config(checkpoint)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    where = {} if device == "cpu" else {"device_map": device}
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.source,
+            revision=checkpoint.revision,
+            dtype=check_dtype(dtype, device, config),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **where,
+        )
+        processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # transformers raises many kinds, all mean: this checkpoint cannot be loaded here
+        raise VtrError(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
+    if info.get("missing_keys"):
+        missing = sorted(info["missing_keys"])
+        raise VtrError(
+            f"load_model: the weights in {checkpoint.source!r} lack {len(missing)} tensors, first {missing[0]!r}; get them again"
+        )
+    return model.eval(), processor
+
+
+@contextmanager
+def quiet_loading(quiet: bool = True) -> Iterator[None]:
+    """Without the progress bars of transformers inside the block."""
+    if not quiet:
+        yield
+        return
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """What makes two checkpoints the same: name and content hash of a folder, id and commit of a hub checkpoint."""
+    folder = checkpoint.folder
+    if folder is None:
+        from transformers.utils import cached_file
+
+        config = cached_file(checkpoint.source, "config.json", revision=checkpoint.revision)
+        return {"name": checkpoint.source, "revision": Path(str(config)).parent.name}
+    total = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _CONTENT):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            content = hashlib.sha256(stream.read() if size <= _WHOLE else stream.read(2**20)).hexdigest()
+        total.update(f"{file.name} {size} {content}\n".encode())
+    return {"name": checkpoint.name, "sha256": total.hexdigest()}
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise VtrError(f"load_model: folder {str(folder)!r} has no config.json; give the folder of a Hugging Face checkpoint")
+    if not any(f.suffix in _WEIGHTS for f in folder.iterdir()):
+        raise VtrError(f"load_model: folder {str(folder)!r} has no weights (*.safetensors or *.bin); copy or download them there")
+
+
+def _check_model_type(model_type: str | None, checkpoint: Checkpoint) -> None:
+    if model_type is None or find_host(model_type) is None:
+        known = ", ".join(list_hosts())
+        raise VtrError(f"load_model: {checkpoint.source!r} has model type {model_type!r}, for which there is no host; known: {known}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

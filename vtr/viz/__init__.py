@@ -1,0 +1,6 @@
+"""Pictures of what a reduction did; PIL only."""
+
+from vtr.viz.patches import draw_patches, views_from_pixels
+from vtr.viz.sheet import Tile, contact_sheet
+
+__all__ = ["Tile", "contact_sheet", "draw_patches", "views_from_pixels"]

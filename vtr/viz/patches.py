@@ -1,0 +1,154 @@
+"""One picture per image: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
+
+Drawn on the pixels that entered the tower, so crops, resizing and padding of the processor are shown as they were. AnyRes images show
+their thumbnail on the left and the canvas of crops on the right.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+VIEW_PX = 480
+GAP = 12
+_DIM = 0.22  # brightness left of a removed patch
+_PADDING = 225  # patches that never were visual tokens
+_MANY_LINKS = 400
+
+
+def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undo the processor's normalisation.
+
+    Args:
+        pixels: `(V, 3, H, W)` or `(3, H, W)` floats as the tower gets them, array or tensor on any device.
+        mean, std: of the image processor, per channel.
+
+    Returns:
+        `(V, H, W, 3)` uint8.
+    """
+    array = np.asarray(pixels.detach().float().cpu() if hasattr(pixels, "detach") else pixels, dtype=np.float32)
+    array = array[None] if array.ndim == 3 else array
+    shown = array * np.asarray(std, dtype=np.float32)[:, None, None] + np.asarray(mean, dtype=np.float32)[:, None, None]
+    return (shown.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def draw_patches(views: np.ndarray, image: Mapping[str, Any] | None = None, view_px: int = VIEW_PX) -> Image.Image:
+    """The picture of one image.
+
+    Args:
+        views: `(V, H, W, 3)` uint8 from `views_from_pixels`.
+        image: its entry of `Report.to_dict()["images"]`; None draws the image without any reduction.
+        view_px: width of one view in the picture.
+
+    Raises:
+        ValueError: fewer views than the report speaks of.
+    """
+    count = image["views"] if image else len(views)
+    if len(views) < count:
+        raise ValueError(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
+    height = round(view_px * views.shape[1] / views.shape[2])
+    scaled = [Image.fromarray(view).resize((view_px, height), Image.Resampling.LANCZOS) for view in views[:count]]
+    crops = tuple(image["crop_grid"]) if image else (0, 0)
+    places = _places(count, crops, (view_px, height))
+    size = (max(x for x, _ in places) + view_px, max(y for _, y in places) + height)
+    sheet = Image.new("RGB", size, "white")
+    for view, place in zip(scaled, places, strict=True):
+        sheet.paste(view, place)
+    if image is None:
+        return sheet
+    boxes = _Boxes(tuple(image["patch_grid"]), places, (view_px, height))
+    return _links(_shade(sheet, image, boxes), image, boxes)
+
+
+def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[tuple[int, int]]:
+    """Top left corner of every view: the thumbnail first, crops as a canvas beside it, other views in one row."""
+    width, height = view
+    rows, cols = crops or (0, 0)
+    if count == 1 or rows * cols != count - 1:
+        return [(index * (width + GAP), 0) for index in range(count)]
+    return [(0, 0), *((width + GAP + col * width, row * height) for row in range(rows) for col in range(cols))]
+
+
+class _Boxes:
+    """Pixel boxes of patches by id `(view * rows + row) * cols + column`."""
+
+    def __init__(self, grid: tuple[int, ...], places: list[tuple[int, int]], view: tuple[int, int]) -> None:
+        self.rows, self.cols = grid
+        self.places, self.view = places, view
+
+    def all(self) -> range:
+        """Ids of all patches of all views."""
+        return range(len(self.places) * self.rows * self.cols)
+
+    def __getitem__(self, patch: int) -> tuple[int, int, int, int]:
+        view, cell = divmod(patch, self.rows * self.cols)
+        row, col = divmod(cell, self.cols)
+        x, y = self.places[view]
+        width, height = self.view
+        return (
+            x + col * width // self.cols,
+            y + row * height // self.rows,
+            x + (col + 1) * width // self.cols,
+            y + (row + 1) * height // self.rows,
+        )
+
+    def centre(self, patch: int) -> tuple[int, int]:
+        """Middle of a patch."""
+        left, top, right, bottom = self[patch]
+        return (left + right) // 2, (top + bottom) // 2
+
+
+def _merged(image: Mapping[str, Any]) -> dict[int, int]:
+    """Patch -> pivot, for patches that were merged into another one."""
+    if not image.get("assignment"):
+        return {}
+    pairs = zip(image["tokens"], image["assignment"], strict=True)
+    return {patch: pivot for patch, pivot in pairs if pivot >= 0 and pivot != patch}
+
+
+def _colors(pivots: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+    """Neighbouring pivots get far apart hues (golden ratio), the same on every run."""
+    found = {}
+    for index, pivot in enumerate(sorted(pivots)):
+        red, green, blue = colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.75, 0.95)
+        found[pivot] = (round(255 * red), round(255 * green), round(255 * blue))
+    return found
+
+
+def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
+    """Dim what was removed, tint what was merged, outline what was retained."""
+    merged = _merged(image)
+    colors = _colors(sorted(set(merged.values())))
+    retained, tokens = set(image["retained"]), set(image["tokens"])
+    pixels = np.asarray(sheet).astype(np.float32)
+    for patch in boxes.all():
+        left, top, right, bottom = boxes[patch]
+        cell = pixels[top:bottom, left:right]
+        if patch in merged:
+            cell[:] = cell * 0.45 + np.asarray(colors[merged[patch]], dtype=np.float32) * 0.4
+        elif patch not in tokens:
+            cell[:] = _PADDING
+        elif patch not in retained:
+            cell[:] = cell.mean(-1, keepdims=True) * _DIM
+    shaded = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(shaded)
+    for patch in sorted(retained):
+        left, top, right, bottom = boxes[patch]
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colors.get(patch, (255, 221, 0)), width=2 if patch in colors else 1)
+    return shaded
+
+
+def _links(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
+    """A line from every merged patch to its pivot; too many of them would only hide the picture, then the tint alone speaks."""
+    merged = _merged(image)
+    if not merged or len(merged) > _MANY_LINKS:
+        return picture
+    colors = _colors(sorted(set(merged.values())))
+    draw = ImageDraw.Draw(picture)
+    for patch, pivot in merged.items():
+        draw.line((boxes.centre(patch), boxes.centre(pivot)), fill=colors[pivot], width=1)
+    return picture
