@@ -1,0 +1,43 @@
+"""Statistics and choices inside the parts of a row: the views of an image, or its crops.
+
+`part (G, N)` int64 in [0, P) names the part of each token. Memberships are `(G, P, N)` masks, so that sums run in a fixed order on every
+device (a scatter would not on CUDA); P is the number of views, 1 to a few dozen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def members(part: Tensor, real: Tensor, parts: int) -> Tensor:
+    """`(G, P, N)` bool: which real tokens belong to which part."""
+    return (part[:, None] == torch.arange(parts, device=part.device)[:, None]) & real[:, None]
+
+
+def part_sum(values: Tensor, member: Tensor) -> Tensor:
+    """Sum of `values (G, N)` over each part of `member (G, P, N)`: `(G, P)` in the dtype of `values`."""
+    return torch.where(member, values[:, None], 0).sum(-1)
+
+
+def topk_per_part(score: Tensor, part: Tensor, real: Tensor, keep: Tensor) -> Tensor:
+    """The `keep` best of every part; ties go to the lowest index. `O(N log N)` per row, no host sync.
+
+    Args:
+        score: `(G, N)`, higher stays; compared in float32 at least. NaN counts as the worst.
+        part: `(G, N)` int64.
+        real: `(G, N)` bool, candidates.
+        keep: `(G, P)` int64.
+
+    Returns:
+        Keep mask `(G, N)` bool with `min(keep, tokens of the part)` True per part.
+    """
+    parts = keep.shape[1]
+    score = score if score.dtype == torch.float64 else score.float()
+    order = score.nan_to_num(-torch.inf, torch.inf, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    label = torch.where(real, part, parts).gather(1, order)  # those without a token behind all parts
+    order = order.gather(1, label.argsort(dim=1, stable=True))  # (G, N): part by part, best first
+    size = members(part, real, parts).sum(-1)
+    first = (size.cumsum(1) - size).gather(1, part)  # where the part of each token begins in `order`
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return (place - first < keep.gather(1, part)) & real
