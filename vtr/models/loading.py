@@ -107,7 +107,7 @@ def check_device(device: str | None) -> str:
         wanted = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device: unknown name {device!r}; here are {', '.join(here)}") from None
-    if str(wanted) not in here and not (wanted.index is None and any(name.split(":")[0] == wanted.type for name in here)):
+    if str(wanted) not in here and not (":" not in device and any(name.split(":")[0] == wanted.type for name in here)):
         raise ValueError(f"device: {device!r} does not exist on this machine; here are {', '.join(here)}")
     return device
 
