@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from vtr.ops.parts import members, part_sum, topk_per_part
+
+
+def case(seed=0, groups=3, n=23, parts=4):
+    random = torch.Generator().manual_seed(seed)
+    score = torch.randint(0, 6, (groups, n), generator=random).float()  # many ties
+    part = torch.randint(0, parts, (groups, n), generator=random)
+    real = torch.rand(groups, n, generator=random) < 0.8
+    keep = torch.randint(0, 9, (groups, parts), generator=random)
+    return score, part, real, keep
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_topk_per_part_is_the_best_of_every_part_with_ties_to_the_lowest_index(seed):
+    score, part, real, keep = case(seed)
+    got = topk_per_part(score, part, real, keep)
+    for g in range(len(score)):
+        for p in range(keep.shape[1]):
+            own = [i for i in range(score.shape[1]) if real[g, i] and part[g, i] == p]
+            best = sorted(own, key=lambda i: (-score[g, i].item(), i))[: int(keep[g, p])]
+            assert sorted(best) == [i for i in own if got[g, i]]
+    assert not (got & ~real).any()
+
+
+def test_topk_per_part_of_one_part_is_topk():
+    score, part, real, keep = case()
+    got = topk_per_part(score, torch.zeros_like(part), real, keep[:, :1])
+    assert torch.equal(got.sum(1), keep[:, 0].minimum(real.sum(1)))
+
+
+def test_nan_is_the_worst():
+    score = torch.tensor([[torch.nan, 1.0, -torch.inf, 0.0]])
+    got = topk_per_part(score, torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.bool), torch.tensor([[2]]))
+    assert got.tolist() == [[False, True, False, True]]
+
+
+def test_part_sum_ignores_what_is_not_there_even_nan():
+    values = torch.tensor([[1.0, torch.nan, 2.0, 4.0]])
+    member = members(torch.tensor([[0, 0, 1, 0]]), torch.tensor([[True, False, True, True]]), 3)
+    assert part_sum(values, member).tolist() == [[5.0, 2.0, 0.0]]
