@@ -1,0 +1,181 @@
+"""KV caches of a reduced model: several turns, interleaved conversations, cropping, static caches, beams, a compiled decode step."""
+
+import gc
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+import vtr
+from tests import oracles, tiny_models
+from tests.probes import ByAttention, EveryNth, Freeze, Ragged
+from tests.tiny_models import LAYERS, ONE, Batch, Shot, batch_of, generate, model_of
+
+PLAN = [EveryNth(stride=3), EveryNth(stage="prefill", layer=2)]
+FP64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def conversation(kind: str, seed: int) -> tuple[Batch, Batch, Batch]:
+    """A first turn with an image, a second with another, and both as one prompt."""
+    first = batch_of(kind, ONE, dtype=FP64, seed=seed)
+    second = batch_of(kind, ((3, Shot(40, 90), 4),), dtype=FP64, seed=seed + 1)
+    return first, second, oracles._joined(first, second)
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_a_second_turn_without_position_ids_counts_on_from_the_original_length(kind):
+    model = model_of(kind, dtype=FP64)
+    first, second, both = conversation(kind, 3)
+    with vtr.reduced(model, PLAN) as reduction:
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**first.inputs, past_key_values=cache)
+        later = second.changed(attention_mask=both.inputs["attention_mask"])
+        turn = model(**later.inputs, past_key_values=cache).logits
+        lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
+        whole = model(**both.inputs, past_key_values=(again := DynamicCache(config=model.config.get_text_config()))).logits
+        assert lengths == [again.get_seq_length(layer) for layer in range(LAYERS)]
+    assert float((turn - whole[:, -turn.shape[1] :]).abs().max()) < 1e-6
+    assert len(reduction.report().to_dict()["images"]) == 2
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_a_second_turn_without_an_image_removes_nothing(kind):
+    model = model_of(kind, dtype=FP64)
+    first = batch_of(kind, ONE, dtype=FP64)
+    second = batch_of(kind, ((6,),), seed=9)
+    whole = first.followed_by(second.inputs["input_ids"])
+    with vtr.reduced(model, PLAN):
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**first.inputs, past_key_values=cache)
+        before = [cache.get_seq_length(layer) for layer in range(LAYERS)]
+        turn = model(input_ids=second.inputs["input_ids"], attention_mask=whole.inputs["attention_mask"], past_key_values=cache).logits
+        assert [cache.get_seq_length(layer) for layer in range(LAYERS)] == [length + 6 for length in before]
+        expected = model(**whole.inputs).logits[:, -6:]
+    assert float((turn - expected).abs().max()) < 1e-6
+
+
+def test_two_conversations_on_one_model_do_not_mix():
+    model = model_of("llava", dtype=FP64)
+    talks = [conversation("llava", seed) for seed in (3, 13)]
+    with vtr.reduced(model, PLAN):
+        expected = [model(**both.inputs).logits[:, -4:] for _, _, both in talks]
+        caches = [DynamicCache(config=model.config.get_text_config()) for _ in talks]
+        for (first, _, _), cache in zip(talks, caches, strict=True):
+            model(**first.inputs, past_key_values=cache)
+        for (_, second, both), cache, wanted in zip(talks, caches, expected, strict=True):
+            later = second.changed(attention_mask=both.inputs["attention_mask"])
+            got = model(**later.inputs, past_key_values=cache).logits[:, -4:]
+            assert float((got - wanted).abs().max()) < 1e-6
+
+
+def test_what_is_known_of_a_cache_dies_with_it():
+    model, batch = model_of("llava"), batch_of("llava")
+    with vtr.reduced(model, PLAN):
+        model(**batch.inputs)
+        gc.collect()
+        before = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        for _ in range(5):
+            generate(model, batch, 3)
+        gc.collect()
+        after = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    assert after - before < 60, f"{after - before} tensors are left of five calls"
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_a_cropped_cache_goes_on_as_if_the_rest_had_not_been(kind):
+    model, batch = model_of(kind, dtype=FP64), batch_of(kind, dtype=FP64)
+    one, two = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([[11], [12]])
+    with vtr.reduced(model, oracles.BOTH):
+        expected = DynamicCache(config=model.config.get_text_config())
+        cache = DynamicCache(config=model.config.get_text_config())
+        for known in (expected, cache):
+            model(**batch.inputs, position_ids=batch.positions, past_key_values=known)
+        longer = batch.followed_by(one)
+        model(input_ids=one, attention_mask=longer.inputs["attention_mask"], position_ids=longer.positions[:, -3:], past_key_values=cache)
+        cache.crop(-3)
+        after = batch.followed_by(two)
+        arguments = {"attention_mask": after.inputs["attention_mask"], "position_ids": after.positions[:, -1:], "input_ids": two}
+        a, b = (model(**arguments, past_key_values=known).logits for known in (expected, cache))
+    assert float((a - b).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_qwen"])
+def test_prompt_lookup_equals_greedy_when_guesses_are_accepted(kind):
+    """A prompt that repeats itself makes lookup propose, and reject, several tokens at once."""
+    model = model_of(kind)
+    batch = batch_of(kind, ONE)
+    repeated = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 3))
+    with vtr.reduced(model, [*oracles.BOTH, Freeze()]):
+        greedy = generate(model, repeated, 12).sequences
+        assert torch.equal(greedy, model.generate(**repeated.inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3))
+
+
+@pytest.mark.parametrize("kind", tiny_models.ALL_KINDS)
+@pytest.mark.parametrize("plan", [oracles.BOTH, [Ragged(), Freeze()], [EveryNth(position_ids="renumber"), ByAttention(keep=5)]])
+def test_a_static_cache_equals_a_dynamic_one(kind, plan):
+    model, batch = model_of(kind, dtype=FP64), batch_of(kind, dtype=FP64)
+    with vtr.reduced(model, list(plan)):
+        dynamic = generate(model, batch, 5)
+        static = generate(model, batch, 5, cache_implementation="static", disable_compile=True)
+    assert oracles.generations(dynamic, static, exact=True) < 1e-6
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("settings", [{"num_beams": 3, "num_return_sequences": 2}, {"num_beams": 2, "early_stopping": True}])
+def test_beam_search_of_a_batch_equals_that_of_its_rows(kind, settings):
+    model, batch = model_of(kind, dtype=FP64), batch_of(kind, dtype=FP64)
+    with vtr.reduced(model, [Ragged(), ByAttention(keep=9)]) as reduction:
+        together = generate(model, batch, 4, **settings).sequences[:, -4:]
+        images = reduction.report().to_dict()["images"]
+        alone = torch.cat([generate(model, batch.row(row), 4, **settings).sequences[:, -4:] for row in range(2)])
+    assert torch.equal(together, alone)
+    assert [(image["row"], image["image"]) for image in images] == [(0, 0), (1, 0), (1, 1)], "beams are one row in the report"
+
+
+def test_several_samples_of_a_prompt_are_reduced_alike():
+    model, batch = model_of("llava"), batch_of("llava")
+    with vtr.reduced(model, [Ragged(), ByAttention(keep=9)]) as reduction:
+        torch.manual_seed(0)
+        model.generate(**batch.inputs, max_new_tokens=3, do_sample=True, num_return_sequences=3)
+        many = reduction.report()
+        generate(model, batch, 3)
+        assert many.to_dict()["images"] == reduction.report().to_dict()["images"]
+        assert many.positions == reduction.report().positions
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("plan", [oracles.BOTH, [EveryNth(position_ids="renumber"), Ragged(stage="prefill", layer=2), Freeze()]])
+def test_the_compiled_decode_step_is_one_graph(kind, plan):
+    """Static cache, `fullgraph=True`: no graph break, no recompilation over six steps, equal logits."""
+    model, batch = model_of(kind), batch_of(kind)
+    length = batch.valid.shape[1]
+    graphs = [0]
+
+    def backend(module, examples):
+        graphs[0] += 1
+        return module
+
+    def answer(decode) -> torch.Tensor:
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 16)
+        logits = [model(**batch.inputs, position_ids=batch.positions, past_key_values=cache).logits[:, -1]]
+        # what generate hands over: a mask of fixed shape, whose columns are those of the unreduced prompt
+        mask = torch.zeros(2, 1, 1, length + 16, dtype=torch.bool)
+        for step in range(6):
+            positions = batch.positions[:, -1:] + 1 + step
+            ids = torch.full((2, 1), 7 + step)
+            logits.append(decode(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[:, -1])
+        return torch.stack(logits)
+
+    with vtr.reduced(model, list(plan)):
+        plain = answer(model.forward)
+        torch._dynamo.reset()
+        compiled = answer(torch.compile(model.forward, backend=backend, fullgraph=True, dynamic=False))
+        torch._dynamo.reset()
+    assert graphs[0] == 1
+    torch.testing.assert_close(compiled, plain, atol=2e-5, rtol=0)

@@ -1,0 +1,310 @@
+"""What every registered method promises, on every host. A new method is under contract before anybody writes a test for it.
+
+By default every method runs on one host, and one method per mechanism on every host; the full product is marked slow.
+"""
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import vtr
+from tests import tiny_models
+from tests.tiny_models import LAYERS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens
+from vtr.registry import method_class
+
+ROOT = Path(__file__).parents[1]
+NAMES = vtr.list_methods()
+NEEDED = {"shortv": {"layers": (1, 3)}}
+"""Settings without which a method refuses a model that it has no published list for."""
+TINY = vtr.Geometry(
+    host="llava", tower_layers=4, feature_layer=2, prefix_tokens=1, has_cls=True, patch_grid=(6, 6), llm_layers=5, most_tokens=36
+)
+FP32, FP64 = torch.float32, torch.float64
+KEEPS = (1, 7, 36)
+
+
+def method_of(name: str, keep: int | None = None) -> vtr.Method:
+    """The method with its defaults, or with a budget where it has one."""
+    budget = {} if keep is None or method_class(name).default_budget is None else {"keep": keep}
+    return vtr.create_method(name, **NEEDED.get(name, {}), **budget)
+
+
+def mechanism(name: str) -> tuple:
+    """What a method does where; methods that share it stress the same code of a host."""
+    return tuple(sorted({(step.stage, step.action) for step in method_of(name).steps(TINY)}))
+
+
+def works_on(name: str, kind: str) -> bool:
+    """Whether the card says that the method can run there."""
+    card = method_class(name).card
+    return not (card.needs_cls and "siglip" in kind) and not (card.needs_anyres and "next" not in kind)
+
+
+def _home(name: str) -> str:
+    return next(kind for kind in tiny_models.ALL_KINDS if works_on(name, kind))
+
+
+REPRESENTATIVES = {mechanism(name): name for name in reversed(NAMES)}.values()
+PAIRS = [
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=() if kind == _home(name) or name in REPRESENTATIVES else pytest.mark.slow)
+    for name in NAMES
+    for kind in tiny_models.ALL_KINDS
+    if works_on(name, kind)
+]
+everywhere = pytest.mark.parametrize(("name", "kind"), PAIRS)
+REFUSED = [(name, kind) for name in NAMES for kind in tiny_models.ALL_KINDS if not works_on(name, kind)]
+
+
+@torch.no_grad()
+def run(name: str, batch: Batch, dtype: torch.dtype = FP32, keep: int | None = 7, method: vtr.Method | None = None, **arguments):
+    """Logits and report of one reduced forward."""
+    model = model_of(batch.kind, "sdpa", dtype)
+    with vtr.reduced(model, method or method_of(name, keep)) as reduction:
+        logits = model(**batch.to(dtype).inputs, **arguments).logits
+        return logits, reduction.report()
+
+
+def retained_of(report) -> list[list[int]]:
+    return [image["retained"] for image in report.to_dict()["images"]]
+
+
+@everywhere
+@pytest.mark.filterwarnings("ignore:.*keep.*")  # AnyRes: some images have fewer tokens than the most that one can have
+@torch.no_grad()
+def test_identity_equals_the_full_model_bit_for_bit(name, kind):
+    model, method = model_of(kind), method_class(name).identity(most_tokens(kind))
+    for batch in (batch_of(kind), batch_of(kind).row(1)):
+        full, answer = model(**batch.inputs).logits, generate(model, batch)
+        with vtr.reduced(model, method) as reduction:
+            logits, again = model(**batch.inputs).logits, generate(model, batch)
+        if not any(retained_of(reduction.report())):  # keeps nothing: the prompt with its images cut out
+            batch = without_images(batch)
+            full, answer = model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
+            again_tokens, answer_tokens = again.sequences[:, -5:], answer.sequences[:, -5:]
+            real = batch.valid
+            assert torch.equal(logits[real], full[real])
+        else:
+            again_tokens, answer_tokens = again.sequences, answer.sequences
+            assert torch.equal(logits, full)
+        assert torch.equal(again_tokens, answer_tokens)
+        assert all(torch.equal(a, b) for a, b in zip(again.logits, answer.logits, strict=True))
+
+
+def without_images(batch: Batch) -> Batch:
+    """The same prompts with their images cut out, left padded."""
+    rows = [ids[(ids != tiny_models.IMAGE) & real] for ids, real in zip(batch.inputs["input_ids"], batch.valid, strict=True)]
+    width = max(len(row) for row in rows)
+    ids = torch.stack([torch.cat([row.new_full((width - len(row),), tiny_models.PAD), row]) for row in rows])
+    mask = torch.stack([torch.arange(width).ge(width - len(row)).long() for row in rows])
+    return Batch(batch.kind, {"input_ids": ids, "attention_mask": mask}, ((),) * len(rows))
+
+
+@everywhere
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.filterwarnings("ignore:.*keep.*")
+def test_retained_is_what_was_asked_for(name, kind, keep):
+    card, budget = method_class(name).card, method_class(name).default_budget
+    if not card.exact:
+        keep = max(keep, 5)  # one token per view
+    batch = batch_of(kind)
+    for image, count in zip(run(name, batch, keep=keep)[1].to_dict()["images"], batch.counts(), strict=True):
+        retained = image["retained"]
+        assert image["visual_tokens"] == count
+        assert retained == sorted(set(retained)), "not distinct or not in order"
+        if budget is None:
+            assert len(retained) in (0, count)
+        elif card.exact:
+            assert len(retained) == min(keep, count)
+        else:
+            assert 0 < len(retained) <= min(keep, count)
+        assert image["per_layer"][-1] == len(retained) and len(image["per_layer"]) == LAYERS
+
+
+@everywhere
+@torch.no_grad()
+def test_tokens_are_removed_and_not_masked(name, kind):
+    """The KV cache of every layer is as long as reported, before and after decoding."""
+    model, batch = model_of(kind), batch_of(kind)
+    with vtr.reduced(model, method_of(name, 7)) as reduction:
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        report = reduction.report().to_dict()
+        lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
+        after = generate(model, batch, 4).past_key_values
+    assert lengths == report["sequence_lengths"]
+    assert [after.get_seq_length(layer) - 3 for layer in range(LAYERS)] == lengths
+    text = max(int((row & ~seen).sum()) for row, seen in zip(batch.valid, batch.visual, strict=True))
+    if not report["images"][0]["retained"]:
+        assert lengths[-1] == text
+
+
+@everywhere
+@torch.no_grad()
+def test_text_tokens_are_untouched(name, kind):
+    model, batch = model_of(kind), batch_of(kind)
+    seen: list[torch.Tensor] = []
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        model(**batch.inputs)
+        _, report = run(name, batch)
+    finally:
+        handle.remove()
+    full, reduced = seen
+    length = full.shape[1]
+    for row in range(2):
+        text = (batch.valid & ~batch.visual)[row].nonzero()[:, 0]
+        positions = torch.tensor(report.positions[row])
+        assert set(text.tolist()) <= set(positions.tolist()), "a text token is gone"
+        if reduced.shape[1] == length:
+            shown = reduced[row, text]
+        elif report.to_dict()["sequence_lengths"][-1] == reduced.shape[1]:
+            shown = reduced[row, -len(positions) :][torch.isin(positions, text)]
+        else:  # removed later: only the leading padding is gone by now
+            shown = reduced[row, text - (length - reduced.shape[1])]
+        assert torch.equal(shown, full[row, text])
+
+
+@everywhere
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_neighbours_and_padding_change_nothing(name, kind, pad):
+    batch = batch_of(kind, WITH_TEXT_ONLY, pad, FP64)
+    logits, report = run(name, batch, FP64, position_ids=batch.positions)
+    together = retained_of(report)
+    for row in range(3):
+        alone = batch.row(row)
+        single, said = run(name, alone, FP64)
+        start = sum(len(shots) for shots in batch.shots[:row])
+        if batch.shots[row]:
+            assert retained_of(said) == together[start : start + len(batch.shots[row])]
+            assert list(said.positions[0]) == [p - int(batch.valid[row].long().argmax()) for p in report.positions[row]]
+        behind = int((~batch.valid[row].flip(0)).long().cumprod(0).sum())
+        mine = logits[row, logits.shape[1] - behind - single.shape[1] : logits.shape[1] - behind]
+        torch.testing.assert_close(mine, single[0], atol=1e-6, rtol=0)
+
+
+@everywhere
+def test_same_settings_same_result(name, kind):
+    batch = batch_of(kind)
+    (first, said), (second, again) = run(name, batch), run(name, batch)
+    assert torch.equal(first, second) and retained_of(said) == retained_of(again)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "seed" in {f.name for f in fields(method_class(n))}])
+def test_another_seed_gives_another_result(name):
+    batch = batch_of(_home(name))
+    found = [retained_of(run(name, batch, method=replace(method_of(name, 7), seed=seed))[1]) for seed in (0, 1, 0)]
+    assert found[0] == found[2] != found[1]
+
+
+@everywhere
+def test_inputs_are_not_modified(name, kind):
+    batch = batch_of(kind)
+    before = {key: value.clone() for key, value in batch.inputs.items()}
+    run(name, batch)
+    assert all(torch.equal(before[key], value) for key, value in batch.inputs.items())
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_precision_runs(name, kind, dtype):
+    model, batch = model_of(kind, "sdpa", dtype), batch_of(kind, dtype=dtype)
+    logits, report = run(name, batch, dtype)
+    assert logits.dtype == dtype and bool(logits[:, -1].isfinite().all())
+    counts = [len(ids) for ids in retained_of(report)]
+    assert counts == [len(ids) for ids in retained_of(run(name, batch_of(kind))[1])]
+    with vtr.reduced(model, method_of(name, 7)):
+        generate(model, batch, 2)
+
+
+@everywhere
+@torch.no_grad()
+def test_nothing_is_left_behind(name, kind):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, batch = model_of(kind), batch_of(kind)
+    generate(model, batch, 2)  # leaves attributes of its own
+    before, full = tiny_models.snapshot(model), model(**batch.inputs).logits
+
+    def same() -> bool:
+        clean = not ALL_ATTENTION_FUNCTIONS._local_mapping
+        return clean and tiny_models.snapshot(model) == before and torch.equal(model(**batch.inputs).logits, full)
+
+    with vtr.reduced(model, method_of(name, 7)):
+        generate(model, batch, 2)
+    assert same(), "after the block"
+    with pytest.raises(ZeroDivisionError), vtr.reduced(model, method_of(name, 7)):
+        model(**batch.inputs)
+        _ = 1 / 0
+    assert same(), "after an exception in the block"
+    with pytest.raises(ValueError), vtr.reduced(model, method_of(name, 7)):
+        model(**{**batch.inputs, "pixel_values": batch.inputs["pixel_values"][:1]})
+    assert same(), "after an exception in the model"
+
+
+@everywhere
+@torch.no_grad()
+def test_a_failed_call_does_not_disturb_the_next(name, kind):
+    model, batch = model_of(kind), batch_of(kind)
+    expected, _ = run(name, batch)
+    with vtr.reduced(model, method_of(name, 7)):
+        with pytest.raises(ValueError):
+            model(**{**batch.inputs, "pixel_values": batch.inputs["pixel_values"][:1]})
+        assert torch.equal(model(**batch.inputs).logits, expected)
+
+
+@everywhere
+@torch.no_grad()
+def test_a_call_without_images_is_bit_identical(name, kind):
+    model, batch = model_of(kind), batch_of(kind, ((9,), (4,)))
+    full = model(**batch.inputs).logits
+    with vtr.reduced(model, method_of(name, 7)):
+        assert torch.equal(model(**batch.inputs).logits, full)
+
+
+@everywhere
+def test_the_report_is_json_and_outlives_the_reduction(name, kind):
+    batch = batch_of(kind)
+    _, report = run(name, batch)
+    told = report.to_dict()
+    assert json.loads(json.dumps(told)) == told
+    assert [(image["row"], image["image"]) for image in told["images"]] == [(0, 0), (1, 0), (1, 1)]
+    assert [image["patch_grid"] for image in told["images"]] == [[6, 6]] * 3
+    assert len(told["sequence_lengths"]) == LAYERS and told["choosing_ms"] >= 0
+    mean = sum(sum(image["per_layer"]) for image in told["images"]) / LAYERS / 3
+    assert told["average_keep"] == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), REFUSED)
+def test_a_host_that_lacks_what_the_card_needs_is_refused(name, kind):
+    with pytest.raises(vtr.VtrError, match=name):
+        vtr.apply(model_of(kind), method_of(name, 7))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keep", [None, 7])
+def test_settings_survive_yaml_and_json(name, keep):
+    for method in (method_of(name, keep), method_class(name).identity(36)):
+        settings = asdict(method)
+        for text in (yaml.safe_load(yaml.safe_dump(settings)), json.loads(json.dumps(settings))):
+            assert vtr.create_method(name, **text) == method
+        hash(method)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_page_exist(name):
+    cls = method_class(name)
+    assert cls.card.title and cls.card.paper and cls.stages and cls.__doc__
+    own = {f.name for f in fields(cls)} - {f.name for f in fields(vtr.Method)}
+    assert own <= set(cls.card.settings), f"settings without a meaning on the card: {own - set(cls.card.settings)}"
+    assert cls.card.arxiv or cls.card.ours or cls.card.code, "no citation"
+    page = ROOT / "docs" / "methods" / f"{name}.md"
+    assert page.is_file(), f"{page.relative_to(ROOT)} is missing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_stages_are_where_its_steps_are(name):
+    assert {step.stage for step in method_of(name).steps(TINY)} <= set(method_class(name).stages)

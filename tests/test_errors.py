@@ -1,0 +1,388 @@
+"""What cannot be done is refused, with a message that says what to do instead: every row of the host design that has a host."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+
+import vtr
+from tests import probes, tiny_models
+from tests.fake_flash import flash_attention
+from tests.probes import ByAttention, EveryNth, Freeze, KeepAll, MergePairs, Observe, Ragged, TowerTop
+from tests.tiny_models import LLM, ONE, Shot, batch_of, build, generate, model_of
+from vtr import Budget, Selection, Signal, Step, VtrError
+
+HALF = EveryNth(stride=2)
+
+
+@pytest.fixture
+def model():
+    return model_of("llava")
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+# -- models
+
+
+def test_unknown_model_type_names_the_known_ones():
+    with pytest.raises(VtrError, match=r"no host for 'llama'; known: .*llava.*@vtr\.register_host\('llama'\)"):
+        vtr.apply(LlamaForCausalLM(LlamaConfig(**LLM)), "random", keep=4)
+
+
+def test_a_model_must_be_a_module():
+    with pytest.raises(TypeError, match=r"model must be a torch module, got str; load it with from_pretrained"):
+        vtr.apply("llava-hf/llava-1.5-7b-hf", "random", keep=4)
+
+
+def test_two_plans_on_one_model_are_refused(model):
+    with vtr.reduced(model, HALF), pytest.raises(VtrError, match=r"already.*one plan|already.*list|compose"):
+        vtr.apply(model, EveryNth(stride=3))
+    vtr.apply(model, HALF).remove()  # free again
+
+
+def test_removing_twice_is_harmless(model):
+    before = tiny_models.snapshot(model)
+    reduction = vtr.apply(model, HALF)
+    reduction.remove()
+    reduction.remove()
+    assert tiny_models.snapshot(model) == before
+
+
+def test_a_layer_replaced_under_a_reduction_is_refused():
+    model, batch = build("llava"), batch_of("llava")
+    layers = model.model.language_model.layers
+    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]), pytest.raises(VtrError, match="layer"):
+        layers[2] = copy.deepcopy(model_of("llava").model.language_model.layers[2])
+        model(**batch.inputs)
+
+
+@pytest.mark.parametrize("implementation", ["paged|sdpa", "paged|eager"])
+def test_paged_attention_is_refused(implementation):
+    model = build("llava")
+    for module in model.modules():
+        if hasattr(getattr(module, "config", None), "_attn_implementation_internal"):
+            module.config._attn_implementation_internal = implementation
+    with pytest.raises(VtrError, match=r"paged.*'sdpa'"):
+        vtr.apply(model, HALF)
+
+
+@pytest.mark.parametrize("strategy", ["full", "default"])
+def test_a_feature_strategy_that_breaks_the_grid_is_refused(strategy):
+    model = build("llava" if strategy == "full" else "llava_siglip", vision_feature_select_strategy=strategy)
+    with pytest.raises(VtrError, match=f"vision_feature_select_strategy='{strategy}'.*use '"):
+        vtr.apply(model, HALF)
+
+
+# -- names, settings, plans
+
+
+def test_unknown_method_names_the_closest(model):
+    with pytest.raises(ValueError, match=r"unknown method 'fast-v'; did you mean 'fastv'"):
+        vtr.apply(model, "fast-v", keep=4)
+    with pytest.raises(ValueError, match=r"did you mean '\w+', '\w+' or '\w+'\?"):
+        vtr.create_method("nothing_like_it")
+
+
+def test_unknown_setting_names_the_closest(model):
+    with pytest.raises(ValueError, match=r"fastv: unknown setting 'layers'; did you mean 'layer'"):
+        vtr.apply(model, "fastv", layers=2)
+
+
+def test_settings_beside_an_instance_or_a_list_are_refused(model):
+    with pytest.raises(ValueError, match=r"settings.*keep"):
+        vtr.apply(model, HALF, keep=4)
+    with pytest.raises(ValueError, match=r"settings.*keep"):
+        vtr.apply(model, [HALF], keep=4)
+
+
+@pytest.mark.parametrize("method", [None, 7, [], ["fastv"], vtr.Method])
+def test_a_method_is_a_name_an_instance_or_a_list(model, method):
+    with pytest.raises(TypeError, match=r"method must be a name, a method or a non-empty list of methods, got"):
+        vtr.apply(model, method)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"position_ids": "reset"}, "position_ids"), ({"newlines": "some"}, "newlines")])
+def test_options_have_named_values(settings, message):
+    with pytest.raises(ValueError, match=rf"random: {message} must be .* got '"):
+        vtr.create_method("random", keep=4, **settings)
+
+
+# -- budgets
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"keep": 4, "keep_ratio": 0.5}, ValueError, r"exactly one of keep, keep_ratio, average_keep, got keep=4, keep_ratio=0\.5"),
+        ({"keep": 4, "average_keep": 9.0}, ValueError, "exactly one of"),
+        ({"keep": 0}, ValueError, r"keep must be at least 1, got 0; method 'none'"),
+        ({"keep": -3}, ValueError, r"keep must be at least 1, got -3"),
+        ({"keep": 4.0}, TypeError, r"keep must be an integer, got 4\.0"),
+        ({"keep": True}, TypeError, r"keep must be an integer, got True"),
+        ({"keep": "4"}, TypeError, r"keep must be an integer, got '4'"),
+        ({"keep_ratio": 0.0}, ValueError, r"keep_ratio must be in \(0, 1\], got 0\.0"),
+        ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\], got 1\.5"),
+        ({"keep_ratio": "half"}, TypeError, r"keep_ratio must be a number, got 'half'"),
+        ({"average_keep": -1.0}, ValueError, r"average_keep must be above 0, got -1\.0"),
+    ],
+)
+def test_budgets_out_of_range(settings, error, message):
+    with pytest.raises(error, match=message):
+        vtr.create_method("random", **settings)
+
+
+def test_a_method_without_a_budget_takes_none():
+    with pytest.raises(ValueError, match=r"none: has no budget, got keep=4; leave it out"):
+        vtr.create_method("none", keep=4)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("llava", 36), ("llava_next", 180)])
+def test_keep_above_what_the_checkpoint_can_produce(kind, most):
+    with pytest.raises(ValueError, match=rf"random: keep={most + 1} is above the {most} visual tokens.*keep fewer"):
+        vtr.apply(model_of(kind), "random", keep=most + 1)
+
+
+def test_keep_above_one_image_keeps_it_whole_with_one_warning():
+    model, batch = model_of("llava_next"), batch_of("llava_next")  # images of 108, 180 and 108 tokens
+    with vtr.reduced(model, "random", keep=150) as reduction:
+        with pytest.warns(UserWarning, match="150") as caught:
+            model(**batch.inputs)
+            model(**batch.inputs)
+        assert len([w for w in caught if "150" in str(w.message)]) == 1
+        images = reduction.report().to_dict()["images"]
+    assert [len(image["retained"]) for image in images] == [108, 150, 108]
+
+
+def test_a_later_budget_that_can_remove_nothing_is_refused(model):
+    plan = [vtr.create_method("random", keep=8), vtr.create_method("fastv", keep=8)]
+    with pytest.raises(ValueError, match=r"fastv: keep=8 removes nothing, 8 tokens are left"):
+        vtr.apply(model, plan)
+    vtr.apply(model, [plan[0], vtr.create_method("fastv", keep=7)]).remove()
+
+
+def test_an_average_that_prefill_cannot_reach(model):
+    # two of five layers run in full: at least (2 * 36 + 3 * 1) / 5 = 15 on average
+    with pytest.raises(ValueError, match=r"fastv: average_keep=10.* at least 15\.0 .*layer"):
+        vtr.apply(model, "fastv", average_keep=10)
+    with pytest.raises(ValueError, match=r"average_keep=40"):
+        vtr.apply(model, "fastv", average_keep=40)
+
+
+@pytest.mark.parametrize(("wanted", "keep"), [(15.0, 1), (20.0, 9), (36.0, 36), (18.3, 7), (18.0, 6)])
+def test_an_average_is_solved_to_the_nearest_token(model, wanted, keep):
+    with vtr.reduced(model, "fastv", average_keep=wanted) as reduction:
+        model(**batch_of("llava").inputs)
+    told = reduction.report().to_dict()
+    assert {len(image["retained"]) for image in told["images"]} == {keep}
+    assert abs(told["average_keep"] - wanted) < 1
+
+
+# -- layers and signals
+
+
+@pytest.mark.parametrize("layer", [5, 16, -1])
+def test_an_llm_layer_out_of_range_names_both(model, layer):
+    with pytest.raises(ValueError, match=rf"layer.*(0 to 4.*5 layers, got {layer}|5 layers)"):
+        vtr.apply(model, EveryNth(stage="prefill", layer=layer))
+
+
+def test_a_method_names_the_papers_layer_when_out_of_range(model):
+    with pytest.raises(ValueError, match=r"fastv: layer 16 .*K = 16.*5 layers"):
+        vtr.apply(model, "fastv", layer=16)
+
+
+def test_a_tower_layer_behind_the_features_names_both(model):
+    with pytest.raises(ValueError, match=r"tower layer 3 must be 0 to 2"):
+        vtr.apply(model, TowerTop(layer=3))
+
+
+def test_multi_layer_features_that_reach_before_the_removal_name_both_layers():
+    model = build("llava", vision_feature_layer=[-4, -2])  # outputs of layers 0 and 2
+    with pytest.raises(ValueError, match=r"tower layer 2 must be 0 to 0.*vision_feature_layer reads layers 0, 2"):
+        vtr.apply(model, TowerTop(layer=2))
+
+
+def test_a_signal_from_a_layer_not_yet_run_is_refused(model):
+    with pytest.raises(ValueError, match=r"signal rows of LLM layer 3 is not known at layer 2; layers 0 to 1 are"):
+        vtr.apply(model, Observe(stage="prefill", layer=2, signals=(Signal("rows", layer=3),)))
+    with pytest.raises(VtrError, match=r"LLM layer is not known at the boundary"):
+        vtr.apply(model, Observe(signals=(Signal("rows", layer=0),)))
+
+
+def test_a_cls_signal_without_cls_token_is_refused():
+    with pytest.raises(VtrError, match=r"needs the CLS token, but the tower of 'llava' has none"):
+        vtr.apply(model_of("llava_siglip"), Observe(stage="tower", layer=2, signals=(Signal("cls_row"),)))
+
+
+@pytest.mark.parametrize("step", [{"stage": "decoder"}, {"stage": "boundary", "action": "drop"}, {"stage": "boundary"}])
+def test_a_malformed_step_is_refused(step):
+    with pytest.raises(ValueError, match=r"Step: (stage must be one of|action must be one of|action 'remove' needs a select)"):
+        Step(**step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(probes.Probe):
+    """Answers whatever the test says."""
+
+    answer: Any = None
+
+    def select(self, view: vtr.View) -> Any:
+        return self.answer(view)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda view: None,
+        lambda view: view.real,
+        lambda view: Selection(keep=view.real[:, :5]),
+        lambda view: Selection(keep=view.real.float()),
+        lambda view: Selection(index=torch.full((len(view.real), 2), 99)),
+    ],
+    ids=["nothing", "a tensor", "a wrong shape", "a wrong dtype", "an index out of range"],
+)
+def test_a_selection_that_is_none_is_refused(model, answer):
+    with vtr.reduced(model, Answers(answer=answer)), pytest.raises((ValueError, TypeError, VtrError), match="probe"):
+        model(**batch_of("llava").inputs)
+
+
+def test_a_selection_gives_a_mask_or_an_index():
+    with pytest.raises(ValueError, match="keep or index, exactly one"):
+        Selection()
+
+
+# -- attention backends
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalMerge(MergePairs):
+    default_budget: ClassVar[Budget | None] = None
+
+
+def test_flash_attention_cannot_weigh_keys_by_size(model):
+    with flash_attention(model), pytest.raises(VtrError, match=r"proportional.*attn_implementation='sdpa'"):
+        vtr.apply(model, ProportionalMerge(stage="tower", layer=1))
+
+
+def test_flash_attention_cannot_freeze_a_batch(model):
+    batch = batch_of("llava")
+    with flash_attention(model), pytest.raises(VtrError, match=r"attn_implementation='sdpa'"), vtr.reduced(model, [HALF, Freeze()]):
+        model(**batch.inputs)
+
+
+def test_a_sliding_window_shorter_than_the_prompt_is_refused():
+    batch = batch_of("llava_qwen")  # 80 positions
+    slides = {"use_sliding_window": True, "max_window_layers": 2, "layer_types": None}
+    short, long = (build("llava_qwen", text={**slides, "sliding_window": window}) for window in (60, 400))
+    with vtr.reduced(short, HALF), pytest.raises(VtrError, match=r"sliding.window.*60"):
+        short(**batch.inputs)
+    with vtr.reduced(long, HALF):
+        long(**batch.inputs)
+
+
+# -- calls
+
+
+def test_full_history_on_a_reduced_cache_is_refused(model):
+    first = batch_of("llava", ONE)
+    second = batch_of("llava", ((3, Shot(), 4),), seed=5)
+    both = {name: torch.cat([first.inputs[name], second.inputs[name]], 1) for name in ("input_ids", "attention_mask")}
+    cache = DynamicCache(config=model.config.get_text_config())
+    with vtr.reduced(model, HALF):
+        model(**first.inputs, past_key_values=cache)
+        with pytest.raises(ValueError, match="pass only the new tokens"):
+            model.generate(**both, pixel_values=second.inputs["pixel_values"], past_key_values=cache, max_new_tokens=2, do_sample=False)
+
+
+def test_a_reduced_cache_cannot_be_used_after_removal(model):
+    """Without the reduction the mask does not fit the cache; transformers says so itself or we never get that far."""
+    batch = batch_of("llava", ONE)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]):
+        model(**batch.inputs, past_key_values=cache)
+    mask = torch.ones(1, batch.valid.shape[1] + 1, dtype=torch.long)
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        model(input_ids=torch.tensor([[7]]), attention_mask=mask, past_key_values=cache)
+
+
+def test_chunked_prefill_is_refused(model):
+    with vtr.reduced(model, HALF), pytest.raises(VtrError, match="chunk"):
+        model.generate(**batch_of("llava", ONE).inputs, max_new_tokens=2, do_sample=False, prefill_chunk_size=8)
+
+
+def test_a_second_prefill_on_a_static_cache_is_refused(model):
+    first, second = batch_of("llava", ONE), batch_of("llava", ONE, seed=5)
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=200)
+    mask = torch.ones(1, 2 * first.valid.shape[1], dtype=torch.long)
+    with vtr.reduced(model, HALF):
+        model(**first.inputs, past_key_values=cache)
+        with pytest.raises(VtrError, match=r"static cache.*DynamicCache|static.*dynamic"):
+            model(**{**second.inputs, "attention_mask": mask}, past_key_values=cache)
+
+
+def test_embeddings_with_features_already_merged_are_refused(model):
+    batch, seen = batch_of("llava"), []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**batch.inputs)
+    handle.remove()
+    with vtr.reduced(model, HALF), pytest.raises(VtrError, match=r"visual_positions|placeholder"):
+        model(inputs_embeds=seen[0], attention_mask=batch.inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_wrong_number_of_images_is_an_error_and_the_next_call_is_clean(kind, count):
+    model, batch = model_of(kind), batch_of(kind)
+    broken = {name: value[:count] if name in ("pixel_values", "image_sizes") else value for name, value in batch.inputs.items()}
+    with vtr.reduced(model, [TowerTop(), Ragged()]):
+        expected = model(**batch.inputs).logits
+        with pytest.raises((ValueError, VtrError), match=r"(?i)image|visual"):
+            model(**broken)
+        assert torch.equal(model(**batch.inputs).logits, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_finite_are_not_taken_for_removed_tokens(model, value):
+    batch = batch_of("llava")
+    broken = batch.inputs["pixel_values"].clone()
+    broken[1] = value
+    with vtr.reduced(model, TowerTop()), pytest.raises(VtrError, match=r"expected \d+.*found \d+|\d+ .*\d+"):
+        model(**{**batch.inputs, "pixel_values": broken})
+    with vtr.reduced(model, HALF) as reduction:
+        model(**{**batch.inputs, "pixel_values": broken})
+    assert [len(image["retained"]) for image in reduction.report().to_dict()["images"]] == [18, 18, 18]
+
+
+def test_a_report_before_any_call_is_refused(model):
+    with vtr.reduced(model, HALF) as reduction, pytest.raises((VtrError, ValueError), match=r"(?i)no (call|prefill|forward)"):
+        reduction.report()
+
+
+# -- allowed, and what comes out
+
+
+def test_attentions_are_allowed_and_differ_in_length_by_layer():
+    model, batch = model_of("llava", "eager"), batch_of("llava")
+    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]) as reduction:
+        output = model(**batch.inputs, output_attentions=True, output_hidden_states=True)
+    lengths = reduction.report().to_dict()["sequence_lengths"]
+    assert [weights.shape[-1] for weights in output.attentions] == lengths and lengths[0] > lengths[2]
+    assert output.hidden_states[-1].shape[1] == lengths[-1]
+
+
+def test_logits_have_the_shortened_length(model):
+    batch = batch_of("llava")
+    with vtr.reduced(model, [KeepAll(), ByAttention(keep=3)]) as reduction:
+        assert model(**batch.inputs).logits.shape[1] == reduction.report().to_dict()["sequence_lengths"][-1]
+        assert model(**batch.inputs, logits_to_keep=1).logits.shape[1] == 1
+        assert generate(model, batch, 2).sequences.shape[1] == batch.valid.shape[1] + 2
