@@ -13,14 +13,15 @@ BEGIN, END = "<!-- methods:begin -->\n", "<!-- methods:end -->"
 
 def table() -> str:
     """One row per method of the toolkit itself, sorted by stage, then name."""
-    rows = ["| method | stage | what it does | paper |", "|---|---|---|---|"]
+    rows = ["| method | stage | title | reads | paper |", "|---|---|---|---|---|"]
     own = [name for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
     for name in sorted(own, key=lambda name: (vtr.types.STAGES.index(method_class(name).stages[0]), name)):
         cls = method_class(name)
         marks = "".join(f" ({mark})" for mark in ("experimental", "ours") if getattr(cls.card, mark))
-        arxiv = f", arXiv {cls.card.arxiv}" if cls.card.arxiv else ""
-        paper = f"{cls.card.paper}{', ' if cls.card.paper and cls.card.venue else ''}{cls.card.venue}{arxiv}"
-        rows.append(f"| [`{name}`](docs/methods/{name}.md){marks} | {', '.join(cls.stages)} | {cls.card.title} | {paper} |")
+        paper = f"{cls.card.venue}, arXiv {cls.card.arxiv}" if cls.card.arxiv else cls.card.paper
+        rows.append(
+            f"| [`{name}`](docs/methods/{name}.md){marks} | {', '.join(cls.stages)} | {cls.card.title} | {cls.card.signals} | {paper} |"
+        )
     return "\n".join(rows) + "\n"
 
 
