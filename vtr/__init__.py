@@ -1,0 +1,33 @@
+"""vtr: visual token reduction for pretrained multimodal models and dense ViTs, without training.
+
+    with vtr.reduced(model, "fastv", keep=64) as reduction:
+        out = model.generate(**inputs)
+    reduction.report()
+"""
+
+from vtr.apply import Reduction, apply, reduced
+from vtr.registry import create_method, list_methods, register_host, register_method
+from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "Card",
+    "Geometry",
+    "Method",
+    "PerToken",
+    "Reduction",
+    "Selection",
+    "Signal",
+    "Step",
+    "Text",
+    "View",
+    "VtrError",
+    "apply",
+    "create_method",
+    "list_methods",
+    "reduced",
+    "register_host",
+    "register_method",
+]

@@ -1,0 +1,232 @@
+"""A plan: the steps of one or several methods in model order, checked against the host, with their budgets resolved per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vtr.hosts._host import Host
+from vtr.registry import create_method
+from vtr.types import Budget, Geometry, Method, NewlineOption, PositionOption, Signal, Step, VtrError
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """A step with the method it came from; `last` = no removal of that method comes after it."""
+
+    step: Step
+    method: int
+    name: str
+    position_ids: PositionOption
+    newlines: NewlineOption
+    last: bool
+
+    @property
+    def removes(self) -> bool:
+        return self.step.action in ("remove", "merge", "input")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a model, in model order."""
+
+    methods: tuple[Method, ...]
+    steps: tuple[PlanStep, ...]
+    llm_layers: int
+
+    def at(self, stage: str, layer: int | None = None, **fields: Any) -> list[PlanStep]:
+        """Steps of a stage (at a layer), in list order; `fields` are matched against the step."""
+        return [
+            s
+            for s in self.steps
+            if s.step.stage == stage
+            and (layer is None or s.step.layer == layer)
+            and all(getattr(s.step, name) == value for name, value in fields.items())
+        ]
+
+    def signals(self, tower: bool) -> dict[int, set[Signal]]:
+        """Layer -> signals that some step reads there, for the tower or the LLM. `next_*` signals need no tap."""
+        found: dict[int, set[Signal]] = {}
+        for s in self.steps:
+            for signal in s.step.needs:
+                if not signal.kind.startswith("next_") and (signal.tower or s.step.stage in ("tower", "input")) == tower:
+                    found.setdefault(signal_layer(signal, s.step), set()).add(signal)
+        return found
+
+    def targets(self, item: PlanStep, original: list[int], now: list[int]) -> list[int]:
+        """Tokens that a step is to leave of each image.
+
+        Args:
+            item: the step.
+            original: visual tokens of each image before any removal.
+            now: visual tokens of each image in front of this step.
+
+        Returns:
+            Per image, at most `now`; `now` itself for steps that decide for themselves how much stays.
+
+        Raises:
+            ValueError: `average_keep` out of reach for an image.
+        """
+        method = self.methods[item.method]
+        budget = method.budget
+        if budget is None or not item.step.counted:
+            return list(now)
+        final = {n: self.final_keep(item.method, budget, n) for n in set(original)}
+        return [min(final[n] + round(item.step.share * (n - final[n])), have) for n, have in zip(original, now, strict=True)]
+
+    def final_keep(self, method: int, budget: Budget, n: int) -> int:
+        """Tokens left of an image of `n` after the method's last removal; solves `average_keep` by real layer counts."""
+        if budget.average_keep is None:
+            return budget.resolve(n)
+        removals = [s.step for s in self.steps if s.method == method and s.removes]
+
+        def average(keep: int) -> float:
+            total, count, layer = 0.0, n, 0
+            for step in removals:
+                start = step.layer if step.stage == "prefill" else 0
+                total += count * (start - layer)
+                layer, count = start, keep + round(step.share * (n - keep))
+            return (total + count * (self.llm_layers - layer)) / self.llm_layers
+
+        smallest = average(1)
+        if budget.average_keep < smallest - 1 or budget.average_keep > n:
+            first = min((s.layer for s in removals if s.stage == "prefill"), default=0)
+            reach = int(budget.average_keep * self.llm_layers // n)
+            raise ValueError(
+                f"{self.methods[method].name}: average_keep={budget.average_keep} is out of reach for an image of {n} visual tokens: removal "
+                f"at layer {first} leaves an average of at least {smallest:.1f} and at most {n}; "
+                f"ask for more, or remove at layer {max(reach, 0)} or before"
+            )
+        low, high = 1, n
+        while low < high:  # average() grows with keep
+            middle = (low + high) // 2
+            low, high = (low, middle) if average(middle) >= budget.average_keep else (middle + 1, high)
+        return min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(average(k) - float(budget.average_keep or 0)))
+
+
+def signal_layer(signal: Signal, step: Step) -> int:
+    """The layer a signal of a step is read at; by default the one before the step's."""
+    return signal.layer if signal.layer is not None else step.layer - 1
+
+
+def make_plan(host: Host, method: str | Method | Sequence[Method], settings: dict[str, Any]) -> Plan:
+    """Resolves what the user gave into a plan, and refuses what cannot be done.
+
+    Raises:
+        TypeError: not a name, a method or a list of methods.
+        ValueError: unknown names or settings, layers or budgets out of range.
+        VtrError: this host or its attention backend cannot.
+    """
+    methods = _methods(method, settings)
+    geometry = host.geometry()
+    items: list[PlanStep] = []
+    for number, one in enumerate(methods):
+        steps = one.steps(geometry)
+        removals = [s for s in steps if s.action in ("remove", "merge", "input")]
+        for step in steps:
+            _check_step(one.name, step, host, geometry)
+            last = bool(removals) and step is removals[-1]
+            items.append(PlanStep(step, number, one.name, one.position_ids, one.newlines, last))
+        if one.position_ids == "renumber" and not host.renumber:
+            raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
+    order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3, "decode": 4}
+    items.sort(key=lambda s: (_model_order(s.step, order), s.step.layer if s.step.stage != "boundary" else 0, s.step.at == "mlp"))
+    plan = Plan(tuple(methods), tuple(items), len(host.layers))
+    _check_budgets(plan, host)
+    _check_backend(plan, host)
+    return plan
+
+
+def _methods(method: str | Method | Sequence[Method], settings: dict[str, Any]) -> list[Method]:
+    if isinstance(method, str):
+        return [create_method(method, **settings)]
+    if isinstance(method, Method):
+        if settings:
+            raise ValueError(
+                f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
+                "use dataclasses.replace or vtr.create_method"
+            )
+        return [method]
+    if isinstance(method, (list, tuple)) and method and all(isinstance(m, Method) for m in method):
+        if settings:
+            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
+        return list(method)
+    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; see vtr.list_methods()")
+
+
+def _model_order(step: Step, order: dict[str, int]) -> float:
+    return 1.5 if step.side == "before_projector" and step.stage == "boundary" else order[step.stage]
+
+
+def _check_step(name: str, step: Step, host: Host, geometry: Geometry) -> None:
+    if step.stage == "decode" or step.action == "restore":
+        raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.stage == "prefill":
+        deepest = geometry.llm_layers - 1
+        if not 0 <= step.layer <= deepest:
+            raise ValueError(
+                f"{name}: layer must be 0 to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
+                f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
+            )
+    if step.stage == "tower":
+        deepest = min(host.feature_layers)
+        if not 0 <= step.layer <= deepest:
+            raise ValueError(
+                f"{name}: tower layer {step.layer} must be 0 to {deepest}, the layer whose output becomes features "
+                f"(vision_feature_layer reads layers {', '.join(map(str, host.feature_layers))})"
+            )
+    for signal in step.needs:
+        tower = signal.tower or step.stage in ("tower", "input")
+        layer = signal_layer(signal, step)
+        count = geometry.tower_layers if tower else geometry.llm_layers
+        deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
+        if signal.kind.startswith("next_"):
+            continue
+        if not tower and step.stage == "boundary":
+            raise VtrError(f"{name}: {signal.kind} of an LLM layer is not known at the boundary; read the tower or prune at prefill")
+        if not 0 <= layer <= deepest_read:
+            place = "tower" if tower else "LLM"
+            raise ValueError(
+                f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
+            )
+        if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
+            raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
+
+
+def _check_budgets(plan: Plan, host: Host) -> None:
+    left: float = host.most_tokens
+    for number, method in enumerate(plan.methods):
+        budget = method.budget
+        if budget is None:
+            continue
+        if budget.keep is not None and budget.keep > host.most_tokens:
+            raise ValueError(
+                f"{method.name}: keep={budget.keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
+                "keep fewer"
+            )
+        if budget.keep is not None and len(plan.methods) > 1 and budget.keep > left:
+            raise ValueError(
+                f"{method.name}: keep={budget.keep} removes nothing, {int(left)} tokens are left by the methods before it; lower it or leave "
+                f"{method.name} out"
+            )
+        if budget.average_keep is not None and host.default_layout is not None:
+            plan.final_keep(number, budget, host.most_tokens)
+        if budget.keep is not None:
+            left = min(left, budget.keep)
+
+
+def _check_backend(plan: Plan, host: Host) -> None:
+    for tower in (True, False):
+        name = host.attention_name(tower)
+        if name.startswith("paged"):
+            raise VtrError(f"vtr.apply: paged attention ({name}) shares one cache between requests and cannot be reduced; use 'sdpa'")
+        if not name.startswith("flash"):
+            continue
+        for s in plan.steps:
+            if tower and s.step.stage == "tower" and s.step.action == "merge" and s.step.proportional:
+                raise VtrError(
+                    f"{s.name}: proportional attention adds a bias that {name} cannot take; use attn_implementation='sdpa' or proportional=False"
+                )
+            if not tower and s.step.action == "freeze":
+                raise VtrError(f"{s.name}: freezing needs a mask by rows that {name} cannot take; use attn_implementation='sdpa'")

@@ -1,0 +1,170 @@
+"""What the engine must know about one model family, and nothing about methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtr.registry import closest, find_host, list_hosts
+from vtr.types import Geometry, VtrError
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Where the tokens of one image lie in the LLM's sequence. All tensors on the CPU.
+
+    Args:
+        views: tower inputs of the image: thumbnail and crops, or 1.
+        patch_grid: `(rows, cols)` of patches of a view.
+        crop_grid: `(rows, cols)` of crops, `(0, 0)` without AnyRes.
+        image_size: original `(height, width)` in pixels, `(0, 0)` when unknown.
+        patch: `(L,)` int64, original patch id of every position of the span, -1 for a newline token.
+        line: `(L,)` int64, which newline token closes the row of this token (the newline's own number on itself), -1 for none.
+    """
+
+    views: int
+    patch_grid: tuple[int, int]
+    crop_grid: tuple[int, int]
+    image_size: tuple[int, int]
+    patch: Tensor
+    line: Tensor
+
+    @property
+    def length(self) -> int:
+        """Positions of the span, newline tokens included."""
+        return len(self.patch)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens, newline tokens excluded."""
+        return int((self.patch >= 0).sum())
+
+    def view_tokens(self) -> list[int]:
+        """Visual tokens of every view, after unpadding."""
+        area = self.patch_grid[0] * self.patch_grid[1]
+        return torch.bincount(self.patch[self.patch >= 0] // area, minlength=self.views).tolist()
+
+
+@dataclass
+class Host:
+    """One model seen through its family: modules, names and layouts. About ten lines per family fill it.
+
+    Args:
+        name: model type.
+        model, base, language_model, tower, projector: the modules of those roles.
+        layers, tower_layers: their layers, in order.
+        feature_layers: 0-based tower layers whose outputs become features (usually one).
+        prefix_tokens: CLS and registers in front of the patches; `has_cls`: the first is a CLS token.
+        patch_grid: patches of one view as `(rows, cols)`; `patch_size` in pixels.
+        placeholder_ids: ids in `input_ids` that visual tokens replace.
+        most_tokens: the most visual tokens one image can produce.
+        layouts: `(get_image_features arguments by name) -> list[ImageLayout]`, one per image, host side only.
+        default_layout: layout of an image when only placeholders are known; None when it depends on the image size.
+        encode: name of the base model's method that encodes images.
+    """
+
+    name: str
+    model: Any
+    base: Any
+    language_model: Any
+    tower: Any
+    projector: Any
+    layers: Sequence[Any]
+    tower_layers: Sequence[Any]
+    feature_layers: tuple[int, ...]
+    prefix_tokens: int
+    has_cls: bool
+    patch_grid: tuple[int, int]
+    patch_size: int
+    placeholder_ids: tuple[int, ...]
+    most_tokens: int
+    layouts: Callable[[dict[str, Any]], list[ImageLayout]]
+    default_layout: ImageLayout | None = None
+    encode: str = "get_image_features"
+    tower_attention: str = "self_attn"
+    tower_norms: tuple[str, str] = ("layer_norm1", "layer_norm2")
+    tower_mlp: str = "mlp"
+    llm_attention: str = "self_attn"
+    llm_norm: str = "input_layernorm"
+    llm_mlp: str = "mlp"
+    llm_down: str = "down_proj"
+    renumber: bool = True
+
+    @property
+    def area(self) -> int:
+        """Patches of one view."""
+        return self.patch_grid[0] * self.patch_grid[1]
+
+    def geometry(self) -> Geometry:
+        """The facts that methods may build their steps from."""
+        config = self.language_model.config
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+        return Geometry(
+            host=self.name,
+            tower_layers=len(self.tower_layers),
+            feature_layer=min(self.feature_layers),
+            prefix_tokens=self.prefix_tokens,
+            has_cls=self.has_cls,
+            patch_grid=self.patch_grid,
+            llm_layers=len(self.layers),
+            most_tokens=self.most_tokens,
+            text_config={n: getattr(config, n, None) for n in names},
+        )
+
+    def attention_name(self, tower: bool) -> str:
+        """Attention backend in use, e.g. `sdpa`."""
+        config = (self.tower if tower else self.language_model).config
+        return str(getattr(config, "_attn_implementation", None) or "eager")
+
+    def causal_mask(self, hidden: Tensor, columns: Tensor, cache: Any, layer: int, may_skip: bool = True) -> Any:
+        """The mask that this model's layer `layer` takes, made by transformers for `columns (B, keys)` of real keys."""
+        from transformers.masking_utils import create_causal_mask
+
+        return create_causal_mask(
+            config=self.language_model.config,
+            inputs_embeds=hidden,
+            attention_mask=columns,
+            past_key_values=cache,
+            position_ids=None,
+            layer_idx=layer,
+            **({} if may_skip else {"allow_is_causal_skip": False}),
+        )
+
+    def new_cache(self) -> Any:
+        """The cache that this model would make for itself."""
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache(config=self.language_model.config)
+
+    def sliding_window(self) -> int | None:
+        """Window of the LLM's sliding-window layers, None when every layer sees everything."""
+        config = self.language_model.config
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        slides = any("sliding" in k for k in kinds) if kinds else bool(getattr(config, "use_sliding_window", window is not None))
+        return int(window) if window and slides else None
+
+
+def host_of(model: nn.Module) -> Host:
+    """The host of a model, by `model.config.model_type`.
+
+    Raises:
+        TypeError: not a torch module.
+        VtrError: no host for this model type.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    build = find_host(model_type) if model_type else None
+    if build is None:
+        known = list_hosts()
+        near = closest(model_type, known) if model_type else ""
+        raise VtrError(
+            f"no host for {model_type or type(model).__name__!r}; known: {', '.join(known)}{near}; "
+            f"register one with @vtr.register_host({model_type or 'model_type'!r})"
+        )
+    return build(model)

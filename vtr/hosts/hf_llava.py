@@ -1,0 +1,110 @@
+"""LLaVA-1.5 and LLaVA-NeXT on Hugging Face transformers, with CLIP and SigLIP towers.
+
+Internals used: `model.model.{vision_tower, multi_modal_projector, language_model}`, `vision_tower.encoder.layers`,
+`config.{image_token_id, vision_feature_layer, vision_feature_select_strategy, image_grid_pinpoints}`, and for NeXT
+`model.model.pack_image_features`, through which coordinates are sent to learn the layout. Read at transformers 5.17 and 5.23.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vtr.hosts._host import Host, ImageLayout
+from vtr.registry import register_host
+from vtr.types import VtrError
+
+
+def _tower_facts(model: Any) -> dict[str, Any]:
+    """The part of a Host that LLaVA and LLaVA-NeXT share."""
+    config, base = model.config, getattr(model, "model", model)
+    tower = base.vision_tower
+    encoder = tower.encoder if hasattr(tower, "encoder") else tower.vision_model.encoder
+    vision = config.vision_config
+    has_cls = str(vision.model_type).startswith("clip")
+    if not has_cls and not str(vision.model_type).startswith("siglip"):
+        raise VtrError(f"{config.model_type}: the tower must be CLIP or SigLIP, got {vision.model_type!r}; register a host for it")
+    if config.vision_feature_select_strategy == "full" and has_cls:
+        raise VtrError(
+            f"{config.model_type}: vision_feature_select_strategy='full' makes the CLS token a visual token, which has no place in the "
+            "patch grid; use 'default'"
+        )
+    if config.vision_feature_select_strategy == "default" and not has_cls:
+        raise VtrError(
+            f"{config.model_type}: vision_feature_select_strategy='default' cuts off the first patch of a tower without CLS; use 'full'"
+        )
+    chosen = config.vision_feature_layer
+    count = len(encoder.layers)
+    features = tuple(sorted(v + count if v < 0 else v - 1 for v in ([chosen] if isinstance(chosen, int) else chosen)))
+    side = vision.image_size // vision.patch_size
+    return dict(
+        name=config.model_type,
+        model=model,
+        base=base,
+        language_model=base.language_model,
+        tower=tower,
+        projector=base.multi_modal_projector,
+        layers=base.language_model.layers,
+        tower_layers=encoder.layers,
+        feature_layers=features,
+        prefix_tokens=int(has_cls),
+        has_cls=has_cls,
+        patch_grid=(side, side),
+        patch_size=vision.patch_size,
+        placeholder_ids=(config.image_token_id,),
+    )
+
+
+@register_host("llava")
+def llava(model: Any) -> Host:
+    """LLaVA-1.5: every image is one view, its tokens in raster order."""
+    facts = _tower_facts(model)
+    rows, cols = facts["patch_grid"]
+    layout = ImageLayout(1, (rows, cols), (0, 0), (0, 0), torch.arange(rows * cols), torch.full((rows * cols,), -1))
+
+    def layouts(arguments: dict[str, Any]) -> list[ImageLayout]:
+        return [layout] * len(arguments["pixel_values"])
+
+    return Host(**facts, most_tokens=rows * cols, layouts=layouts, default_layout=layout)
+
+
+@register_host("llava_next")
+def llava_next(model: Any) -> Host:
+    """LLaVA-NeXT: thumbnail, then the unpadded canvas of crops row by row, each row closed by a newline token."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
+
+    facts = _tower_facts(model)
+    config, base = model.config, facts["base"]
+    area = facts["patch_grid"][0] * facts["patch_grid"][1]
+    side = config.vision_config.image_size
+    pinpoints = [list(p) for p in config.image_grid_pinpoints]
+
+    @lru_cache(maxsize=4096)
+    def layout_of(height: int, width: int) -> ImageLayout:
+        size = torch.tensor([height, width])
+        views = image_size_to_num_patches(size, pinpoints, side)
+        rows, cols = get_anyres_image_grid_shape(size, pinpoints, side) if views > 1 else (0, 0)
+        ids = torch.arange(views * area, dtype=torch.float32).view(views, area, 1)
+        # the family's own packing, run on patch ids instead of features
+        packed, _ = base.pack_image_features(
+            [ids],
+            size[None],
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            image_newline=torch.tensor([-1.0]),
+        )
+        patch = packed[0][:, 0].round().long()
+        newline = patch < 0
+        closes = newline.long().cumsum(0) - newline.long()  # newlines before this position: the number of the one that closes it
+        line = torch.where((torch.arange(len(patch)) < area) & (views > 1), -1, closes)
+        return ImageLayout(views, facts["patch_grid"], (int(rows), int(cols)), (height, width), patch, line)
+
+    def layouts(arguments: dict[str, Any]) -> list[ImageLayout]:
+        sizes = arguments.get("image_sizes")
+        if sizes is None:
+            raise VtrError("llava_next: image_sizes is needed to lay out the crops, got None; pass all outputs of the processor")
+        return [layout_of(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
+
+    most = max(image_size_to_num_patches(torch.tensor(p), pinpoints, side) for p in pinpoints)
+    return Host(**facts, most_tokens=most * area, layouts=layouts)

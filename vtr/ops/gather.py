@@ -1,0 +1,57 @@
+"""The one primitive of all removal, compaction, and gathering along a per-row index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compaction(keep: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Where the survivors of a keep mask are, in original order, right aligned.
+
+    Args:
+        keep: `(B, S)` bool, True stays.
+        width: `keep.sum(1).max()` when the caller knows it; None costs the one host sync of a removal.
+
+    Returns:
+        `index (B, width)` int64 into S and `real (B, width)` bool. Rows that keep fewer are filled on the left with indices of removed
+        tokens, so that every gathered value is finite and padding is always left padding.
+    """
+    if width is None:
+        width = int(keep.sum(1).max())
+    index = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    return index, keep.gather(1, index)
+
+
+def take(tensor: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """Gathers `tensor` along `dim` with one index row per batch row.
+
+    Args:
+        tensor: any shape; dimension `dim - 1` is the batch, of size `B` or 1.
+        index: `(B, K)` int64.
+        dim: the dimension indexed; negative counts from the end.
+
+    Returns:
+        `tensor` with `dim` of size K and the batch dimension of size B.
+    """
+    dim = dim % tensor.ndim
+    shape = list(tensor.shape)
+    shape[dim - 1] = index.shape[0]
+    view = [1] * tensor.ndim
+    view[dim - 1], view[dim] = index.shape
+    source = tensor.expand(shape)
+    shape[dim] = index.shape[1]
+    return source.gather(dim, index.view(view).expand(shape))
+
+
+def left_align(present: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Index of the present entries first, in order: `index (B, width)`, `real (B, width)`. The mirror image of `compaction`."""
+    index = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    return index, present.gather(1, index)
+
+
+def index_to_mask(index: Tensor, real: Tensor | None, n: int) -> Tensor:
+    """Keep mask `(B, n)` bool of an index `(B, K)`, whose entries count only where `real (B, K)`."""
+    mask = torch.zeros(index.shape[0], n + 1, dtype=torch.bool, device=index.device)
+    where = index if real is None else torch.where(real, index, n)
+    return mask.scatter_(1, where, True)[:, :n]

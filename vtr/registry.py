@@ -1,0 +1,165 @@
+"""Methods and hosts by name.
+
+The modules of `vtr/methods` and `vtr/hosts` are found by scanning the folder; other packages add theirs through the entry-point groups
+`vtr.methods` and `vtr.hosts`, or by importing the decorators.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from vtr.types import STAGES, Method
+
+_log = logging.getLogger(__name__)
+_METHODS: dict[str, type[Method]] = {}
+_HOSTS: dict[str, Callable[..., Any]] = {}
+_LOADED: set[str] = set()
+_ALIASES = {"prumerge+": "prumerge_plus", "sparsevlm+": "sparsevlm_plus", "globalcom^2": "globalcom2", "globalcom²": "globalcom2"}
+
+M = TypeVar("M", bound=type[Method])
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a frozen dataclass that extends `vtr.Method` known under `name`.
+
+    Raises:
+        ValueError: the name is taken by another class, or is not a lower-case identifier.
+        TypeError: the class does not extend `vtr.Method`.
+    """
+
+    def decorate(cls: M) -> M:
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise TypeError(f"register_method: {name!r} must decorate a class that extends vtr.Method, got {cls!r}")
+        _add(_METHODS, "method", name, cls)
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def register_host(*model_types: str) -> Callable[[F], F]:
+    """Decorator: `build(model) -> Host` serves models whose `config.model_type` is one of `model_types`."""
+
+    def decorate(build: F) -> F:
+        for model_type in model_types:
+            _add(_HOSTS, "host", model_type, build)
+        return build
+
+    return decorate
+
+
+def list_methods(pattern: str | None = None, stage: str | None = None) -> list[str]:
+    """Registered method names, sorted.
+
+    Args:
+        pattern: shell pattern over names, e.g. `"prumerge*"`; text without wildcards matches as a substring.
+        stage: only methods that act at this stage (a method matches each of its stages).
+    """
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"list_methods: unknown stage {stage!r}; one of {', '.join(STAGES)}")
+    _load("methods")
+    wanted = "*" if pattern is None else pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    return sorted(n for n, cls in _METHODS.items() if fnmatch.fnmatch(n, wanted) and (stage is None or stage in cls.stages))
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under `name`.
+
+    Raises:
+        ValueError: no such method; the message has the three closest names.
+    """
+    _load("methods")
+    if not isinstance(name, str):
+        raise TypeError(f"method_class: name must be a string, got {name!r}")
+    found = _METHODS.get(_ALIASES.get(name.lower(), name))
+    if found is None:
+        raise ValueError(f"unknown method {name!r}{closest(name, list(_METHODS))}; see vtr.list_methods()")
+    return found
+
+
+def create_method(name: str, **settings: Any) -> Method:
+    """An instance of a registered method.
+
+    Args:
+        name: registry name, e.g. `"fastv"`.
+        **settings: fields of the method, e.g. `keep=64`.
+
+    Raises:
+        ValueError: unknown method or setting (three closest names), or a value out of range.
+        TypeError: a value of the wrong type.
+    """
+    cls = method_class(name)
+    known = [f.name for f in fields(cls)]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"{cls.name}: unknown setting {setting!r}{closest(setting, known)}; settings: {', '.join(known)}")
+    return cls(**settings)
+
+
+def with_settings(method: Method, **settings: Any) -> Method:
+    """A copy of `method` with some settings changed; a new budget replaces the old one."""
+    budget = {"keep", "keep_ratio", "average_keep"}
+    cleared = dict.fromkeys(budget) if budget & {k for k, v in settings.items() if v is not None} else {}
+    return replace(method, **{**cleared, **settings})
+
+
+def default_settings(cls: type[Method]) -> dict[str, Any]:
+    """Setting name -> default of a method class, in order."""
+    return {
+        f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
+        for f in fields(cls)
+    }
+
+
+def find_host(model_type: str) -> Callable[..., Any] | None:
+    """The builder of the host for `model_type`, or None."""
+    _load("hosts")
+    return _HOSTS.get(model_type)
+
+
+def list_hosts() -> list[str]:
+    """Model types with a host, sorted."""
+    _load("hosts")
+    return sorted(_HOSTS)
+
+
+def closest(name: str, known: list[str]) -> str:
+    """`; did you mean 'a', 'b' or 'c'?` with the three closest names, or nothing when there are none."""
+    near = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), known, n=3, cutoff=0.3) or sorted(known)[:3]
+    quoted = [f"'{n}'" for n in near]
+    listed = quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" or {quoted[-1]}" if quoted else ""
+    return f"; did you mean {listed}?" if listed else ""
+
+
+def _add(table: dict[str, Any], kind: str, name: str, value: Any) -> None:
+    if not name.replace("-", "_").isidentifier() or name != name.lower():
+        raise ValueError(f"register_{kind}: name must be a lower-case identifier, got {name!r}")
+    old = table.get(name)
+    if old is not None and (old.__module__, old.__qualname__) != (value.__module__, value.__qualname__):
+        raise ValueError(f"register_{kind}: {name!r} is taken by {old.__module__}.{old.__qualname__}; choose another name")
+    table[name] = value
+
+
+def _load(kind: str) -> None:
+    """Imports every module of `vtr.<kind>` once, then the entry points; a broken third-party entry point is logged, not fatal."""
+    if kind in _LOADED:
+        return
+    _LOADED.add(kind)
+    package = importlib.import_module(f"vtr.{kind}")
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        if not module.startswith("_"):
+            importlib.import_module(f"vtr.{kind}.{module}")
+    for point in entry_points(group=f"vtr.{kind}"):
+        try:
+            point.load()
+        except Exception:
+            _log.exception("entry point %s of group vtr.%s could not be loaded", point.name, kind)

@@ -1,0 +1,331 @@
+"""What methods, hosts and the engine share: budgets, steps, views, selections.
+
+Nothing here imports anything of ours, and there is no logic beyond validation. Letters in shapes: `B` prompt rows, `G` image groups
+(one image of one prompt row, all its views), `N` visual tokens of a group, `M` text tokens of its row, `K` kept, `D` width, `H` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+Stage = Literal["input", "tower", "boundary", "prefill", "decode"]
+Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
+PositionOption = Literal["keep", "renumber"]
+NewlineOption = Literal["rows", "all", "none"]
+
+STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill", "decode")
+ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe", "input")
+
+
+class VtrError(RuntimeError):
+    """A host, backend or checkpoint cannot do what was asked; the message says what can be done instead."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a user asks for, per image over all its crops: exactly one of the three.
+
+    Args:
+        keep: visual tokens left after the last removal, at least 1.
+        keep_ratio: share of the image's original visual tokens (newlines excluded) left after the last removal, in (0, 1].
+        average_keep: mean over the LLM's layers of the visual tokens of a layer.
+
+    Raises:
+        ValueError: none or several given, or out of range.
+        TypeError: not a number.
+    """
+
+    keep: int | None = None
+    keep_ratio: float | None = None
+    average_keep: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if len(given) != 1:
+            shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
+            raise ValueError(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
+        name, value = next(iter(given.items()))
+        if isinstance(value, bool) or not isinstance(value, int if name == "keep" else (int, float)):
+            kind = "an integer" if name == "keep" else "a number"
+            raise TypeError(f"Budget: {name} must be {kind}, got {value!r}")
+        if name == "keep" and value < 1:
+            raise ValueError(f"Budget: keep must be at least 1, got {value}; method 'none' keeps no visual token")
+        if name == "keep_ratio" and not 0 < value <= 1:
+            raise ValueError(f"Budget: keep_ratio must be in (0, 1], got {value}; 0.25 keeps a quarter")
+        if name == "average_keep" and not value > 0:
+            raise ValueError(f"Budget: average_keep must be above 0, got {value}")
+
+    def resolve(self, n: int) -> int:
+        """Visual tokens to keep of an image that has `n`; half to even, between 1 and `n`. `average_keep` is solved by the plan."""
+        if self.average_keep is not None:
+            raise ValueError("Budget: average_keep depends on the layers of the plan; it cannot be resolved from a count alone")
+        wanted = self.keep if self.keep is not None else round((self.keep_ratio or 0) * n)
+        return min(max(wanted, 1), n)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is fixed about a model when a method is applied to it.
+
+    Args:
+        host: name of the host, e.g. `llava`.
+        tower_layers: number of layers of the vision tower.
+        feature_layer: 0-based index of the tower layer whose output is the visual features.
+        prefix_tokens: CLS and registers in front of the patches inside the tower.
+        has_cls: whether the first of them is a CLS token.
+        patch_grid: `(rows, cols)` of patches of one view.
+        llm_layers: number of LLM layers.
+        most_tokens: the most visual tokens (newlines excluded) that one image can have.
+        text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
+    """
+
+    host: str
+    tower_layers: int
+    feature_layer: int
+    prefix_tokens: int
+    has_cls: bool
+    patch_grid: tuple[int, int]
+    llm_layers: int
+    most_tokens: int
+    text_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+SignalKind = Literal[
+    "cls_row", "cls_v", "pooled_row", "rows", "q", "k", "v", "next_q", "next_k", "attention_io", "mlp_io", "mlp_activation"
+]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One thing a step reads beside the tokens; computed only when asked for.
+
+    Args:
+        kind: what; shapes below. In the LLM, per-token signals come as `PerToken`.
+        layer: 0-based layer whose attention or MLP is read; None = the layer before the step's (`next_*`: the step's own).
+        tower: True reads the vision tower also for a step at the boundary or prefill; a tower step always reads the tower.
+        heads: keep the head dimension instead of the mean over heads.
+        softmax: False gives scaled logits instead of attention weights (`cls_row`, `pooled_row`).
+        queries: for `rows`: the last real token, the text tokens or the visual tokens of the group's row.
+        keys: for `rows`: columns returned; the softmax always runs over every key that a query may see.
+
+    Shapes:
+        cls_row, pooled_row: `(G, N)` or `(G, H, N)`, float32; softmax over all tokens of the view, prefix tokens then cut off.
+        cls_v: value vector of the CLS token of each view, `(G, V, H, d)`; a token's view is `cells[..., 0]`.
+        rows: last -> `(G, N)`; text -> `(G, M, N)`; visual -> `(G, N, N)`; with heads an `H` after `G`; columns as `keys` says.
+        q, k, v, next_q, next_k: tower `(G, N, H, d)`; LLM `PerToken` of `(G, N | M, H, d)`, after the rotary embedding.
+        attention_io, mlp_io: pair (input, output) of that block, each as the tokens are.
+        mlp_activation: what enters the MLP's last projection, as the tokens are.
+    """
+
+    kind: SignalKind
+    layer: int | None = None
+    tower: bool = False
+    heads: bool = False
+    softmax: bool = True
+    queries: Literal["last", "text", "visual"] = "last"
+    keys: Literal["visual", "text"] = "visual"
+
+
+class PerToken(NamedTuple):
+    """A per-token signal of the LLM: `visual (G, N, ...)` and `text (G, M, ...)`."""
+
+    visual: Tensor
+    text: Tensor
+
+
+class Text(NamedTuple):
+    """Text tokens of each group's prompt row at this point.
+
+    `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call; if there
+    is none, all real text of this call); the rest is system text. Never another image's tokens.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    instruction: Tensor
+
+
+@dataclass
+class View:
+    """What a step sees: one row per image group (or per view, with `Step.per == "view"`). No batch rows, padding or newlines.
+
+    Args:
+        tokens: visual tokens `(G, N, D)` in position order (view, then raster; at the boundary thumbnail, then canvas raster).
+        real: `(G, N)` bool, True where a row has a token that may be chosen.
+        keep: `(G,)` int64, tokens this step is to leave (already limited to what the group has).
+        counts: tokens each group has now, on the host: `real.sum(1)` as Python ints.
+        most: `max(keep)` as a Python int, so that nothing has to wait for the device.
+        row: `(G,)` int64, prompt row of the group.
+        cells: `(G, N, 3)` int64: view (0 = thumbnail or the only view), row, column inside the view's patch grid.
+        patch: `(G, N)` int64, original patch id `(view * rows + row) * cols + column`.
+        patch_grid: `(rows, cols)` of one view.
+        crop_grids: per group `(rows, cols)` of crops, `(0, 0)` without AnyRes.
+        image_sizes: per group `(height, width)` in pixels of the original image, `(0, 0)` where the host does not know.
+        sizes: `(G, N)` float32, how many original tokens a token stands for.
+        checksum: `(G,)` int64 of the image's pixel values; the only seed a random choice may use besides its own.
+        layer: layer the step is at.
+        text: text of the row; None in the tower.
+        signals: what `Step.needs` asked for.
+        memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
+        per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
+        final_norm: the LLM's final norm as a function of tokens; None in the tower.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    keep: Tensor
+    counts: list[int]
+    most: int
+    row: Tensor
+    cells: Tensor
+    patch: Tensor
+    patch_grid: tuple[int, int]
+    crop_grids: list[tuple[int, int]]
+    image_sizes: list[tuple[int, int]]
+    sizes: Tensor
+    checksum: Tensor
+    layer: int = 0
+    text: Text | None = None
+    signals: Mapping[Signal, Any] = field(default_factory=dict)
+    memory: MutableMapping[str, Any] = field(default_factory=dict)
+    per_token: MutableMapping[str, Tensor] = field(default_factory=dict)
+    final_norm: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass
+class Selection:
+    """What a step answers: which visual tokens stay, and optionally what they become.
+
+    Args:
+        keep: `(G, N)` bool; True stays. Exactly `view.keep` per row for a step with a budget.
+        index: instead of `keep`: `(G, K)` int64 into N, distinct among the real ones.
+        real: `(G, K)` bool for `index` rows that keep fewer than K; default all.
+        tokens: new values: `(G, N, D)` beside `keep` (only kept rows are read), `(G, K, D)` beside `index`.
+        assign: `(G, N)` int64 into N: the pivot a token was merged into (a kept token names itself), -1 pruned without trace.
+        order: "position" (default) or "given": the order of `index` in the LLM.
+    """
+
+    keep: Tensor | None = None
+    index: Tensor | None = None
+    real: Tensor | None = None
+    tokens: Tensor | None = None
+    assign: Tensor | None = None
+    order: Literal["position", "given"] = "position"
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.index is None):
+            raise ValueError("Selection: give keep or index, exactly one of them")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing a method does at one place of the model.
+
+    Args:
+        stage: where; `input` is the pixel values in front of the tower.
+        layer: 0-based; at layer k = gone from the input of layer k on. Ignored at the boundary.
+        action: what `select` answers: `remove` and `merge` a Selection, `observe` None, `restore` and `freeze` need no `select`,
+            `input` the new patch grid of a view as `(rows, cols)`.
+        needs: signals read.
+        select: `View -> Selection | None`.
+        share: what an earlier removal of a schedule leaves, as the share of the way from keep (0) to N (1).
+        counted: False = `view.keep` is not meant for this step: it decides how much stays.
+        at: `layer` = at the input of the layer; `mlp` = between its attention and its MLP (tower merging).
+        per: rows of the View are images (all their views) or single views with their quota.
+        proportional: after this merge, keys weigh `log(size)` in the tower's attention.
+        side: boundary only: after the projector (LLM tokens) or before it (tower features).
+    """
+
+    stage: Stage
+    layer: int = 0
+    action: Action = "remove"
+    needs: tuple[Signal, ...] = ()
+    select: Callable[[View], Any] | None = None
+    share: float = 0.0
+    counted: bool = True
+    at: Literal["layer", "mlp"] = "layer"
+    per: Literal["image", "view"] = "image"
+    proportional: bool = True
+    side: Literal["after_projector", "before_projector"] = "after_projector"
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"Step: stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        if self.action not in ACTIONS:
+            raise ValueError(f"Step: action must be one of {', '.join(ACTIONS)}, got {self.action!r}")
+        if self.select is None and self.action not in ("freeze", "restore"):
+            raise ValueError(f"Step: action {self.action!r} needs a select function, got None")
+
+
+@dataclass(frozen=True)
+class Card:
+    """Facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
+
+    title: str
+    paper: str
+    venue: str = ""
+    arxiv: str = ""
+    code: str = ""
+    signals: str = "visual tokens"
+    cost: str = ""
+    needs_cls: bool = False
+    needs_text: bool = False
+    needs_anyres: bool = False
+    exact: bool = True
+    ours: bool = False
+    experimental: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of every method: the budget and the options that all share. Settings are flat; `asdict` round-trips.
+
+    Args:
+        keep, keep_ratio, average_keep: the budget, at most one given; none given means `default_budget`.
+        position_ids: `keep` = survivors keep their original positions; `renumber` = 0, 1, 2, ... after every removal.
+        newlines: newline tokens kept for `rows` that still have a visual token, `all` or `none`.
+    """
+
+    keep: int | None = None
+    keep_ratio: float | None = None
+    average_keep: float | None = None
+    position_ids: PositionOption = "keep"
+    newlines: NewlineOption = "rows"
+
+    name: ClassVar[str] = ""
+    card: ClassVar[Card] = Card(title="", paper="")
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    default_budget: ClassVar[Budget | None] = None
+    """None: the method has no budget at all."""
+
+    def __post_init__(self) -> None:
+        if self.position_ids not in ("keep", "renumber"):
+            raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
+        if self.newlines not in ("rows", "all", "none"):
+            raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
+        given = {k: getattr(self, k) for k in ("keep", "keep_ratio", "average_keep") if getattr(self, k) is not None}
+        if self.default_budget is None and given:
+            raise ValueError(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
+        if given:
+            Budget(**given)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget asked for, or the method's default."""
+        if self.keep is None and self.keep_ratio is None and self.average_keep is None:
+            return self.default_budget
+        return Budget(self.keep, self.keep_ratio, self.average_keep)
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        """The places and functions of this method on a model of that geometry."""
+        raise NotImplementedError
+
+    @classmethod
+    def identity(cls, n: int) -> Method:
+        """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
+        return cls(keep=n)
