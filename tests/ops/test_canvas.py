@@ -14,7 +14,10 @@ def test_valid_region_of_wide_tall_and_fitting_images():
 
 def test_rounding_before_cutting_can_win_a_row():
     found = [
-        (h, w) for h in range(1, 60) for w in range(1, 60) if valid_region((h, w), (2, 3), (6, 6)) != valid_region((h, w), (2, 3), (6, 6), 7)
+        (h, w)
+        for h in range(1, 60)
+        for w in range(1, 60)
+        if valid_region((h, w), (2, 3), (6, 6)) != valid_region((h, w), (2, 3), (6, 6), 7)
     ]
     assert all(abs(h * 18 / w - round(h * 18 / w)) < 1e-6 or abs(w * 12 / h - round(w * 12 / h)) < 1e-6 for h, w in found)
 

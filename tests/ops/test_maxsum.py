@@ -66,4 +66,7 @@ def test_a_batch_changes_nothing(width):
 
 
 def test_one_token_and_one_pick():
-    assert greedy_max_sum(torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, dtype=torch.int64), 1).tolist() == [[0], [0]]
+    assert greedy_max_sum(torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, dtype=torch.int64), 1).tolist() == [
+        [0],
+        [0],
+    ]

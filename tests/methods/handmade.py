@@ -1,0 +1,129 @@
+"""Views made by hand: images of any crop grid with padded canvases, ragged rows, text, and a small stand-in for the engine's removals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.ops.canvas import canvas_cells, valid_region
+from vtr.ops.gather import compaction, take
+from vtr.types import Geometry, Method, Selection, Signal, Text, View
+
+GRID = (6, 6)
+LLAVA = Geometry(
+    host="llava", tower_layers=6, feature_layer=4, prefix_tokens=1, has_cls=True, patch_grid=GRID, llm_layers=8, most_tokens=36
+)
+NEXT = replace(LLAVA, host="llava_next", most_tokens=36 * 10)
+SIGLIP = replace(LLAVA, has_cls=False, prefix_tokens=0)
+Image = tuple[tuple[int, int], tuple[int, int]]
+"""Crop grid and size in pixels."""
+ONE: Image = ((0, 0), (48, 48))
+IMAGES: list[Image] = [((2, 2), (90, 96)), ONE, ((1, 3), (40, 144)), ((3, 1), (144, 20))]
+
+
+def cells_of(image: Image, grid: tuple[int, int] = GRID) -> Tensor:
+    """Valid cells `(N, 3)` of an image: thumbnail, then the canvas row by row."""
+    crop_grid, size = image
+    whole = torch.cartesian_prod(torch.arange(crop_grid[0] * crop_grid[1] + 1), torch.arange(grid[0]), torch.arange(grid[1]))
+    if crop_grid == (0, 0):
+        return whole
+    thumbnail, crops = whole[: grid[0] * grid[1]], whole[grid[0] * grid[1] :]
+    row, col = (c[0] for c in canvas_cells(crops[None], torch.tensor([crop_grid]), grid))
+    top, bottom, left, right = valid_region(size, crop_grid, grid)
+    inside = (row >= top) & (row < bottom) & (col >= left) & (col < right)
+    return torch.cat([thumbnail, crops[inside][(row * 1000 + col)[inside].argsort()]])
+
+
+def make_view(
+    images: Sequence[Image] = IMAGES,
+    keep: int | Sequence[int] = 9,
+    *,
+    rows: Sequence[int] | None = None,
+    width: int = 16,
+    text: Sequence[int] = (),
+    filler: int = 0,
+    grid: tuple[int, int] = GRID,
+    seed: int = 0,
+) -> View:
+    """A View of images with random tokens; every image and every text has its own random stream, so that batches can be compared.
+
+    Args:
+        images: one group each.
+        keep: for all groups, or one each.
+        rows: prompt row of each group; default one row per group.
+        text: text tokens of each group's row, the first of them system text; default 5 for all.
+        filler: columns without a token that are added in front of all rows, on top of what ragged rows need.
+    """
+    cells = [cells_of(image, grid) for image in images]
+    n = max(map(len, cells)) + filler
+    text = text or [5] * len(images)
+    m = max(text)
+    where = torch.zeros(len(images), n, 3, dtype=torch.int64)
+    tokens, real = torch.full((len(images), n, width), 7.0), torch.zeros(len(images), n, dtype=torch.bool)
+    words, said = torch.full((len(images), m, width), -5.0), torch.zeros(len(images), m, dtype=torch.bool)
+    for g, cell in enumerate(cells):
+        random = torch.Generator().manual_seed(seed * 1000 + sum(images[g][1]))
+        where[g, n - len(cell) :], real[g, n - len(cell) :] = cell, True
+        tokens[g, n - len(cell) :] = torch.randn(len(cell), width, generator=random)
+        said[g, : text[g]] = True
+        words[g, : text[g]] = torch.randn(text[g], width, generator=random)
+    counts = [len(cell) for cell in cells]
+    kept = [min(k, c) for k, c in zip([keep] * len(counts) if isinstance(keep, int) else keep, counts)]
+    return View(
+        tokens=tokens,
+        real=real,
+        keep=torch.tensor(kept),
+        counts=counts,
+        most=max(kept),
+        row=torch.tensor(range(len(images)) if rows is None else rows),
+        cells=where,
+        patch=(where[..., 0] * grid[0] + where[..., 1]) * grid[1] + where[..., 2],
+        patch_grid=grid,
+        crop_grids=[image[0] for image in images],
+        image_sizes=[image[1] for image in images],
+        sizes=torch.ones(len(images), n),
+        checksum=torch.tensor([sum(image[1]) for image in images]),
+        text=Text(words, said, said & (torch.arange(m) > 0)),
+        final_norm=lambda x: 3 * x / x.square().mean(-1, keepdim=True).sqrt(),
+    )
+
+
+def chosen(view: View, mask: Tensor) -> list[Tensor]:
+    """Which of its real tokens each group keeps, as places among them, so that padding does not matter."""
+    return [mask[g][view.real[g]].nonzero().flatten() for g in range(len(mask))]
+
+
+def run(method: Method, geometry: Geometry, view: View, signal: Callable[[Signal, View], Any], stage: str = "tower") -> list[View]:
+    """Runs the steps of a stage as the engine would: budgets, per-token notes and removals. Returns the View behind every step."""
+    wanted, after = view.keep, []
+    for step in method.steps(geometry):
+        if step.stage != stage:
+            continue
+        assert step.select is not None
+        counted = step.counted or step.action == "observe"
+        keep = wanted.minimum(view.real.sum(1)) if counted else view.real.sum(1)
+        view = replace(view, keep=keep, most=int(keep.max()), layer=step.layer)
+        view.signals = {need: signal(need, view) for need in step.needs}
+        answer = step.select(view)
+        if step.action == "observe":
+            assert answer is None
+        else:
+            assert isinstance(answer, Selection) and answer.keep is not None
+            assert not (answer.keep & ~view.real).any()
+            if step.counted:
+                assert torch.equal(answer.keep.sum(1), keep)
+            view = shortened(view, answer.keep)
+        after.append(view)
+    return after
+
+
+def shortened(view: View, keep: Tensor) -> View:
+    """The View with only the kept tokens, right aligned."""
+    index, real = compaction(keep)
+    fields = {name: take(getattr(view, name), index) for name in ("tokens", "cells", "patch", "sizes")}
+    notes = {name: take(note, index) for name, note in view.per_token.items()}
+    return replace(view, **fields, real=real, counts=real.sum(1).tolist(), per_token=notes)
