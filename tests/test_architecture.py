@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "bench": TOOLS,
     "calibrate": TOOLS,
     "tiny": TOOLS,
-    "replay": {"methods", "registry", "ops", "types"},
+    "replay": {"methods", "registry", "ops", "types", "calibrate", "apply", "hosts"},
     "apply": {"hosts", "registry", "types", "ops"},
     "models": {"hosts", "registry", "types"},
     "hosts": {"ops", "types", "registry"},
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "ops": set(),
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
-MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "tiny", "bench", "apply"}
+MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "tiny", "bench", "apply", "replay"}
 
 
 def part(path: Path) -> str:
