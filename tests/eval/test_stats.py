@@ -30,6 +30,12 @@ def test_accuracy_of_zeros_and_ones_is_wilson_and_of_seed_means_is_not():
     assert several.low < 0.5 < several.high
 
 
+def test_macro_interval_is_near_the_bootstrap_and_keeps_its_width_at_the_ends():
+    half = macro_accuracy({name: [0.0, 1.0] * 250 for name in "abcde"})
+    assert half.high - half.value == pytest.approx(1.96 * (0.25 / 2500) ** 0.5, rel=0.02)
+    assert macro_accuracy({"a": [0.0] * 20, "b": [0.0] * 20}).high > 0.05
+
+
 def test_macro_weighs_groups_equally_and_is_the_same_every_time():
     groups = {"a": [1.0] * 10 + [0.0] * 10, "b": [1.0] * 500}
     assert macro_accuracy(groups).value == 0.75

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
@@ -41,6 +42,8 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except (ValueError, TypeError) as error:
+            if not _meant(error):
+                raise
             fail(error, 2)
         except (VtrError, OSError) as error:
             fail(error, 1)
@@ -57,6 +60,12 @@ def fail(error: BaseException, code: int) -> NoReturn:
     logging.getLogger("vtr").debug("traceback", exc_info=error)
     err.print(f"[bold red]error:[/] {_escape(str(error) or type(error).__name__)}", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def _meant(error: BaseException) -> bool:
+    """Whether a `raise` statement made the error; one made by the interpreter (a failed unpacking, ...) is a bug and keeps its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (last.line or "").startswith("raise")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -123,7 +123,17 @@ def print_rows(contents: Sequence[dict[str, Any]]) -> None:
 
     for task in dict.fromkeys(c["fingerprint"]["task"]["name"] for c in contents):
         rows = make_rows([c for c in contents if c["fingerprint"]["task"]["name"] == task])
-        table = Table("method", "budget", "tokens", *rows[0].families, "macro", "ms", title=task, box=None, header_style="bold")
+        table = Table(
+            "method",
+            "budget",
+            "tokens",
+            *rows[0].families,
+            "macro",
+            "ms",
+            title=f"{rows[0].fingerprint['model']['name']} on {task}",
+            box=None,
+            header_style="bold",
+        )
         for row in rows:
             cells = [f"{100 * i.value:.1f}\n[dim]{100 * i.low:.0f}-{100 * i.high:.0f}[/]" for i in (*row.families.values(), row.macro)]
             seeds = f"\n[dim]{len(row.seeds)} seeds[/]" if len(row.seeds) > 1 else ""

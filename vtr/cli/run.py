@@ -72,10 +72,18 @@ def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int
     return create_method(method_class(name).name, **given, **settings)
 
 
+def scaled(number: float) -> str:
+    """`3.82 T`, `111 M`: three digits and a prefix."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g}"
+
+
 def _print(found: Any, pictures: list[str]) -> None:
     from rich.table import Table
 
-    columns = ("", "answer", "visual tokens", "mean per layer", "prefill ms", "choosing ms", "TFLOPs", "KV MiB")
+    columns = ("", "answer", "visual tokens", "mean per layer", "prefill ms", "choosing ms", "FLOPs", "KV MiB")
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for side in (found.full, found.reduced):
         table.add_row(
@@ -85,11 +93,11 @@ def _print(found: Any, pictures: list[str]) -> None:
             f"{side.average_tokens:.1f}",
             f"{side.prefill_ms:.1f}",
             "" if side is found.full else f"{side.choosing_ms:.1f}",
-            f"{side.tflops:.3g}",
+            scaled(side.tflops * 1e12),
             f"{side.kv_mib:.3g}",
         )
     out.print(table)
     runs = len(found.full.prefill_runs_ms)
-    out.print(f"prefill: median of {runs}, vision tower and choosing included. TFLOPs: LLM only, a multiply-add counts once.", style="dim")
+    out.print(f"prefill: median of {runs}, vision tower and choosing included. FLOPs: LLM only, a multiply-add counts once.", style="dim")
     for path in pictures:
         out.print(f"picture: {path}", soft_wrap=True)

@@ -10,7 +10,7 @@ Layout of a file:
     conditions          what may change times but not answers: batch size, threads, platform, git commit, start, seconds
     summary             scores and means, derived from samples
     samples             one line per sample: id, family, answer, prediction, correct, visual_tokens and retained per image, average_tokens,
-                        text_tokens, per_layer (visual tokens at each LLM layer), latency_ms (its share of the batch)
+                        per_layer (visual tokens at each LLM layer), text_tokens, newlines (before, left), latency_ms (its share of the batch)
     digest              sha256 of everything above
 """
 

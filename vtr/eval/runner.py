@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Runner:
     attention: str
     device: str
     batch_size: int = 16
+    _counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -87,7 +88,7 @@ class Runner:
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
         inputs = to_model(encode(self.processor, [s.question for s in batch], [[s.image] for s in batch]), self.model)
         predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
-        tokens = _measured(reduction, inputs, self.model)
+        counts = self._tokens(batch, inputs, reduction)
         return [
             {
                 "id": sample.id,
@@ -95,11 +96,45 @@ class Runner:
                 "answer": sample.answer,
                 "prediction": prediction,
                 "correct": cell.task.is_correct(prediction, sample.answer),
-                **counts,
+                **own,
                 "latency_ms": round(elapsed / len(batch), 3),
             }
-            for sample, prediction, counts in zip(batch, predictions, tokens, strict=True)
+            for sample, prediction, own in zip(batch, predictions, counts, strict=True)
         ]
+
+    def _tokens(self, batch: Sequence[Any], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
+        """What the images of every row came to: tokens before, left at the end, and at every LLM layer."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        images: list[list[dict[str, Any]]] = [[] for _ in batch]
+        for image in reduction.report().to_dict()["images"] if reduction else []:
+            images[image["row"]].append(image)
+        found = []
+        for sample, own, slots, length in zip(batch, images, placeholders(self.model, inputs), prompt_lengths(inputs), strict=True):
+            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(sample)
+            per_layer = (
+                [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)] if reduction else [sum(before)] * layers
+            )
+            found.append(
+                {
+                    "visual_tokens": before,
+                    "retained": [len(image["retained"]) for image in own] if reduction else before,
+                    "average_tokens": statistics.fmean(per_layer),
+                    "per_layer": per_layer,
+                    "text_tokens": length - slots,
+                    "newlines": [slots - sum(before), sum(image["newlines"] for image in own) if reduction else slots - sum(before)],
+                }
+            )
+        return found
+
+    def _full_tokens(self, sample: Any) -> list[int]:
+        """Visual tokens of a sample's image without its newlines, by asking a reduction that keeps all; once per image size."""
+        size = sample.image.size
+        if size not in self._counts:
+            inputs = to_model(encode(self.processor, [sample.question], [[sample.image]]), self.model)
+            with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
+                generate(self.model, self.processor, inputs, 1)
+                self._counts[size] = [image.visual_tokens for image in reduction.report().images]
+        return self._counts[size]
 
 
 def pending(runner_fingerprints: Iterable[tuple[Cell, dict[str, Any]]], folder: Path) -> tuple[list[Cell], list[str]]:
@@ -125,7 +160,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
     outcomes = {f: [float(s["correct"]) for s in samples if s["family"] == f] for f in families}
     outcomes = {family: values for family, values in outcomes.items() if values}
     shape = TransformerShape.from_config(config.get_text_config())
-    lengths = [[s["text_tokens"] + tokens for tokens in s["per_layer"]] for s in samples]
+    lengths = [_lengths(s) for s in samples]
     return {
         "samples": len(samples),
         "families": {family: wilson(int(sum(v)), len(v))._asdict() for family, v in outcomes.items()},
@@ -139,26 +174,10 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
     }
 
 
-def _measured(reduction: Any, inputs: Any, model: Any) -> list[dict[str, Any]]:
-    """Per row of the batch what its images came to: tokens before, left at the end, and on the mean over the LLM's layers."""
-    layers = model.config.get_text_config().num_hidden_layers
-    before, lengths = placeholders(model, inputs), prompt_lengths(inputs)
-    rows: list[dict[str, Any]] = [
-        {"visual_tokens": [n], "retained": [n], "average_tokens": float(n), "text_tokens": length - n, "per_layer": [n] * layers}
-        for n, length in zip(before, lengths, strict=True)
-    ]
-    if reduction is None:
-        return rows
-    images: list[list[dict[str, Any]]] = [[] for _ in rows]
-    for image in reduction.report().to_dict()["images"]:
-        images[image["row"]].append(image)
-    for row, own in zip(rows, images, strict=True):
-        if own:
-            row["visual_tokens"] = [image["visual_tokens"] for image in own]
-            row["retained"] = [len(image["retained"]) for image in own]
-            row["per_layer"] = [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)]
-            row["average_tokens"] = statistics.fmean(row["per_layer"])
-    return rows
+def _lengths(sample: Mapping[str, Any]) -> list[int]:
+    """Tokens of a sample's prompt at every LLM layer; newlines go when visual tokens go."""
+    full, (newlines, left) = sum(sample["visual_tokens"]), sample["newlines"]
+    return [sample["text_tokens"] + tokens + (newlines if tokens == full else left) for tokens in sample["per_layer"]]
 
 
 def _batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

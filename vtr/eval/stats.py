@@ -43,14 +43,27 @@ def accuracy(outcomes: Sequence[float]) -> Interval:
     Args:
         outcomes: per sample 0 or 1, or a mean over seeds in between; Wilson for the former, bootstrap over samples for the latter.
     """
+    if not outcomes:
+        raise ValueError("accuracy: every group needs at least one sample, got an empty one")
     if all(value in (0, 1) for value in outcomes):
         return wilson(int(sum(outcomes)), len(outcomes))
-    return macro_accuracy({"all": outcomes})
+    return _bootstrap([np.asarray(outcomes, dtype=float)])
 
 
 def macro_accuracy(groups: Mapping[str, Sequence[float]]) -> Interval:
-    """Interval of the unweighted mean over groups of their mean outcomes: percentile bootstrap inside each group."""
-    return _bootstrap([np.asarray(values, dtype=float) for values in groups.values()])
+    """Interval of the unweighted mean over groups of their mean outcomes.
+
+    The groups' own intervals are combined by their distances from the estimates (MOVER: Zou and Donner, Statistics in Medicine 2008), so that
+    groups with all answers right or wrong still count with their uncertainty.
+
+    Args:
+        groups: group -> outcomes as for `accuracy`.
+    """
+    own = [accuracy(values) for values in groups.values()]
+    mean = sum(one.value for one in own) / len(own)
+    down = sum((one.value - one.low) ** 2 for one in own) ** 0.5 / len(own)
+    up = sum((one.high - one.value) ** 2 for one in own) ** 0.5 / len(own)
+    return Interval(mean, max(0.0, mean - down), min(1.0, mean + up))
 
 
 def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> Interval:
@@ -68,8 +81,7 @@ def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[
 
 
 def _bootstrap(groups: Sequence[np.ndarray]) -> Interval:
-    if not groups or any(len(values) == 0 for values in groups):
-        raise ValueError("bootstrap: every group needs at least one sample")
+    """Percentile bootstrap of the mean over groups, resampled inside each group."""
     dice = np.random.default_rng(0)
     means = np.zeros(RESAMPLES)
     for values in groups:

@@ -17,7 +17,7 @@ VIEW_PX = 480
 GAP = 12
 _DIM = 0.22  # brightness left of a removed patch
 _PADDING = 225  # patches that never were visual tokens
-_MANY_LINKS = 400
+_MANY_LINKS = 150
 
 
 def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

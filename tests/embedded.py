@@ -1,0 +1,24 @@
+"""Checkpoint folders like the embedded ones, with random weights: what commands and evaluation are tested on."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+
+@cache
+def random_checkpoint(next_: bool = False) -> Path:
+    """A folder that plain `from_pretrained` loads: real processor, 576 visual tokens (or AnyRes), 3 layers of width 32."""
+    import torch
+
+    from vtr.tiny.export import export
+    from vtr.tiny.model import Sizes, build_model
+    from vtr.tiny.tokenizer import build_tokenizer
+
+    folder = Path(mkdtemp(prefix="vtr-test-")) / ("random-next" if next_ else "random")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(build_tokenizer(), Sizes(width=32, tower_layers=3, llm_layers=3, heads=2, intermediate=64), next_=next_)
+    export(model, folder)
+    return folder

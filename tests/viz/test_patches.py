@@ -1,0 +1,90 @@
+"""Pictures: retained patches as they were, removed ones dim, merged ones in the colour of their pivot."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtr.viz import Tile, contact_sheet, draw_patches, views_from_pixels
+
+
+def entry(**changes):
+    """A 4 x 4 image whose patches 5 and 10 were retained."""
+    return {
+        "views": 1,
+        "patch_grid": [4, 4],
+        "crop_grid": [0, 0],
+        "tokens": list(range(16)),
+        "retained": [5, 10],
+        "assignment": None,
+        **changes,
+    }
+
+
+def middle(picture, patch, side=100, origin=(0, 0)):
+    row, col = divmod(patch, 4)
+    return picture.getpixel((origin[0] + col * side + side // 2, origin[1] + row * side + side // 2))
+
+
+WHITE = np.full((1, 32, 32, 3), 240, np.uint8)
+
+
+def test_normalisation_is_undone():
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.1]
+    image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    pixels = (image / 255 - np.array(mean)) / np.array(std)
+    assert (views_from_pixels(pixels.transpose(0, 3, 1, 2), mean, std) == image).all()
+    assert views_from_pixels(pixels.transpose(0, 3, 1, 2)[0], mean, std).shape == (1, 8, 8, 3)
+
+
+def test_retained_patches_are_bright_and_the_rest_is_dim():
+    picture = draw_patches(WHITE, entry(), view_px=400)
+    assert picture.size == (400, 400)
+    for patch in range(16):
+        assert middle(picture, patch) == ((240, 240, 240) if patch in (5, 10) else (53, 53, 53))
+
+
+def test_without_a_report_nothing_is_changed():
+    assert np.asarray(draw_patches(WHITE, view_px=64)).min() == 240
+
+
+def test_merged_patches_have_the_colour_of_their_pivot_and_a_line_to_it():
+    assignment = [-1] * 16
+    assignment[5], assignment[10], assignment[4], assignment[6], assignment[11] = 5, 10, 5, 5, 10
+    picture = draw_patches(WHITE, entry(assignment=assignment), view_px=400)
+    corner = [picture.getpixel((col * 100 + 20, row * 100 + 20)) for row, col in ((1, 0), (1, 2), (2, 3))]
+    assert corner[0] == corner[1] != corner[2]
+    assert middle(picture, 0) == (53, 53, 53)
+    assert picture.getpixel((100, 150)) not in {(240, 240, 240), corner[0]}, "the line from patch 4 to its pivot 5"
+
+
+def test_patches_that_never_were_tokens_are_neither_retained_nor_removed():
+    picture = draw_patches(WHITE, entry(tokens=list(range(4, 16))), view_px=400)
+    assert middle(picture, 0) == (225, 225, 225)
+
+
+def test_crops_stand_as_a_canvas_beside_the_thumbnail():
+    views = np.stack([np.full((32, 32, 3), 40 * (v + 1), np.uint8) for v in range(5)])
+    retained = [16 * v + 5 for v in range(5)]
+    picture = draw_patches(views, entry(views=5, crop_grid=[2, 2], tokens=list(range(80)), retained=retained), view_px=400)
+    assert picture.size == (400 + 12 + 800, 800)
+    for view, origin in enumerate([(0, 0), (412, 0), (812, 0), (412, 400), (812, 400)]):
+        assert middle(picture, 5, origin=origin) == (40 * (view + 1),) * 3
+    wide = draw_patches(views[:3], entry(views=3, crop_grid=[1, 2], tokens=[], retained=[]), view_px=100)
+    assert wide.size == (100 + 12 + 200, 100)
+
+
+def test_padding_views_are_not_drawn_and_missing_ones_are_refused():
+    assert draw_patches(np.repeat(WHITE, 3, 0), entry(), view_px=100).size == (100, 100)
+    with pytest.raises(ValueError, match="report has 5 views, got pixels of 1"):
+        draw_patches(WHITE, entry(views=5))
+
+
+def test_contact_sheet_holds_every_tile():
+    red, blue = Image.new("RGB", (50, 50), "red"), Image.new("RGB", (100, 50), "blue")
+    rows = [("What is it?", [Tile(red, "red", True), Tile(blue, "a " * 500, False)]), ("Again?", [Tile(red, ""), Tile(red, "x")])]
+    sheet = contact_sheet("A title " * 50, ["full", "random: 64 visual tokens"], rows, tile_px=200)
+    colors = {color: count for count, color in sheet.getcolors(sheet.width * sheet.height)}
+    assert colors[(255, 0, 0)] == 3 * 200 * 200
+    assert colors[(0, 0, 255)] == 200 * 100
+    with pytest.raises(ValueError, match="has 1 tiles for 2 columns"):
+        contact_sheet("t", ["a", "b"], [("r", [Tile(red, "x")])])
