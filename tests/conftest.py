@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def wanted(config: pytest.Config, name: str) -> bool:
     """Whether a marker was asked for, by its option or by name in `-m`."""
-    return config.getoption(f"--{name}") or re.search(rf"\b{name}\b", config.getoption("-m") or "") is not None
+    return config.getoption(f"--{name}") or re.search(rf"(?<!not )\b{name}\b", config.getoption("-m") or "") is not None
 
 
 def pytest_configure(config: pytest.Config) -> None:
