@@ -14,47 +14,50 @@ from vtr.types import Geometry, Signal
 GEOMETRY = Geometry("test", tower_layers=5, feature_layer=3, prefix_tokens=1, has_cls=True, patch_grid=(6, 6), llm_layers=5, most_tokens=36)
 
 
-def brute_force(x: Tensor, metric: Tensor, size: list[float], remove: int, cls: bool) -> tuple[list[int], dict[int, int]]:
-    """One layer on a whole sequence `(T, D)` with CLS, step by step: the order of the output and who merged into whom."""
-    t = len(x)
+def brute_force(metric: Tensor, remove: int, cls: bool) -> tuple[list[int], dict[int, int]]:
+    """One layer on a whole sequence `(T, d)`, step by step: the order of the output and who merged into whom."""
+    t = len(metric)
     unit = F.normalize(metric, dim=-1)
     cosine = (unit @ unit.T).tolist()
     even, odd = list(range(0, t, 2)), list(range(1, t, 2))
     nearest = {a: max(odd, key=lambda b: (cosine[a][b], -b)) for a in even}
     ranked = sorted((a for a in even if not (cls and a == 0)), key=lambda a: (-cosine[a][nearest[a]], a))
     gone = {a: nearest[a] for a in ranked[:remove]}
-    return [a for a in even if a not in gone] + odd, gone
+    unmerged = [a for a in even if a not in gone] if cls else ranked[remove:]
+    return unmerged + odd, gone
 
 
-@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 4))
-def test_several_layers_with_cls_equal_brute_force(seed: int, patches: int, layers: int) -> None:
+@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 4), st.booleans())
+def test_several_layers_equal_brute_force_in_the_authors_order(seed: int, patches: int, layers: int, cls: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, patches, 3, generator=generator).double()
     real, size = torch.ones(1, patches).bool(), torch.ones(1, patches)
     number = torch.arange(patches)[None]
-    plain, plain_size, names = torch.cat([torch.zeros(1, 3).double(), x[0]]), [1.0] * (patches + 1), list(range(-1, patches))
+    plain = torch.cat([torch.zeros(int(cls), 3).double(), x[0]])
+    plain_size, names = [1.0] * len(plain), list(range(-int(cls), patches))
     tokens, ids = x, torch.arange(patches)[None]
     for _ in range(layers):
         n = tokens.shape[1]
         remove = int(torch.randint(n // 2 + 1, (1,), generator=generator))
-        order, gone = brute_force(plain, plain, plain_size, remove, cls=True)
-        for source, pivot in gone.items():  # one after the other: weighted by size
-            total = plain_size[source] + plain_size[pivot]
-            plain[pivot] = (plain[pivot] * plain_size[pivot] + plain[source] * plain_size[source]) / total
-            plain_size[pivot] = total
         if remove:
+            order, gone = brute_force(plain, remove, cls)
+            for source, pivot in gone.items():  # one after the other: weighted by size
+                total = plain_size[source] + plain_size[pivot]
+                plain[pivot] = (plain[pivot] * plain_size[pivot] + plain[source] * plain_size[source]) / total
+                plain_size[pivot] = total
             plain, plain_size, names = plain[order], [plain_size[i] for i in order], [names[i] for i in order]
 
-        keep, merged, assign, number = tome(tokens, tokens, size, real, torch.tensor([n - remove]), number, shift=1)
+        left = torch.tensor([n - remove])
+        keep, merged, assign, number = tome(tokens, tokens, size, real, left, number, shift=int(cls), reorder=not cls)
         assert keep.sum() == n - remove and keep.gather(1, assign).all()
         total_size = torch.zeros_like(size).scatter_add_(1, assign, size)
         index = keep[0].nonzero()[:, 0]
         tokens, size, number, ids = merged[:, index], total_size[:, index], number[:, index], ids[:, index]
         real = torch.ones_like(size).bool()
         in_order = number[0].argsort()
-        assert ids[0, in_order].tolist() == names[1:], "the next layer splits as the authors' order does"
-        torch.testing.assert_close(tokens[0, in_order], plain[1:], atol=1e-9, rtol=0)
-        assert size[0, in_order].tolist() == plain_size[1:]
+        assert ids[0, in_order].tolist() == names[int(cls) :], "the next layer splits as the authors' order does"
+        torch.testing.assert_close(tokens[0, in_order], plain[int(cls) :], atol=1e-9, rtol=0)
+        assert size[0, in_order].tolist() == plain_size[int(cls) :]
 
 
 @given(st.integers(1, 80), st.integers(1, 8), st.sampled_from([0.0, -1.0, 1.0, 0.5]), st.data())
