@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtr.apply.call import Clock
 from vtr.apply.plan import Plan, PlanStep, signal_layer
-from vtr.apply.sequence import Images, Located, Sequence, locate, make_view, remember, settle, to_device
+from vtr.apply.sequence import Images, Located, Sequence, check_selection, locate, make_view, remember, settle, to_device
 from vtr.apply.signals import Tap, tower_signal
 from vtr.hosts._host import Host, ImageLayout
 from vtr.ops.gather import take
@@ -104,6 +104,7 @@ def run_tower_step(host: Host, plan: Plan, run: Encoding, item: PlanStep, hidden
     run.clock.stop(started, hidden.device)
     if item.step.action == "observe":
         return hidden
+    check_selection(item.name, selection, view)
     counted = item.step.counted and plan.methods[item.method].budget is not None
     return _shorten(run, item, hidden, prefix, view, located, keep if counted else None, selection)
 

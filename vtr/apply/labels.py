@@ -49,7 +49,8 @@ class LabelHooks:
         logits = output[0] if isinstance(output, tuple) else output.logits
         if survivors is not None:
             column, valid = (t.to(labels.device) for t in survivors)
-            labels = torch.where(valid, labels.gather(1, column), IGNORE)
+            begun = valid & (valid.cumsum(1) > 1)  # nothing real predicts the first token of a row
+            labels = torch.where(begun, labels.gather(1, column), IGNORE)
         extra = {"num_items_in_batch": kwargs["num_items_in_batch"]} if "num_items_in_batch" in kwargs else {}
         loss = module.loss_function(logits=logits, labels=labels, vocab_size=self.host.language_model.config.vocab_size, **extra)
         if isinstance(output, tuple):

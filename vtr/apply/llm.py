@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vtr.apply import freeze
 from vtr.apply.call import CacheState, Call, Encoded, move
 from vtr.apply.columns import columns, mask, reconcile, store, survey, valid_tokens
+from vtr.apply.entry import check_history, placeholders
 from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
 from vtr.apply.prefill import begin, run_step, shorten
@@ -21,7 +22,8 @@ from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
 from vtr.types import VtrError
 
-ENCODED = "_vtr_encoded"
+ENCODED = "vtr_encoded"
+"""Key under which the output of `get_image_features` carries what the tower leaves for the LLM."""
 
 
 class LlmHooks:
@@ -80,41 +82,27 @@ class LlmHooks:
         self.survivors.clear()
 
     # ---- base model: which positions of this call are visual
-    def enter_base(self, module: Any, args: tuple, kwargs: dict) -> None:
+    def enter_base(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         ids: Any = args[0] if args else kwargs.get("input_ids")
         embeds: Any = kwargs.get("inputs_embeds")
         source = ids if ids is not None else embeds
+        kwargs = dict(kwargs)
+        positions = kwargs.pop("visual_positions", None)
         if source is None:
-            return
+            return args, kwargs
         self.call = call = Call()
         if source.shape[1] == 1:
-            return
+            return args, kwargs
         if list(module.language_model.layers) != self.layers:
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
-        self._check_history(kwargs, source.shape[1])
-        if ids is not None:
-            call.visual = torch.isin(ids, torch.tensor(self.host.placeholder_ids, device=ids.device))
+        check_history(self.states, kwargs, source.shape[1])
+        if positions is not None:
+            call.visual = positions.bool()
         else:
-            table = module.get_input_embeddings()
-            call.visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-            for placeholder in self.host.placeholder_ids:
-                row = table(torch.tensor([placeholder], device=embeds.device))
-                call.visual |= (embeds == row.to(embeds.dtype)).all(-1)
+            call.visual = placeholders(self.host, module, ids, embeds, kwargs.get("past_key_values"))
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        call.encoded = getattr(image, ENCODED, None)
-
-    def _check_history(self, kwargs: dict, length: int) -> None:
-        cache: Any = kwargs.get("past_key_values")
-        given = kwargs.get("attention_mask")
-        state = self.states.get(cache) if cache is not None else None
-        if state is None or not isinstance(given, Tensor) or given.ndim != 2:
-            return
-        stands_for = int(cache.get_seq_length()) + state.dropped
-        if int(cache.get_seq_length()) and given.shape[1] not in (stands_for + length, length):
-            raise ValueError(
-                f"vtr: pass only the new tokens, got an attention_mask of {given.shape[1]} columns for a cache that stands for {stands_for} "
-                f"tokens and {length} new ones; after a reduction input_ids must not repeat the history"
-            )
+        call.encoded = image.get(ENCODED) if isinstance(image, dict) else None
+        return args, kwargs
 
     # ---- language model
     def enter_language(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -201,7 +189,9 @@ class LlmHooks:
         last = [s for s in self.plan.steps if s.step.stage in ("input", "tower") or s.step.side == "before_projector"][-1]
         counts = [encoded.counts[s] for s in images.source]
         embeds = shorten(call, embeds, (gid < 0) | kept[gid.clamp_min(0)], counts, last)
-        return embeds.nan_to_num(0.0)  # left filler may be a tombstone; it is masked, but NaN would pass through a masked value
+        # left filler may be a tombstone; it is masked, but NaN would pass through a masked value
+        filler = ~sequence.valid & (sequence.gid_of.gather(1, sequence.column) >= 0)
+        return embeds.masked_fill(filler[..., None], 0.0)
 
     # ---- layers
     def _layer_hook(self, i: int) -> Any:
@@ -221,7 +211,7 @@ class LlmHooks:
                     call.positions.rope = rope
                     hidden = run_step(self.host, self.plan, call, item, hidden, rope)
                 assert call.sequence is not None
-                if hidden.shape[1] != given.shape[1]:
+                if call.sequence.valid is not call.now[i]:
                     call.now = call.now[:i] + [call.sequence.valid] * (len(call.now) - i)
             if i - 1 in call.taps:
                 del call.taps[i - 1]

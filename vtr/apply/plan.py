@@ -205,7 +205,7 @@ def _check_budgets(plan: Plan, host: Host) -> None:
                 f"{method.name}: keep={budget.keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
                 "keep fewer"
             )
-        if budget.keep is not None and len(plan.methods) > 1 and budget.keep > left:
+        if budget.keep is not None and budget.keep >= left < host.most_tokens:
             raise ValueError(
                 f"{method.name}: keep={budget.keep} removes nothing, {int(left)} tokens are left by the methods before it; lower it or leave "
                 f"{method.name} out"

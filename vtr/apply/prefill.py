@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtr.apply.call import Call, Encoded
 from vtr.apply.plan import Plan, PlanStep, signal_layer
-from vtr.apply.sequence import Images, Sequence, locate, make_view, remember, settle, to_device
+from vtr.apply.sequence import Images, Sequence, check_selection, locate, make_view, remember, settle, to_device
 from vtr.apply.signals import Tap, llm_signal, tower_signal
 from vtr.hosts._host import Host, ImageLayout
 from vtr.hosts._taps import project_qkv
@@ -131,6 +131,7 @@ def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor,
     remember(view, located, images, item.method)
     if step.action == "observe":
         return hidden
+    check_selection(item.name, selection, view)
     hidden, keep = settle(selection, view, located, images, hidden, sequence)
     return shorten(call, hidden, keep, target if counted else None, item)
 

@@ -203,6 +203,33 @@ def remember(view: View, located: Located, images: Images, method: int) -> None:
         images.tables[method, name] = table[:-1]
 
 
+def check_selection(name: str, selection: Selection, view: View) -> None:
+    """Refuses an answer that does not fit its View; values of an index are looked at on the CPU only, where that costs no sync.
+
+    Raises:
+        TypeError: not a Selection, or a wrong dtype.
+        ValueError: a wrong shape or an index out of range.
+    """
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"{name}: select must return a vtr.Selection, got {type(selection).__name__}; wrap the keep mask in Selection(keep=...)"
+        )
+    groups, n = view.real.shape
+    keep, index = selection.keep, selection.index
+    if keep is not None and (keep.dtype != torch.bool or keep.shape != view.real.shape):
+        kind = TypeError if keep.dtype != torch.bool else ValueError
+        raise kind(
+            f"{name}: keep must be a bool mask {(groups, n)}, got {keep.dtype} {tuple(keep.shape)}; return one entry per token of the view"
+        )
+    if index is not None:
+        if index.dtype != torch.int64 or index.ndim != 2 or len(index) != groups:
+            raise ValueError(f"{name}: index must be int64 ({groups}, K), got {index.dtype} {tuple(index.shape)}; return one row per group")
+        if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < n:
+            raise ValueError(
+                f"{name}: index must be 0 to {n - 1}, got {int(index.min())} to {int(index.max())}; it counts tokens of the view"
+            )
+
+
 def settle(selection: Selection, view: View, located: Located, images: Images, hidden: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
     """Turns a Selection into a keep mask over the sequence, with merged values written and sizes and assignment updated.
 

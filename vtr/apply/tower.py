@@ -94,8 +94,8 @@ class TowerHooks:
                 return output
             taps = {i: tap for i, tap in run.taps.items() if any(s.tower for s in self.watched[i])}
             encoded = Encoded(run.images, run.kept(), run.by_image(run.alive), taps, run.rows(), run.clock)
-            if not isinstance(output, tuple):
-                setattr(output, ENCODED, encoded)
+            if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
+                output[ENCODED] = encoded
             if self.llm.call is not None:
                 self.llm.call.encoded = encoded
             return output
