@@ -15,15 +15,9 @@ from torch import Tensor, nn
 
 CALLS = {"dense": 0, "varlen": 0}
 _FIELDS = (
-    "_flash_fn",
-    "_flash_varlen_fn",
-    "_flash_with_kvcache_fn",
-    "_pad_fn",
-    "_unpad_fn",
-    "_process_flash_kwargs_fn",
-    "_process_with_kvcache_kwargs_fn",
-    "_loaded_implementation",
-)
+    "_flash_fn _flash_varlen_fn _flash_with_kvcache_fn _pad_fn _unpad_fn _process_flash_kwargs_fn _process_with_kvcache_kwargs_fn "
+    "_loaded_implementation"
+).split()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
@@ -81,15 +75,22 @@ def flash_attn_varlen_func(
 def flash_attention(model: nn.Module) -> Iterator[dict[str, int]]:
     """Inside, `model` runs transformers' FlashAttention-2 code on the stand-in kernels; yields the call counts."""
     utils: Any = flash_utils
-    saved = {name: getattr(utils, name) for name in _FIELDS}
+    saved = {name: getattr(utils, name) for name in _FIELDS if hasattr(utils, name)}  # 5.17 knows fewer
     configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if hasattr(c, "_attn_implementation_internal")}
     implementations = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
-        utils._flash_fn, utils._flash_varlen_fn, utils._flash_with_kvcache_fn = flash_attn_func, flash_attn_varlen_func, None
-        utils._pad_fn, utils._unpad_fn = utils._pad_input, utils._unpad_input
-        utils._process_flash_kwargs_fn = utils._lazy_define_process_function(flash_attn_varlen_func)
-        utils._process_with_kvcache_kwargs_fn = dict
-        utils._loaded_implementation = "flash_attention_2"
+        replacements = {
+            "_flash_fn": flash_attn_func,
+            "_flash_varlen_fn": flash_attn_varlen_func,
+            "_flash_with_kvcache_fn": None,
+            "_pad_fn": utils._pad_input,
+            "_unpad_fn": utils._unpad_input,
+            "_process_flash_kwargs_fn": utils._lazy_define_process_function(flash_attn_varlen_func),
+            "_process_with_kvcache_kwargs_fn": dict,
+            "_loaded_implementation": "flash_attention_2",
+        }
+        for name in saved:
+            setattr(utils, name, replacements[name])
         for config in configs.values():
             config._attn_implementation_internal = "flash_attention_2"
         CALLS.update(dense=0, varlen=0)

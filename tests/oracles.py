@@ -118,8 +118,8 @@ def check_report(batch: Batch, result: Run, keep: Tensor) -> None:
     assert [sorted(image["retained"]) for image in images] == [sorted(ids) for ids in result.choices[-1].retained], "report: retained"
     assert [image["visual_tokens"] for image in images] == batch.counts(), "report: visual_tokens"
     visual = [int((keep[row] & batch.visual[row]).sum()) for row in range(len(keep))]
-    told = [sum(len(i["tokens"]) + i["newlines"] for i in images if i["row"] == row) for row in range(len(keep))]
-    assert told == visual, "report: tokens and newlines do not add up to what is left"
+    told = [sum(len(i["retained"]) + i["newlines"] for i in images if i["row"] == row) for row in range(len(keep))]
+    assert told == visual, "report: retained and newlines do not add up to what is left"
 
 
 def logits_of(output: Any) -> Tensor:
@@ -254,7 +254,7 @@ def static_cache(setup: Setup) -> float:
 @torch.no_grad()
 def beams(setup: Setup) -> float:
     """O7b: beam search of a batch == of its rows."""
-    model, batch = setup.model, setup.batch()
+    model, batch = setup.model, setup.batch(*tiny_models.beam_rows())
     with vtr.reduced(model, list(BOTH)):
         together = generate(model, batch, 4, num_beams=3).sequences[:, -4:]
         alone = [generate(model, batch.row(row), 4, num_beams=3).sequences[0, -4:] for row in range(2)]

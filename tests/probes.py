@@ -127,7 +127,7 @@ class ByAttention(Probe):
 
     def select(self, view: View) -> Selection:
         score = view.signals[self.needs[0]].masked_fill(~view.real, -1.0)
-        rank = score.argsort(1, descending=True, stable=True).argsort(1)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
         return _note(self.stage, view, view.real & (rank < view.keep[:, None]))
 
 
@@ -145,7 +145,7 @@ class TowerTop(Probe):
 
     def top(self, signal: Signal, view: View) -> Selection:
         score = view.signals[signal].masked_fill(~view.real, -1.0)
-        rank = score.argsort(1, descending=True, stable=True).argsort(1)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
         return _note("tower", view, view.real & (rank < view.keep[:, None]))
 
 
@@ -226,7 +226,7 @@ class Carried(Probe):
         assert view.memory["layer"] == self.layer
         self.same_patches(view)
         score = view.per_token["score"].masked_fill(~view.real, -torch.inf)
-        rank = score.argsort(1, descending=True, stable=True).argsort(1)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
         half = (view.real.sum(1, keepdim=True) + 1) // 2
         return _note("boundary", view, view.real & (rank < half))
 

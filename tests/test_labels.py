@@ -76,13 +76,9 @@ def test_gradients_flow_through_a_reduced_model(kind, plan):
         assert weight.grad is not None and bool(weight.grad.isfinite().all()) and float(weight.grad.abs().sum()) > 0, name
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    grads = []
-    for checkpointing in (False, True):
-        model, batch = build("llava").requires_grad_(True).train(), batch_of("llava")
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        with vtr.reduced(model, PLANS["ragged"]):
-            model(**batch.inputs, labels=labels_of(batch), use_cache=False).loss.backward()
-        grads.append(model.model.language_model.layers[3].mlp.up_proj.weight.grad)
-    torch.testing.assert_close(*grads)
+def test_gradient_checkpointing_is_refused():
+    model, batch = build("llava").requires_grad_(True).train(), batch_of("llava")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # renamed after 5.17
+    enable()
+    with vtr.reduced(model, PLANS["ragged"]), pytest.raises(vtr.VtrError, match=r"gradient checkpointing .*switch it off"):
+        model(**batch.inputs, labels=labels_of(batch), use_cache=False)

@@ -10,6 +10,8 @@ from tests import oracles, probes, reference, tiny_models
 from tests.oracles import EXACT_TOKENS, ONLY_SDPA, ORACLES, TOLERANCE, Setup
 from tests.probes import EveryNth, Ragged
 
+LONG_TEXT = ((4, tiny_models.Shot(40, 90), 6), (400,))
+"""The prompt without an image is the longest: removal does not make the batch shorter."""
 FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 
@@ -51,7 +53,7 @@ def test_newlines_follow_their_option(newlines, plan):
 
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
-@pytest.mark.parametrize("rows", [tiny_models.ONE, tiny_models.WITH_TEXT_ONLY])
+@pytest.mark.parametrize("rows", [tiny_models.ONE, tiny_models.WITH_TEXT_ONLY, LONG_TEXT])
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_any_padding_and_rows_without_an_image(kind, rows, pad):
     setup = Setup(kind, dtype=FP64)

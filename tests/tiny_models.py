@@ -6,7 +6,6 @@ Weights are spread so that outputs differ visibly. Models are cached and shared:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -51,6 +50,7 @@ class Shot(NamedTuple):
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
 ONE = ((4, Shot(96, 30), 6),)
+ONE_EACH = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 5))
 WITH_TEXT_ONLY = ((4, Shot(40, 90), 6), (9,), (3, Shot(96, 30), Shot(48, 48), 5))
 
 
@@ -93,10 +93,12 @@ def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
     return model.to(dtype).eval().requires_grad_(False)
 
 
-@cache
 def model_of(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
     """The shared model of that kind; see `build`."""
-    return build(kind, attention, dtype)
+    return _shared(kind, attention, dtype)
+
+
+_shared = cache(build)
 
 
 KINDS = ("llava", "llava_siglip", "llava_next")
@@ -249,7 +251,8 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def grid_below(count: int) -> tuple[int, int]:
-    """The largest square grid with at most `count` cells."""
-    side = min(math.isqrt(count), SIDE)
-    return side, side
+def beam_rows() -> tuple[tuple[int | Shot, ...], ...]:
+    """Prompts for beam search: transformers 5.17 mixes up the images of a prompt with several (also unreduced), later ones do not."""
+    from transformers.generation.utils import GenerationMixin
+
+    return ROWS if hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation") else ONE_EACH
