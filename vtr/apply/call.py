@@ -74,6 +74,7 @@ class Call:
         past, now: per layer, real columns of the cache and of this call.
         taps: what was read at layers of the LLM.
         events: `(layer, counts)` after every removal; the boundary is layer 0.
+        unpadded: no row has padding.
         probing: a projection of our own is running; taps look away.
         expand: how often prompt rows repeat (beams).
     """
@@ -103,6 +104,7 @@ class Call:
     frozen: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     events: list[tuple[int, list[int]]] = field(default_factory=list)
     clock: Clock = field(default_factory=lambda: Clock())
+    unpadded: bool = False
     probing: bool = False
     expand: int = 1
 

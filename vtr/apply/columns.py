@@ -49,7 +49,7 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None) -> dict[str, Any]:
         ids: position ids or None.
 
     Returns:
-        Per row `visual`, `text` and `fixed` (text and trailing padding) counts, and whether positions are `gapless`.
+        Per row `visual`, `text` and `fixed` (text and trailing padding) counts, whether rows are `unpadded` and positions `gapless`.
     """
     assert call.visual is not None
     call.visual = call.visual & valid
@@ -65,6 +65,7 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None) -> dict[str, Any]:
         "visual": visual,
         "text": text,
         "fixed": [t + e for t, e in zip(text, trail, strict=True)],
+        "unpadded": all(r == valid.shape[1] for r in real),
         "gapless": ids is None or (bool(rest) and all(rest[0])),
     }
 

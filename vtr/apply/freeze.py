@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from vtr.apply.columns import mask
 from vtr.hosts._host import Host
 from vtr.hosts._taps import project_qkv
 from vtr.ops.gather import compaction, take
+from vtr.types import VtrError
 
 
 class _Interleaved:
@@ -58,17 +60,51 @@ def freeze(host: Host, call: Call, layer: int, module: nn.Module, hidden: Tensor
     call.probing = True
     _, key, value = project_qkv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
     call.probing = False
-    full = mask(host, call, layer, hidden, may_skip=False).expand(len(hidden), -1, -1, -1)  # (B, 1, S, keys)
-    rows = text[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[-1])
+    if host.attention_name(tower=False).startswith("flash"):
+        if len(hidden) > 1 or not call.unpadded:
+            raise VtrError(
+                "vtr: freezing a padded batch needs masks by rows, which FlashAttention cannot take; use attn_implementation='sdpa'"
+            )
+        rows_mask = None  # `by_runs` calls the kernel once per stretch of text
+    else:
+        full = mask(host, call, layer, hidden, may_skip=False).expand(len(hidden), -1, -1, -1)  # (B, 1, S, keys)
+        rows_mask = full.gather(2, text[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[-1]))
     kwargs = {
         **kwargs,
-        "attention_mask": full.gather(2, rows),
+        "attention_mask": rows_mask,
         "position_embeddings": (take(rope[0], text), take(rope[1], text)),
         "position_ids": None,
         "past_key_values": _Interleaved(kwargs.get("past_key_values"), key, value, visual, text, length),
     }
     call.frozen[layer] = (hidden, text, text_real)
     return take(hidden, text), kwargs
+
+
+def by_runs(current: Callable[[], Call | None], layer: int) -> Callable[..., Any]:
+    """A detour for a frozen layer under FlashAttention, one sample: text rows attend in stretches, each a causal chunk that ends where the
+    stretch ends (bottom-right aligned), so that no mask is needed.
+
+    Args:
+        current: the call of this thread.
+        layer: index of the frozen layer.
+    """
+
+    def run(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
+        call = current()
+        if call is None or layer not in call.frozen or call.probing or query.shape[2] == 1:
+            return function(module, query, key, value, attention_mask, *args, **kwargs)
+        hidden, text, _ = call.frozen[layer]
+        columns = text[0].tolist()
+        before = key.shape[2] - hidden.shape[1]  # keys of earlier turns
+        ends = [i + 1 for i, c in enumerate(columns) if i + 1 == len(columns) or columns[i + 1] != c + 1]
+        parts, start = [], 0
+        for end in ends:
+            stop = before + columns[end - 1] + 1
+            parts.append(function(module, query[:, :, start:end], key[:, :, :stop], value[:, :, :stop], None, *args, **kwargs)[0])
+            start = end
+        return torch.cat(parts, 1), None
+
+    return run
 
 
 def thaw(call: Call, layer: int, output: Any) -> Any:

@@ -63,6 +63,8 @@ class LlmHooks:
             undo.append(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
             if self.plan.at("prefill", i, action="freeze"):
                 undo.append(layer.register_forward_hook(self._thaw_hook(i), with_kwargs=True).remove)
+                if host.attention_name(tower=False).startswith("flash"):
+                    undo.append(TAPS.detour(getattr(layer, host.llm_attention), freeze.by_runs(lambda: self.call, i)))
         for i, signals in self.watched.items():
             layer, kinds = host.layers[i], {s.kind for s in signals}
             attention, mlp = getattr(layer, host.llm_attention), getattr(layer, host.llm_mlp)
@@ -144,7 +146,7 @@ class LlmHooks:
         if call.prefill:
             assert stats is not None
             self._check_prefill(call, state, past, length)
-            call.fixed, call.text_width = stats["fixed"], max(stats["text"])
+            call.fixed, call.text_width, call.unpadded = stats["fixed"], max(stats["text"]), stats["unpadded"]
             begin(self.host, call, valid, stats["visual"])
             assert call.sequence is not None
             call.now = [call.sequence.valid] * count

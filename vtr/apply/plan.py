@@ -228,5 +228,3 @@ def _check_backend(plan: Plan, host: Host) -> None:
                 raise VtrError(
                     f"{s.name}: proportional attention adds a bias that {name} cannot take; use attn_implementation='sdpa' or proportional=False"
                 )
-            if not tower and s.step.action == "freeze":
-                raise VtrError(f"{s.name}: freezing needs a mask by rows that {name} cannot take; use attn_implementation='sdpa'")

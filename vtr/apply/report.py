@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Report:
 
     def __init__(self, plan: Plan, call: Call) -> None:
         assert call.sequence is not None and call.images is not None
-        self.methods = [{"name": m.name, **asdict(m)} for m in plan.methods]
+        self.methods = json.loads(json.dumps([{"name": m.name, **asdict(m)} for m in plan.methods], default=str))
         self._layers = plan.llm_layers
         self._gid, self._column, self._valid = call.sequence.gid(), call.sequence.column, call.sequence.valid
         self._layouts, self._row, self._number = call.images.layouts, call.images.row, call.images.number

@@ -23,7 +23,6 @@ from vtr.apply.tower_input import embed_hooks, plan_resize
 from vtr.apply.tower_merge import merge_hooks
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
-from vtr.types import VtrError
 
 
 class TowerHooks:
@@ -129,7 +128,9 @@ class TowerHooks:
             return
         pixels = args[0] if args else kwargs["pixel_values"]
         if len(pixels) != len(run.image):
-            raise VtrError(f"vtr: {self.host.name} lays out {len(run.image)} views, got pixel values of {len(pixels)} views")
+            raise ValueError(
+                f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass every output of the processor as it is"
+            )
         run.start(pixels)
         for item in self.inputs:
             view = input_view(run, item, self.plan, pixels)

@@ -1,0 +1,42 @@
+"""What methods, hosts and the engine share. Nothing here imports anything else of ours, and there is no logic beyond validation."""
+
+from vtr.types.contract import (
+    ACTIONS,
+    STAGES,
+    Action,
+    Budget,
+    Geometry,
+    NewlineOption,
+    PerToken,
+    PositionOption,
+    Selection,
+    Signal,
+    SignalKind,
+    Stage,
+    Step,
+    Text,
+    View,
+    VtrError,
+)
+from vtr.types.method import Card, Method
+
+__all__ = [
+    "ACTIONS",
+    "STAGES",
+    "Action",
+    "Budget",
+    "Card",
+    "Geometry",
+    "Method",
+    "NewlineOption",
+    "PerToken",
+    "PositionOption",
+    "Selection",
+    "Signal",
+    "SignalKind",
+    "Stage",
+    "Step",
+    "Text",
+    "View",
+    "VtrError",
+]
