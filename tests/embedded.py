@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
+
+_PLACES: list[TemporaryDirectory] = []  # removed when the tests end
 
 
 @cache
@@ -16,7 +18,9 @@ def random_checkpoint(next_: bool = False) -> Path:
     from vtr.tiny.model import Sizes, build_model
     from vtr.tiny.tokenizer import build_tokenizer
 
-    folder = Path(mkdtemp(prefix="vtr-test-")) / ("random-next" if next_ else "random")
+    place = TemporaryDirectory(prefix="vtr-test-")
+    _PLACES.append(place)
+    folder = Path(place.name) / ("random-next" if next_ else "random")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(build_tokenizer(), Sizes(width=32, tower_layers=3, llm_layers=3, heads=2, intermediate=64), next_=next_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -122,7 +123,9 @@ def ask(
     step(f"{name}: answer")
     report: dict[str, Any] = {}
     with reduced(model, method) if method else nullcontext() as reduction:
-        prefill_ms(model, inputs)  # warms up, and tells whether the budget fits these images
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below
+            prefill_ms(model, inputs)  # warms up, and tells whether the budget fits these images
         if method:
             report = _report(reduction)
             check_budget(method, report)

@@ -1,0 +1,192 @@
+"""Bad input: one clear line on stderr, an exit code that scripts can rely on, never a traceback."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.embedded import random_checkpoint
+from vtr.cli import app
+from vtr.cli._common import parse_list, parse_settings
+from vtr.cli.eval import method_settings
+
+
+@pytest.fixture
+def scene(tmp_path):
+    path = tmp_path / "scene.png"
+    Image.effect_noise((300, 200), 90).convert("RGB").save(path)
+    return path
+
+
+def refused(code, message, *arguments):
+    """The command ends with that code and says that; nothing of a traceback."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    said = " ".join(result.stderr.split())
+    assert message in said, result.output + repr(result.exception)
+    assert result.exit_code == code
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return said
+
+
+def run(code, message, scene, *arguments, model=None, question="what is this?", image=None):
+    place = ("--out", scene.parent / "pictures", "--model", model or random_checkpoint(), "--image", image or scene)
+    return refused(code, message, "run", *place, "--question", question, "--max-new-tokens", 2, *arguments)
+
+
+def evaluate(code, message, folder, *arguments):
+    return refused(code, message, "eval", "--model", random_checkpoint(), "--out", folder, "--limit", 1, *arguments)
+
+
+def test_unknown_method_names_the_closest(scene):
+    for command in (("info", "fast-v"), ("eval", "--model", "x", "--out", scene.parent, "--methods", "fast-v")):
+        refused(2, "unknown method 'fast-v'; did you mean 'fastv'", *command)
+    run(2, "unknown method 'divprun'; did you mean 'divprune'", scene, "--method", "divprun")
+
+
+def test_unknown_setting(scene):
+    run(2, "fastv: unknown setting 'layr'; did you mean 'layer'", scene, "--method", "fastv", "--set", "layr=2")
+    run(2, "divprune: unknown setting 'seed'", scene, "--method", "divprune", "--seed", 1)
+    evaluate(2, "fastv: unknown setting 'layr'", scene.parent, "--methods", "fastv", "--set", "fastv.layr=2")
+
+
+@pytest.mark.parametrize("pair", ["layer", "=2", " =2"])
+def test_a_setting_is_key_and_value(scene, pair):
+    run(2, f"--set: must look like key=value, got '{pair}'", scene, "--method", "fastv", "--set", pair)
+
+
+def test_a_setting_is_given_once(scene):
+    run(2, "--set: 'layer' is given twice", scene, "--method", "fastv", "--set", "layer=1", "--set", "layer=2")
+    run(2, "--set: 'keep' is given by --keep already", scene, "--method", "fastv", "--keep", 64, "--set", "keep=64")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep", 0), "keep must be at least 1, got 0; method 'none' keeps no visual token"),
+        (("--keep", -3), "keep must be at least 1, got -3"),
+        (("--keep", 64, "--keep-ratio", 0.1), "give exactly one of keep, keep_ratio, average_keep, got keep=64, keep_ratio=0.1"),
+        (("--keep-ratio", 0), "keep_ratio must be in (0, 1], got 0.0"),
+        (("--keep-ratio", 1.5), "keep_ratio must be in (0, 1], got 1.5"),
+        (("--keep", 577), "576"),
+    ],
+)
+def test_impossible_budgets(scene, options, message):
+    assert "keep" in run(2, message, scene, "--method", "divprune", *options)
+
+
+def test_keep_above_the_tokens_of_this_image(scene):
+    Image.new("RGB", (192, 192)).save(scene)  # one crop only, while the checkpoint could make 2880 tokens of an image
+    message = "divprune: keep must be from 1 to the image's visual tokens, got 2000; image 0 has"
+    run(2, message, scene, "--method", "divprune", "--keep", 2000, model=random_checkpoint(True))
+
+
+def test_impossible_budgets_of_eval(tmp_path):
+    both = "budget: give --keep or --keep-ratio, not both (got keep=64, keep_ratio=0.1)"
+    evaluate(2, both, tmp_path, "--methods", "fastv", "--keep", "64", "--keep-ratio", "0.1")
+    evaluate(2, "keep must be at least 1, got 0", tmp_path, "--methods", "fastv", "--keep", "64,0")
+    evaluate(2, "--keep: must be a list of int separated by commas, got '64,x'", tmp_path, "--methods", "fastv", "--keep", "64,x")
+    evaluate(2, "577", tmp_path, "--methods", "divprune,fastv", "--keep", "64,577")
+    assert list(tmp_path.glob("*.json")) == [], "nothing runs when one cell is impossible"
+
+
+def test_a_method_without_budget_gets_none(scene):
+    run(2, "none: has no budget, got keep=64; leave it out", scene, "--method", "none", "--keep", 64)
+
+
+def test_images(scene):
+    missing = scene.parent / "gone.png"
+    run(2, f"image: no file '{missing}'", scene, "--method", "random", image=missing)
+    text = scene.parent / "text.png"
+    text.write_text("no image")
+    run(1, "is not an image that Pillow can read", scene, "--method", "random", image=text)
+    cut = scene.parent / "cut.png"
+    cut.write_bytes(scene.read_bytes()[:2000])
+    run(1, "is damaged", scene, "--method", "random", image=cut)
+
+
+def test_decompression_bomb(scene, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    run(2, "has too many pixels", scene, "--method", "random")
+
+
+@pytest.mark.parametrize("question", ["<image> or <image>?", "<image><image><image>"])
+def test_image_count_must_match_the_prompt(scene, question):
+    run(2, f"question: has {question.count('<image>')} x <image> but 1 image(s) were given", scene, "--method", "random", question=question)
+
+
+def test_models_that_cannot_be_loaded(scene):
+    copy = shutil.copytree(random_checkpoint(), scene.parent / "copy")
+    config = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "bert"}))
+    run(1, "has model type 'bert', for which there is no host; known:", scene, "--method", "random", model=copy)
+    (copy / "config.json").write_text(config)
+    (copy / "model.safetensors").unlink()
+    run(1, "has no weights (*.safetensors or *.bin)", scene, "--method", "random", model=copy)
+    run(2, "model: no folder './gone'", scene, "--method", "random", model="./gone")
+    run(2, "model: unknown name 'tiny-lava'; did you mean 'tiny-llava'", scene, "--method", "random", model="tiny-lava")
+
+
+def test_a_hub_id_that_cannot_be_reached(scene):  # tests have no network
+    run(1, "load_model: config of 'nobody/nothing' cannot be read", scene, "--method", "random", model="nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "cuda:99"), "device: 'cuda:99' does not exist on this machine; here are cpu"),
+        (("--device", "gpu"), "device: unknown name 'gpu'"),
+        (("--dtype", "float8"), "dtype: unknown name 'float8'; one of auto, float32"),
+        (("--attention", "flash"), "attention: unknown backend 'flash'; one of sdpa"),
+    ],
+)
+def test_where_and_how(scene, tmp_path, options, message):
+    run(2, message, scene, "--method", "random", *options)
+    evaluate(2, message, tmp_path, "--methods", "full", *options)
+
+
+def test_flash_attention_that_is_not_installed(scene):
+    pytest.importorskip("transformers.utils").is_flash_attn_2_available() and pytest.skip("flash-attn is installed")
+    run(1, "cannot be loaded: ", scene, "--method", "random", "--attention", "flash_attention_2")
+
+
+def test_unwritable_folders(scene):
+    (scene.parent / "file").write_text("")
+    run(1, "out: cannot write to", scene, "--method", "random", "--out", scene.parent / "file" / "x")
+    evaluate(1, "choose another folder with --out", scene.parent / "file" / "x", "--methods", "full")
+
+
+def test_eval_options(tmp_path):
+    evaluate(2, "unknown task 'shape'; did you mean 'shapes'", tmp_path, "--methods", "full", "--tasks", "shape")
+    evaluate(2, "--set: must look like method.key=value here, got layer=2", tmp_path, "--methods", "fastv", "--set", "layer=2")
+    evaluate(2, "settings: 'dart' is not among the methods", tmp_path, "--methods", "fastv", "--set", "dart.layer=2")
+    evaluate(2, "--seeds: must be a list of int separated by commas, got 'a'", tmp_path, "--methods", "full", "--seeds", "a")
+    evaluate(2, "--batch-size: must be at least 1, got 0", tmp_path, "--methods", "full", "--batch-size", 0)
+    refused(2, "limit: must be at least 1, got 0", "eval", "--model", "x", "--methods", "full", "--out", tmp_path, "--limit", 0)
+
+
+def test_other_commands():
+    refused(2, "list_methods: unknown stage 'vision'; one of input, tower", "list", "--stage", "vision")
+    refused(2, "list: give --json or --markdown, not both", "list", "--json", "--markdown")
+    refused(2, "No such command", "runn")
+    refused(2, "Missing option", "run")
+
+
+def test_a_bug_keeps_its_traceback(scene, monkeypatch):
+    def broken(*args, **kwargs):
+        a, b = [1]  # noqa: F841  the interpreter's own ValueError
+
+    monkeypatch.setattr("vtr.eval.compare.compare", broken)
+    arguments = ["run", "--model", random_checkpoint(), "--image", scene, "--question", "?", "--method", "random"]
+    result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--out", scene.parent]])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_values_are_json_where_they_can_be():
+    pairs = ["a=1", "b=0.5", "c=true", "d=null", "e=[1, 2]", "f=rows", "g=1e-3", "h=True", "i=", "j=x=y"]
+    values = [1, 0.5, True, None, [1, 2], "rows", 0.001, True, "", "x=y"]
+    assert parse_settings(pairs) == dict(zip("abcdefghij", values))
+    assert method_settings(["fastv.layer=3", "fastv.newlines=all"]) == {"fastv": {"layer": 3, "newlines": "all"}}
+    assert parse_list("3, 1,3", int, "--x") == [3, 1]

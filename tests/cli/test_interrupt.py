@@ -1,0 +1,53 @@
+"""Ctrl-C and kill at any moment: nothing half-written, at most the running cell is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.embedded import random_checkpoint
+from vtr.eval import results
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder, *methods):
+    command = [sys.executable, "-m", "vtr", "eval", "--model", random_checkpoint(), "--methods", ",".join(methods), "--out", folder]
+    keeps = ",".join(map(str, range(1, 60)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = ("--keep", keeps, "--limit", "2", "--batch-size", "2", "--max-new-tokens", "2")
+    return subprocess.Popen([*map(str, command), *options], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for_files(folder, count, process, most_s=300):
+    end = time.monotonic() + most_s
+    while len(list(folder.glob("*.json"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_stopped_run_leaves_whole_cells_and_goes_on(tmp_path, how, code):
+    process = start(tmp_path, "full", "uniform")
+    wait_for_files(tmp_path, 2, process)
+    process.send_signal(how)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code
+    assert "Traceback" not in said
+    finished, problems = results.read_folder(tmp_path)
+    assert problems == []
+    assert 2 <= len(finished) < 60
+    if how == signal.SIGINT:
+        assert all(path.suffix == ".json" for path in tmp_path.iterdir()), "no temporary file is left"
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    process = start(tmp_path, "full", "uniform")
+    wait_for_files(tmp_path, len(before) + 1, process)
+    process.kill()
+    process.communicate(timeout=120)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
