@@ -129,7 +129,7 @@ class TowerHooks:
         pixels = args[0] if args else kwargs["pixel_values"]
         if len(pixels) != len(run.image):
             raise ValueError(
-                f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass every output of the processor as it is"
+                f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass all outputs of the processor"
             )
         run.start(pixels)
         for item in self.inputs:
