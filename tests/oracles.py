@@ -401,7 +401,14 @@ ORACLES: dict[str, Callable[[Setup], float]] = {
 }
 ONLY_SDPA = ("O7", "O7b", "O7c", "O10", "O12", "O12b")
 """Not about the attention backend: run with SDPA alone."""
-EXACT_TOKENS = ("O7b", "O12b")
-"""Compare generated tokens, which half precision may round differently."""
+DISCRETE = ("O7b", "O10", "O12b")
+"""Compare generated tokens or choices by attention of two backends, which half precision may round differently."""
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 0.2}
+LOOSE = {("O9b", torch.bfloat16): 0.3}
+"""Merged values are rounded once more; the unreduced models themselves are 0.17 to 0.22 away from their float64 results."""
+
+
+def tolerance(name: str, dtype: torch.dtype) -> float:
+    """Largest difference allowed: float64 is the sharp test, bfloat16 only a bound."""
+    return LOOSE.get((name, dtype), TOLERANCE[dtype])

@@ -7,7 +7,7 @@ import torch
 
 import vtr
 from tests import oracles, probes, reference, tiny_models
-from tests.oracles import EXACT_TOKENS, ONLY_SDPA, ORACLES, TOLERANCE, Setup
+from tests.oracles import DISCRETE, ONLY_SDPA, ORACLES, Setup
 from tests.probes import EveryNth, Ragged
 
 LONG_TEXT = ((4, tiny_models.Shot(40, 90), 6), (400,))
@@ -17,7 +17,7 @@ FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 def check(name: str, setup: Setup) -> None:
     found = ORACLES[name](setup)
-    assert found <= TOLERANCE[setup.dtype], f"{name} on {setup}: {found:.3g}"
+    assert found <= oracles.tolerance(name, setup.dtype), f"{name} on {setup}: {found:.3g}"
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -38,7 +38,7 @@ def test_eager_in_float32(name, kind):
     check(name, Setup(kind, "eager", FP32))
 
 
-@pytest.mark.parametrize("name", [name for name in ORACLES if name not in EXACT_TOKENS])
+@pytest.mark.parametrize("name", [name for name in ORACLES if name not in DISCRETE])
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_sdpa_in_bfloat16(name, kind):
     check(name, Setup(kind, dtype=BF16))
