@@ -24,6 +24,9 @@ def eval(
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples of each family.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at once; changes times, not answers.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
+    share_tower: Annotated[
+        bool, typer.Option("--share-tower", help="Tower once for all cells that allow it; ms mean nothing then.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -42,7 +45,7 @@ def eval(
         limit,
         max_new_tokens,
     )
-    contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet)
+    contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet, share_tower)
     print_rows(contents)
 
 
@@ -55,6 +58,7 @@ def run_cells(
     dtype: str,
     attention: str,
     quiet: bool,
+    share_tower: bool,
 ) -> list[dict[str, Any]]:
     """Run what is not finished, with progress; returns the contents of all these cells in order."""
     from vtr.eval import results
@@ -67,7 +71,7 @@ def run_cells(
     for problem in results.read_folder(folder)[1]:
         err.print(f"[yellow]ignored:[/] {problem}", soft_wrap=True)
     loaded, processor = load(model, device, dtype, attention, quiet)
-    runner = Runner(loaded, processor, identify(find_checkpoint(model)), attention, str(device or loaded.device), batch_size)
+    runner = Runner(loaded, processor, identify(find_checkpoint(model)), attention, str(device or loaded.device), batch_size, share_tower)
     prints = [(cell, runner.fingerprint(cell)) for cell in cells]
     todo, _ = pending(prints, folder)
     runner.check(todo)

@@ -34,7 +34,7 @@ def floors(
     from vtr.eval.tasks import get_task
 
     cells = floor_cells(get_task("shapes"), parse_list(seeds, int, "--seeds"), limit)
-    options = (folder, batch_size, device, dtype, attention, quiet)
+    options = (folder, batch_size, device, dtype, attention, quiet, True)  # scores, not times, so the tower is shared
     rows = make_rows(run_cells(cells, model, *options))
     base = make_rows(run_cells(cells[:1], against, *options))[0] if against else None
     constants = {family: shapes.constant_accuracy(family) for family in rows[0].families}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
 from vtr.eval import results
 from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
 from vtr.eval.cells import Cell, conditions, fingerprint
+from vtr.eval.sharing import TowerCache
 from vtr.eval.stats import macro_accuracy, wilson
 
 
@@ -28,6 +29,7 @@ class Runner:
         identity: from `identify`, what the model is called in fingerprints.
         attention, device: as asked for when loading.
         batch_size: prompts at once; changes times, not answers.
+        share_tower: run the tower once for all cells that leave it alone; times of these cells mean nothing then.
     """
 
     model: Any
@@ -36,11 +38,13 @@ class Runner:
     attention: str
     device: str
     batch_size: int = 16
+    share_tower: bool = False
     _counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch size: must be at least 1, got {self.batch_size}")
+        self._tower_cache = TowerCache(self.model) if self.share_tower else None
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Of a cell on this model."""
@@ -64,7 +68,7 @@ class Runner:
             advance: called with the number of samples after each batch.
         """
         outcomes: list[dict[str, Any]] = []
-        with reduced(self.model, cell.method) if cell.method else nullcontext() as reduction:
+        with reduced(self.model, cell.method) if cell.method else nullcontext() as reduction, self._tower(reduction):
             for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
                 outcomes += self._batch(cell, batch, reduction)
                 advance(len(batch))
@@ -79,11 +83,14 @@ class Runner:
         path = results.write_cell(
             folder,
             fingerprint=self.fingerprint(cell),
-            conditions={**conditions(self.batch_size), **took},
+            conditions={**conditions(self.batch_size), "tower": "shared" if self.share_tower else "own", **took},
             summary=summary,
             samples=samples,
         )
         return results.read_cell(path)
+
+    def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
+        return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
 
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
         inputs = to_model(encode(self.processor, [s.question for s in batch], [[s.image] for s in batch]), self.model)
