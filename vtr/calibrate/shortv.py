@@ -6,9 +6,13 @@ writes the other direction.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from vtr.apply import reduced
 
 Direction = Literal["frozen||full", "full||frozen"]
 
@@ -40,3 +44,33 @@ def layer_contribution(full: Tensor, frozen: Tensor, direction: Direction = "fro
 def layer_order(contribution: Tensor) -> Tensor:
     """Layers by rising mean contribution: `(S, L)` -> `(L,)` int64. Ties: lowest layer. The first N are the ones to freeze."""
     return contribution.mean(0).argsort(stable=True)
+
+
+@torch.no_grad()
+def measure(model: Any, prompts: Iterable[Mapping[str, Any]], advance: Callable[[int], None] = lambda count: None) -> Tensor:
+    """Layer contributions of a model, by one forward without and one with each layer frozen per prompt.
+
+    Args:
+        model: with a host; in eval mode.
+        prompts: model inputs, each ending at the answer's turn and with at least one image.
+        advance: called with 1 after every prompt.
+
+    Returns:
+        `(S, L)` float32. The last layer's is 0: nothing that it does to visual rows reaches the answer.
+
+    Raises:
+        ValueError: no prompt.
+    """
+    rows = []
+    depth = model.config.get_text_config().num_hidden_layers
+    for inputs in prompts:
+        full = model(**inputs, use_cache=False).logits[:, -1]
+        frozen = []
+        for layer in range(depth):
+            with reduced(model, "shortv", layers=(layer,)):
+                frozen.append(model(**inputs, use_cache=False).logits[:, -1])
+        rows.append(layer_contribution(full, torch.stack(frozen, 1)).cpu())
+        advance(1)
+    if not rows:
+        raise ValueError("measure: needs at least one prompt, got none; give samples with images")
+    return torch.cat(rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import demo, eval, floors, info, list_, models, run
+from vtr.cli import calibrate, demo, eval, floors, info, list_, models, run
 
 app = typer.Typer(
     name="vtr",
@@ -24,6 +24,7 @@ app.command("list")(list_.list_)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("demo")(demo.demo)
+app.add_typer(calibrate.app, name="calibrate")
 
 
 def _version(wanted: bool) -> None:
