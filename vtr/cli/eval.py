@@ -84,6 +84,8 @@ def run_cells(
             runner.run(cell, folder, lambda count, bar=bar: bars.advance(bar, count))  # type: ignore[misc]
             bars.remove_task(bar)
             bars.advance(total)
+            if not quiet and not err.is_terminal:  # a log gets a line per cell instead of bars
+                err.print(f"finished: {cell.label}")
     return [results.read_cell(results.cell_path(folder, wanted)) for _, wanted in prints]
 
 
@@ -127,17 +129,9 @@ def print_rows(contents: Sequence[dict[str, Any]]) -> None:
 
     for task in dict.fromkeys(c["fingerprint"]["task"]["name"] for c in contents):
         rows = make_rows([c for c in contents if c["fingerprint"]["task"]["name"] == task])
-        table = Table(
-            "method",
-            "budget",
-            "tokens",
-            *rows[0].families,
-            "macro",
-            "ms",
-            title=f"{rows[0].fingerprint['model']['name']} on {task}",
-            box=None,
-            header_style="bold",
-        )
+        title = f"{rows[0].fingerprint['model']['name']} on {task}"
+        columns = ("method", "budget", "tokens", *rows[0].families, "macro", "ms")
+        table = Table(*columns, title=title, box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for row in rows:
             cells = [f"{100 * i.value:.1f}\n[dim]{100 * i.low:.0f}-{100 * i.high:.0f}[/]" for i in (*row.families.values(), row.macro)]
             seeds = f"\n[dim]{len(row.seeds)} seeds[/]" if len(row.seeds) > 1 else ""
