@@ -204,3 +204,14 @@ def test_demo_draws_a_contact_sheet(tmp_path, monkeypatch):
     assert "correct" in shown
     assert "prefill ms" in shown
     assert Image.open(tmp_path / "demo.png").width > 900
+
+
+def test_frozen_layers_are_counted_as_what_they_cost(scene, tmp_path):
+    found = json.loads(run(scene, "--method", "shortv", "--set", "layers=[1]", "--json").stdout)
+    assert found["reduced"]["retained"] == [576]
+    assert found["reduced"]["kv_mib"] == found["full"]["kv_mib"]
+    assert 0.6 * found["full"]["tflops"] < found["reduced"]["tflops"] < 0.95 * found["full"]["tflops"]
+    evaluate(tmp_path, "--methods", "full,shortv", "--set", "shortv.layers=[1]")
+    full, shortv = (results.read_cell(cells(tmp_path)[f"random.{name}.shapes"])["summary"] for name in ("full", "shortv"))
+    assert shortv["frozen_layers"] == [1]
+    assert 0.6 * full["tflops"] < shortv["tflops"] < 0.95 * full["tflops"]

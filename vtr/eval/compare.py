@@ -120,27 +120,39 @@ def ask(
         method: None for the full model.
     """
     name = method.name if method else FULL
-    step(f"{name}: answer")
+    layers = model.config.get_text_config().num_hidden_layers
+    slots, length = placeholders(model, inputs)[0], prompt_lengths(inputs)[0]
     report: dict[str, Any] = {}
+    lengths, per_layer, retained, frozen, runs, choosing = [length] * layers, [slots] * layers, [slots], [], [], []
     with reduced(model, method) if method else nullcontext() as reduction:
+        step(f"{name}: answer")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below
             prefill_ms(model, inputs)  # warms up, and tells whether the budget fits these images
         if method:
-            report = _report(reduction)
+            report, frozen = _report(reduction), frozen_layers(reduction)
             check_budget(method, report)
+            lengths = report["sequence_lengths"]
+            per_layer = [sum(layer) for layer in zip(*(image["per_layer"] for image in report["images"]), strict=True)]
+            retained = [len(image["retained"]) for image in report["images"]]
         answer = generate(model, processor, inputs, max_new_tokens)[0][0]
         step(f"{name}: timing")
-        runs, choosing = [], []
         for _ in range(repeats):
             runs.append(prefill_ms(model, inputs))
             choosing.append(_report(reduction)["choosing_ms"] if method else 0.0)
-    if not method:
-        layers = model.config.get_text_config().num_hidden_layers
-        lengths, before = prompt_lengths(inputs) * layers, placeholders(model, inputs)
-        return _outcome(model, name, answer, before, lengths, before * layers, runs, choosing), report
-    retained = [len(image["retained"]) for image in report["images"]]
-    return _outcome(model, name, answer, retained, report["sequence_lengths"], _per_layer(report), runs, choosing), report
+    shape = TransformerShape.from_config(model.config.get_text_config())
+    outcome = Outcome(
+        name=name,
+        answer=answer,
+        retained=retained,
+        average_tokens=average_tokens(per_layer),
+        prefill_ms=statistics.median(runs),
+        prefill_runs_ms=runs,
+        choosing_ms=statistics.median(choosing),
+        tflops=prefill_flops(shape, lengths, frozen, length - slots) / TERA,
+        kv_mib=kv_bytes(shape, lengths, model.dtype.itemsize) / 2**20,
+    )
+    return outcome, report
 
 
 def check_budget(method: Method, report: dict[str, Any]) -> None:
@@ -155,36 +167,13 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
             raise ValueError(f"{method.name}: keep must be from 1 to the image's visual tokens, got {method.keep}; {where}")
 
 
-def _outcome(
-    model: Any,
-    name: str,
-    answer: str,
-    retained: list[int],
-    lengths: Sequence[int],
-    per_layer: Sequence[int],
-    runs: Sequence[float],
-    choosing: Sequence[float],
-) -> Outcome:
-    shape = TransformerShape.from_config(model.config.get_text_config())
-    return Outcome(
-        name=name,
-        answer=answer,
-        retained=retained,
-        average_tokens=average_tokens(per_layer),
-        prefill_ms=statistics.median(runs),
-        prefill_runs_ms=list(runs),
-        choosing_ms=statistics.median(choosing),
-        tflops=prefill_flops(shape, lengths) / TERA,
-        kv_mib=kv_bytes(shape, lengths, model.dtype.itemsize) / 2**20,
-    )
+def frozen_layers(reduction: Any) -> list[int]:
+    """LLM layers in which a reduction freezes the visual tokens."""
+    return sorted({item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"})
 
 
 def _report(reduction: Any) -> dict[str, Any]:
     return reduction.report().to_dict()
-
-
-def _per_layer(report: dict[str, Any]) -> list[int]:
-    return [sum(layer) for layer in zip(*(image["per_layer"] for image in report["images"]), strict=True)]
 
 
 def views_of(processor: Any, inputs: Any, report: dict[str, Any]) -> list[np.ndarray]:

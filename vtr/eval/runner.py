@@ -16,6 +16,7 @@ from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
 from vtr.eval import results
 from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
 from vtr.eval.cells import Cell, conditions, fingerprint
+from vtr.eval.compare import frozen_layers
 from vtr.eval.sharing import TowerCache
 from vtr.eval.stats import macro_accuracy, wilson
 
@@ -79,7 +80,7 @@ class Runner:
         started, clock = datetime.now(UTC), time.perf_counter()
         samples = self.answer(cell, advance)
         took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
-        summary = summarise(samples, cell.task.families, self.model.config)
+        summary = summarise(samples, cell.task.families, self.model.config, self._frozen(cell))
         path = results.write_cell(
             folder,
             fingerprint=self.fingerprint(cell),
@@ -88,6 +89,12 @@ class Runner:
             samples=samples,
         )
         return results.read_cell(path)
+
+    def _frozen(self, cell: Cell) -> list[int]:
+        if cell.method is None:
+            return []
+        with reduced(self.model, cell.method) as reduction:
+            return frozen_layers(reduction)
 
     def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
@@ -159,7 +166,7 @@ def pending(runner_fingerprints: Iterable[tuple[Cell, dict[str, Any]]], folder: 
     return todo, problems
 
 
-def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any) -> dict[str, Any]:
+def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any, frozen: Sequence[int] = ()) -> dict[str, Any]:
     """Scores with 95 % intervals (shares, 0 to 1), and means over samples of what was measured.
 
     TFLOPs and the KV cache are of the LLM's prefill of one sample, from the measured token counts (see `vtr.cost`).
@@ -168,6 +175,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
     outcomes = {family: values for family, values in outcomes.items() if values}
     shape = TransformerShape.from_config(config.get_text_config())
     lengths = [_lengths(s) for s in samples]
+    flops = [prefill_flops(shape, n, frozen, s["text_tokens"]) for n, s in zip(lengths, samples, strict=True)]
     return {
         "samples": len(samples),
         "families": {family: wilson(int(sum(v)), len(v))._asdict() for family, v in outcomes.items()},
@@ -175,8 +183,9 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
         "visual_tokens": statistics.fmean(sum(s["visual_tokens"]) for s in samples),
         "retained": statistics.fmean(sum(s["retained"]) for s in samples),
         "average_tokens": statistics.fmean(s["average_tokens"] for s in samples),
-        "tflops": statistics.fmean(prefill_flops(shape, n) for n in lengths) / TERA,
+        "tflops": statistics.fmean(flops) / TERA,
         "kv_mib_fp16": statistics.fmean(kv_bytes(shape, n, 2) for n in lengths) / 2**20,
+        "frozen_layers": list(frozen),
         "latency_ms": statistics.median(s["latency_ms"] for s in samples),
     }
 
