@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from vtr.ops.canvas import canvas_cells, valid_region
 from vtr.ops.gather import compaction, take
-from vtr.types import Geometry, Method, Selection, Signal, Text, View
+from vtr.types import Geometry, Method, Selection, Signal, Step, Text, View
 
 GRID = (6, 6)
 LLAVA = Geometry(
@@ -21,6 +23,7 @@ NEXT = replace(LLAVA, host="llava_next", most_tokens=36 * 10)
 SIGLIP = replace(LLAVA, has_cls=False, prefix_tokens=0)
 Image = tuple[tuple[int, int], tuple[int, int]]
 """Crop grid and size in pixels."""
+HELD = ("tokens", "real", "keep", "row", "cells", "patch", "sizes", "checksum", "text", "signals")
 ONE: Image = ((0, 0), (48, 48))
 IMAGES: list[Image] = [((2, 2), (90, 96)), ONE, ((1, 3), (40, 144)), ((3, 1), (144, 20))]
 
@@ -127,3 +130,19 @@ def shortened(view: View, keep: Tensor) -> View:
     fields = {name: take(getattr(view, name), index) for name in ("tokens", "cells", "patch", "sizes")}
     notes = {name: take(note, index) for name, note in view.per_token.items()}
     return replace(view, **fields, real=real, counts=real.sum(1).tolist(), per_token=notes)
+
+
+def select_without_sync(step: Step, view: View) -> None:
+    """Runs a selection on tensors without values, where everything that would wait for a device (`.item()`, boolean indexing) raises."""
+    with FakeTensorMode() as mode:
+
+        def empty(value: Any) -> Any:
+            return tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+        view = replace(
+            view, per_token={}, memory=empty(view.memory), **{f.name: empty(getattr(view, f.name)) for f in fields(view) if f.name in HELD}
+        )
+        assert step.select is not None
+        answer = step.select(view)
+    if answer is not None:
+        assert answer.keep.shape == view.real.shape

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, make_view
+from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, make_view, select_without_sync
 from vtr.methods.dart import DART, authors_order, authors_quota, dart, exact_quota, l1_norm, strongest
 from vtr.replay import read_vector, replay_file
 from vtr.types import PerToken, Signal
@@ -154,6 +154,14 @@ def test_it_reads_the_keys_of_the_layer_before():
     assert (step.stage, step.layer, step.needs) == ("prefill", 3, (Signal("k", layer=2),))
     (step,) = DART(stage="boundary").steps(LLAVA)
     assert (step.stage, step.needs) == ("boundary", ())
+
+
+@pytest.mark.parametrize("stage", ["prefill", "boundary"])
+def test_selections_never_wait_for_the_device(stage):
+    view = make_view(IMAGES, 9)
+    (step,) = DART(stage=stage).steps(LLAVA)
+    view.signals = {need: keys_of(view) for need in step.needs}
+    select_without_sync(step, view)
 
 
 def test_settings_are_checked():

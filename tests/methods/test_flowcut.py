@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, run
+from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, run, select_without_sync
 from vtr.methods.flowcut import FlowCut, flow_score, flowcut, last_row, prune_amount, semantic_row, value_strength, view_targets
 from vtr.replay import replay_file
 from vtr.types import PerToken
@@ -238,6 +238,20 @@ def test_a_prompt_that_ends_with_its_image():
     assert step.select(view).keep.sum() == 5
 
 
+@pytest.mark.parametrize(("geometry", "compat"), [(LLAVA, None), (LLAVA, "authors"), (NEXT, None), (SIGLIP, None)])
+def test_selections_never_wait_for_the_device(geometry, compat):
+    images = IMAGES if geometry is NEXT else [ONE, ONE]
+    view = make_view(images, 9)
+    for step in FlowCut(compat=compat).steps(geometry):
+        if step.stage == "tower":
+            view.signals = {need: signals(images)(need, view) for need in step.needs}
+        else:
+            n, m = view.real.shape[1], view.text.real.shape[1]
+            view.signals = dict(zip(step.needs, (torch.rand(4, 6, n), PerToken(torch.rand(4, n, 3, 4), torch.rand(4, m, 3, 4)))))
+        view.memory["keep"] = view.keep
+        select_without_sync(step, view)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="llm_layer must be at least 1 or None, got 0"):
         FlowCut(llm_layer=0)
@@ -249,4 +263,7 @@ def test_settings_are_checked():
         FlowCut(compat="authors").steps(NEXT)
     with pytest.raises(vtr.VtrError, match="use a boundary method"):
         FlowCut().steps(replace(LLAVA, feature_layer=0))
+    with pytest.raises(vtr.VtrError, match="average_keep=9 cannot be solved"):
+        FlowCut(average_keep=9).steps(NEXT)
+    assert len(FlowCut(average_keep=9, llm_layer=None).steps(NEXT)) == len(FlowCut(average_keep=9).steps(LLAVA))
     assert FlowCut(llm_layer=9).steps(LLAVA)[-1].stage == "tower"

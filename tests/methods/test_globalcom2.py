@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, shortened
+from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync, shortened
 from vtr.methods.globalcom2 import GlobalCom2, authors_counts, authors_sequence, crop_shares, similarity_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
@@ -164,6 +164,14 @@ def test_authors_sequence_without_padding_is_the_true_layout():
     assert int((ours < 0).sum()) == 12 and sorted(ours[ours >= 0].tolist()) == keep.nonzero().flatten().tolist()
     thumbnail = ours[: int(keep[:36].sum())]
     assert score[thumbnail].tolist() == sorted(score[:36][keep[:36]].tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("geometry", [NEXT, SIGLIP], ids=["cls", "similarity"])
+def test_selections_never_wait_for_the_device(geometry):
+    view = make_view(IMAGES, 9)
+    (step,) = GlobalCom2().steps(geometry)
+    view.signals = {need: logits_of(view) for need in step.needs}
+    select_without_sync(step, view)
 
 
 def test_signals_and_errors():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, shortened
+from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, select_without_sync, shortened
 from vtr.methods.todre import PIVOTS, ToDRE, cls_pivot, cross_attention_shares, mean_pivot, todre
 from vtr.replay import replay_file
 from vtr.types import Signal
@@ -109,8 +109,10 @@ def test_a_random_pivot_follows_image_and_seed_not_the_row():
     assert len(picks) > 3
 
 
-def test_without_cls_the_farthest_token_is_the_pivot():
+def test_without_cls_the_pivot_is_random():
+    view = make_view(IMAGES, 1)
     assert not ToDRE().steps(SIGLIP)[0].needs
+    assert torch.equal(diversified(view, ToDRE(), SIGLIP), diversified(view, ToDRE(pivot="random"), SIGLIP))
     with pytest.raises(vtr.VtrError, match="pivot='farthest'"):
         ToDRE(pivot="cls").steps(SIGLIP)
 
@@ -176,6 +178,17 @@ def test_tau_0_has_no_second_stage_and_is_part_of_identity():
     assert len(ToDRE(tau=0).steps(LLAVA)) == 1
     same = ToDRE.identity(36)
     assert same.keep == 36 and same.tau == 0
+
+
+@pytest.mark.parametrize("pivot", PIVOTS)
+def test_selections_never_wait_for_the_device(pivot):
+    view = make_view(IMAGES, 9)
+    first, second = ToDRE(pivot=pivot).steps(NEXT)
+    view.signals = {need: attention_of(view) for need in first.needs}
+    select_without_sync(first, view)
+    n, m = view.real.shape[1], view.text.real.shape[1]
+    view.signals = dict(zip(second.needs, (torch.rand(4, m, n), torch.rand(4, n, m))))
+    select_without_sync(second, view)
 
 
 def test_settings_are_checked():

@@ -90,8 +90,9 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
     `values (G, N, H, d)`, `cls_values (G, P, H, d)`, `part (G, N)`, `real (G, N)` -> `(G, N)` float32.
     """
     values, cls_values = values.float(), cls_values.float()
-    own = cls_values if cls_values.shape[1] == 1 else take(cls_values, part)
-    logits = (values * own).sum(-1).mT  # (G, H, N); a product with one column would round differently in batches of different size
+    views = cls_values if cls_values.shape[1] > 1 else cls_values.expand(-1, 2, -1, -1)  # one column rounds differently in larger batches
+    every = values.transpose(1, 2) @ views.permute(0, 2, 3, 1)  # (G, H, N, P)
+    logits = every.gather(3, part[:, None, :, None].expand(-1, every.shape[1], -1, -1)).squeeze(3)  # (G, H, N)
     member = members(part, real, cls_values.shape[1])[:, None]  # (G, 1, P, N)
     patches = logits[:, :, None].masked_fill(~member, -torch.inf).logsumexp(-1)  # (G, H, P)
     total = torch.logaddexp(patches, cls_values.square().sum(-1).mT)
@@ -179,6 +180,11 @@ class FlowCut(Method):
                 "leave compat out"
             )
         in_llm = anyres and self.llm_layer is not None
+        if in_llm and self.average_keep is not None:
+            raise VtrError(
+                f"flowcut: average_keep={self.average_keep} cannot be solved where images have several views, each leaves the tower with keep / 2; "
+                "give keep or keep_ratio, or llm_layer=None to finish in the tower"
+            )
         if in_llm and not (self.llm_layer or 0) < geometry.llm_layers:
             raise ValueError(
                 f"flowcut: llm_layer={self.llm_layer} is not one of the LLM's layers 1 to {geometry.llm_layers - 1}; the paper's 'after "

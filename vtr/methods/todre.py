@@ -12,7 +12,7 @@ Stage: boundary, then one LLM layer. Reads: visual tokens, CLS attention of the 
 
 Paper to code: k -> keep, a_t2v and a_v2t -> the two results of `cross_attention_shares`, tau -> tau, l = 7L/8 -> layer.
 Departure: none known. Open in the paper and settled here: heads are averaged after the softmax, survivors keep the order of
-their positions, the layer is rounded down, the pivot without a CLS token is the token farthest from the mean direction.
+their positions, the layer is rounded down. Without a CLS token the pivot is a random one, as in the paper.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class ToDRE(Method):
         settings={
             "tau": "stage 2 removes every visual token where both attention shares are below tau; 0 switches stage 2 off",
             "layer": "LLM layer from which on stage 2 removes; None: floor(7 L / 8) of L layers",
-            "pivot": "first pick: cls (attention), farthest from the mean, center (nearest to it), random; auto: cls, without CLS farthest",
-            "seed": "for pivot='random'",
+            "pivot": "first pick: cls (attention), farthest from the mean, center (nearest to it), random; auto: cls, without CLS random",
+            "seed": "of the random pivot",
         },
     )
 
@@ -130,7 +130,7 @@ class ToDRE(Method):
             raise ValueError(f"todre: layer must be at least 1, got {self.layer}; stage 2 reads the attention of the layer before")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        pivot = ("cls" if geometry.has_cls else "farthest") if self.pivot == "auto" else self.pivot
+        pivot = ("cls" if geometry.has_cls else "random") if self.pivot == "auto" else self.pivot
         if pivot == "cls" and not geometry.has_cls:
             raise VtrError(f"todre: pivot='cls' needs a tower with a CLS token, host {geometry.host!r} has none; use pivot='farthest'")
         cls = Signal("cls_row", layer=geometry.tower_layers - 1, tower=True)
