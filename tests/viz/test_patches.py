@@ -40,7 +40,7 @@ def test_retained_patches_are_bright_and_the_rest_is_dim():
     picture = draw_patches(WHITE, entry(), view_px=400)
     assert picture.size == (400, 400)
     for patch in range(16):
-        assert middle(picture, patch) == ((240, 240, 240) if patch in (5, 10) else (53, 53, 53))
+        assert middle(picture, patch) == ((240, 240, 240) if patch in (5, 10) else (72, 72, 72))
 
 
 def test_without_a_report_nothing_is_changed():
@@ -53,7 +53,7 @@ def test_merged_patches_have_the_colour_of_their_pivot_and_a_line_to_it():
     picture = draw_patches(WHITE, entry(assignment=assignment), view_px=400)
     corner = [picture.getpixel((col * 100 + 20, row * 100 + 20)) for row, col in ((1, 0), (1, 2), (2, 3))]
     assert corner[0] == corner[1] != corner[2]
-    assert middle(picture, 0) == (53, 53, 53)
+    assert middle(picture, 0) == (72, 72, 72)
     assert picture.getpixel((100, 150)) not in {(240, 240, 240), corner[0]}, "the line from patch 4 to its pivot 5"
 
 

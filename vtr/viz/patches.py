@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 VIEW_PX = 480
 GAP = 12
-_DIM = 0.22  # brightness left of a removed patch
+_DIM = 0.3  # brightness left of a removed patch
 _PADDING = 225  # patches that never were visual tokens
 _MANY_LINKS = 150
 
