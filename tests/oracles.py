@@ -327,7 +327,7 @@ def two_turns(setup: Setup) -> float:
     first = setup.batch()
     second = setup.batch((3, Shot(40, 90), 4), (3, Shot(PIXELS, PIXELS), 4), seed=5)
     second = _equal_length(second)
-    both = _joined(first, second)
+    both = joined(first, second)
     plan = [EveryNth(stride=3), EveryNth(stage="prefill", layer=2)]
     with vtr.reduced(model, plan):
         cache = DynamicCache(config=model.config.get_text_config())
@@ -345,7 +345,7 @@ def two_turns(setup: Setup) -> float:
         return max(worst, generations(answer, generate(model, both, NEW), setup.exact))
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def joined(first: Batch, second: Batch) -> Batch:
     """Both turns as one prompt, images row by row."""
     inputs = {name: torch.cat([first.inputs[name], second.inputs[name]], 1) for name in ("input_ids", "attention_mask")}
     for name in ("pixel_values", "image_sizes"):

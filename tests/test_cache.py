@@ -25,7 +25,7 @@ def conversation(kind: str, seed: int) -> tuple[Batch, Batch, Batch]:
     """A first turn with an image, a second with another, and both as one prompt."""
     first = batch_of(kind, ONE, dtype=FP64, seed=seed)
     second = batch_of(kind, ((3, Shot(40, 90), 4),), dtype=FP64, seed=seed + 1)
-    return first, second, oracles._joined(first, second)
+    return first, second, oracles.joined(first, second)
 
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)

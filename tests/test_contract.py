@@ -49,13 +49,13 @@ def works_on(name: str, kind: str) -> bool:
     return not (card.needs_cls and "siglip" in kind) and not (card.needs_anyres and "next" not in kind)
 
 
-def _home(name: str) -> str:
+def home(name: str) -> str:
     return next(kind for kind in tiny_models.ALL_KINDS if works_on(name, kind))
 
 
 REPRESENTATIVES = {mechanism(name): name for name in reversed(NAMES)}.values()
 PAIRS = [
-    pytest.param(name, kind, id=f"{name}-{kind}", marks=() if kind == _home(name) or name in REPRESENTATIVES else pytest.mark.slow)
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=() if kind == home(name) or name in REPRESENTATIVES else pytest.mark.slow)
     for name in NAMES
     for kind in tiny_models.ALL_KINDS
     if works_on(name, kind)

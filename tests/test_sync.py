@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 import vtr
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
-from tests.test_contract import NAMES, _home, method_of
+from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
 
 PACKAGE = Path(vtr.__file__).parent
@@ -42,7 +42,7 @@ class Waits(TorchFunctionMode):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_selection_does_not_wait_for_the_device(name):
-    kind = _home(name)
+    kind = home(name)
     model, batch = model_of(kind), batch_of(kind)
     with vtr.reduced(model, method_of(name, 7, kind)):
         model(**batch.inputs)  # fills caches of what is known on the host
