@@ -45,7 +45,8 @@ def dart(tokens: Tensor, candidates: Tensor, pivots: Tensor, quota: Tensor) -> T
     Returns:
         `(G, N)` bool, the tokens taken. Ties: lowest index. No host sync.
     """
-    similarity = F.normalize(pivots.float(), dim=-1, eps=1e-8) @ F.normalize(tokens.float(), dim=-1, eps=1e-8).mT  # (G, P, N)
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    similarity = F.normalize(pivots.to(wide), dim=-1, eps=1e-8) @ F.normalize(tokens.to(wide), dim=-1, eps=1e-8).mT  # (G, P, N)
     order = similarity.nan_to_num(torch.inf, torch.inf, -torch.inf).argsort(dim=-1, stable=True)
     taken = torch.zeros_like(candidates)
     for pivot in range(pivots.shape[1]):

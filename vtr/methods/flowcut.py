@@ -81,7 +81,8 @@ def prune_amount(attention: Tensor, part: Tensor, real: Tensor, target: Tensor, 
 
 def value_strength(values: Tensor) -> Tensor:
     """L1 norm of the head-mean value: `(G, N, H, d)` -> `(G, N)` float32."""
-    return torch.linalg.vector_norm(values.mean(2, dtype=torch.float32), 1, dim=-1)
+    mean = values.mean(2, dtype=torch.promote_types(values.dtype, torch.float32))
+    return torch.linalg.vector_norm(mean, 1, dim=-1)
 
 
 def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
 
     `values (G, N, H, d)`, `cls_values (G, P, H, d)`, `part (G, N)`, `real (G, N)` -> `(G, N)` float32.
     """
-    values, cls_values = values.float(), cls_values.float()
+    values, cls_values = _wide(values), _wide(cls_values)
     views = cls_values if cls_values.shape[1] > 1 else cls_values.expand(-1, 2, -1, -1)  # one column rounds differently in larger batches
     every = values.transpose(1, 2) @ views.permute(0, 2, 3, 1)  # (G, H, N, P)
     logits = every.gather(3, part[:, None, :, None].expand(-1, every.shape[1], -1, -1)).squeeze(3)  # (G, H, N)
@@ -116,8 +117,8 @@ def accumulate(previous: Tensor | None, score: Tensor) -> Tensor:
 
 def last_row(last: Tensor, others: Tensor, real: Tensor) -> Tensor:
     """Softmax of `last (G, H, d)` against `others (G, N, H', d)` (H' divides H) over the real ones, scaled; mean over heads, `(G, N)`."""
-    wide = others.float()[:, :, :, None]  # (G, N, H', 1, d)
-    grouped = last.float().unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
+    wide = _wide(others)[:, :, :, None]  # (G, N, H', 1, d)
+    grouped = _wide(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
     logits = (wide * grouped).sum(-1).flatten(2) * last.shape[-1] ** -0.5  # (G, N, H)
     return logits.masked_fill(~real[..., None], -torch.inf).softmax(1).mean(2)
 
@@ -237,7 +238,7 @@ def _note_keep(view: View) -> None:
 def _in_llm(view: View, row: Signal, values: Signal) -> Selection:
     """Step 4: the last prompt token's view on the visual tokens of one image."""
     assert view.text is not None
-    heads = view.signals[row].float()  # (G, H, N)
+    heads = _wide(view.signals[row])  # (G, H, N)
     relation = torch.where(view.real[:, None], heads, 0)
     relation = (relation / relation.sum(-1, keepdim=True).clamp_min(torch.finfo(relation.dtype).tiny)).mean(1)
     visual, text = view.signals[values]
@@ -247,6 +248,11 @@ def _in_llm(view: View, row: Signal, values: Signal) -> Selection:
     part = torch.zeros_like(view.patch)
     score = flow_score(relation, last_row(last, visual, view.real), value_strength(visual), part, view.real)
     return Selection(keep=topk_mask(score, view.real, view.keep))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _last(values: Tensor, real: Tensor) -> Tensor:

@@ -97,9 +97,9 @@ def combined_scores(score: Tensor, thumbnail: Tensor, cells: Tensor, real: Tenso
 
 def similarity_scores(tokens: Tensor, cells: Tensor, real: Tensor, views: int) -> Tensor:
     """For towers without CLS: minus the cosine of each token to the mean of its view. `(G, N, D)` -> `(G, N)` float32."""
-    wide, part = tokens.float(), cells[..., 0]
+    wide, part = tokens.to(torch.promote_types(tokens.dtype, torch.float32)), cells[..., 0]
     member = members(part, real, views)
-    mean = (member / member.sum(-1, keepdim=True).clamp_min(1)) @ wide.masked_fill(~real[..., None], 0)  # (G, V, D)
+    mean = (member / member.sum(-1, keepdim=True).clamp_min(1)).to(wide.dtype) @ wide.masked_fill(~real[..., None], 0)  # (G, V, D)
     cosine = F.normalize(wide, dim=-1, eps=1e-12) @ F.normalize(mean, dim=-1, eps=1e-12).mT  # (G, N, V)
     return -cosine.gather(2, part[..., None]).squeeze(2)
 
@@ -196,7 +196,7 @@ class GlobalCom2(Method):
         else:
             score = similarity_scores(view.tokens, view.cells, view.real, crops + 1)
         grid = on_device(view.crop_grids, view.real.device)
-        score = score.float().nan_to_num()
+        score = score.to(torch.promote_types(score.dtype, torch.float32)).nan_to_num()
         keep = globalcom2(score, view.cells, view.real, view.keep, grid, crops, view.patch_grid, self.temperature)
         return Selection(keep=keep)
 

@@ -65,7 +65,7 @@ def cls_pivot(attention: Tensor, real: Tensor, thumbnail: Tensor) -> Tensor:
 
 def mean_pivot(tokens: Tensor, real: Tensor, farthest: bool) -> Tensor:
     """The token `(G,)` int64 that is least (or most) similar to the mean of all unit vectors; ties: lowest index."""
-    unit = F.normalize(tokens.float(), dim=-1, eps=1e-12) * real[..., None]
+    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1, eps=1e-12) * real[..., None]
     similarity = torch.einsum("gnd,gd->gn", unit, F.normalize(unit.sum(1), dim=-1, eps=1e-12)).nan_to_num()
     return (-similarity if farthest else similarity).masked_fill(~real, -torch.inf).argmax(1)
 
