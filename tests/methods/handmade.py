@@ -81,6 +81,7 @@ def make_view(
         real=real,
         keep=torch.tensor(kept),
         counts=counts,
+        keeps=kept,
         most=max(kept),
         row=torch.tensor(range(len(images)) if rows is None else rows),
         cells=where,

@@ -84,7 +84,8 @@ class Encoding:
         gid = self.sequence.gid()
         bias = torch.zeros(gid.shape, dtype=dtype, device=gid.device)
         if self.sized:
-            bias = bias + self.images.sizes[gid.clamp_min(0)].clamp_min(1).log().to(dtype)
+            sizes = self.images.sizes[gid.clamp_min(0)].clamp_min(1)
+            bias = bias + sizes.to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
         bias = bias.masked_fill(gid < 0, torch.finfo(dtype).min)
         return torch.nn.functional.pad(bias, (prefix, 0))
 

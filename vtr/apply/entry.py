@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -44,3 +47,40 @@ def check_history(states: Any, kwargs: dict, length: int) -> None:
             f"vtr: pass only the new tokens, got {length} tokens that do not continue a cache which stands for {stands_for} tokens and holds "
             f"{held}; after a reduction input_ids must not repeat the history"
         )
+
+
+def note_beams(model: Any, beams: dict[int, int]) -> Callable[[], None]:
+    """Learns from `generate` how often it repeats every prompt (beams, several samples), for reports; returns what undoes it.
+
+    Args:
+        model: whose instance gets a wrapper around `_expand_inputs_for_generation`, if it has one.
+        beams: thread -> repetitions, filled before the prefill.
+    """
+    name = "_expand_inputs_for_generation"
+    original = getattr(model, name, None)
+    if original is None:
+        return lambda: None
+    had = model.__dict__.get(name)
+
+    @wraps(original)
+    def expand(*args: Any, **kwargs: Any) -> Any:
+        beams[threading.get_ident()] = int(kwargs.get("expand_size", args[0] if args else 1))
+        return original(*args, **kwargs)
+
+    setattr(model, name, expand)
+
+    def undo() -> None:
+        if had is None:
+            model.__dict__.pop(name, None)
+        else:
+            setattr(model, name, had)
+
+    return undo
+
+
+def repeats(source: Tensor, expected: int) -> int:
+    """`expected` where rows of `source (B, ...)` really come in equal runs of that length, else 1."""
+    if expected < 2 or len(source) % expected:
+        return 1
+    runs = source.unflatten(0, (-1, expected))
+    return expected if bool((runs == runs[:, :1]).all()) else 1

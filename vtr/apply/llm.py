@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vtr.apply import freeze
 from vtr.apply.call import CacheState, Call, Encoded, move
 from vtr.apply.columns import columns, mask, reconcile, store, survey, valid_tokens
-from vtr.apply.entry import check_history, placeholders
+from vtr.apply.entry import check_history, note_beams, placeholders, repeats
 from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
 from vtr.apply.prefill import begin, run_step, shorten
@@ -34,6 +34,7 @@ class LlmHooks:
         self.states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
         self.calls: dict[int, Call] = {}
         self.survivors: dict[int, tuple[Tensor, Tensor]] = {}  # per thread, original columns left by the last call, for labels
+        self.beams: dict[int, int] = {}  # per thread, how often generate() is about to repeat every prompt
         self.layers = list(host.layers)
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
         self.needs_tower = any(s.step.stage in ("input", "tower") or s.step.side == "before_projector" for s in plan.steps)
@@ -56,6 +57,7 @@ class LlmHooks:
     def install(self) -> list[Any]:
         """Registers every hook; returns what `remove()` must undo."""
         host, undo = self.host, []
+        undo.append(note_beams(host.model, self.beams))
         undo.append(host.base.register_forward_pre_hook(self.enter_base, with_kwargs=True).remove)
         undo.append(host.language_model.register_forward_pre_hook(self.enter_language, with_kwargs=True).remove)
         undo.append(host.language_model.register_forward_hook(self.leave_language, with_kwargs=True).remove)
@@ -102,6 +104,7 @@ class LlmHooks:
             call.visual = positions.bool()
         else:
             call.visual = placeholders(self.host, module, ids, embeds, kwargs.get("past_key_values"))
+        call.expand = repeats(source, self.beams.pop(threading.get_ident(), 1))
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         call.encoded = image.get(ENCODED) if isinstance(image, dict) else None
         return args, kwargs

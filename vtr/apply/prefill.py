@@ -34,7 +34,8 @@ def begin(host: Host, call: Call, valid: Tensor, placeholders: list[int]) -> Non
     visual = call.visual
     assert visual is not None
     layouts = _layouts(host, call.encoded, placeholders)
-    source, row, number, call.expand = _rows_of_images(placeholders, layouts)
+    source, row, number, repeat = _rows_of_images(placeholders, layouts)
+    call.expand = max(call.expand, repeat)
     encoded = call.encoded.images if call.encoded is not None else Images.of(layouts, device)
     call.images = images = encoded.select(source, row, number, device)
     call.counts = [layout.tokens for layout in images.layouts]

@@ -179,6 +179,7 @@ def make_view(
         real=located.present & images.alive[gid],
         keep=to_device(keep, device),
         counts=counts,
+        keeps=keep,
         most=max(keep, default=0),
         row=to_device([images.row[i] for i in owner], device),
         cells=torch.stack([patch // area, inside // grid[1], inside % grid[1]], -1),

@@ -155,8 +155,8 @@ class View:
         tokens: visual tokens `(G, N, D)` in position order (view, then raster; at the boundary thumbnail, then canvas raster).
         real: `(G, N)` bool, True where a row has a token that may be chosen.
         keep: `(G,)` int64, tokens this step is to leave (already limited to what the group has).
-        counts: tokens each group has now, on the host: `real.sum(1)` as Python ints.
-        most: `max(keep)` as a Python int, so that nothing has to wait for the device.
+        counts, keeps: `real.sum(1)` and `keep` as Python ints, so that nothing has to wait for the device.
+        most: the largest of `keeps`.
         row: `(G,)` int64, prompt row of the group.
         cells: `(G, N, 3)` int64: view (0 = thumbnail or the only view), row, column inside the view's patch grid.
         patch: `(G, N)` int64, original patch id `(view * rows + row) * cols + column`.
@@ -177,6 +177,7 @@ class View:
     real: Tensor
     keep: Tensor
     counts: list[int]
+    keeps: list[int]
     most: int
     row: Tensor
     cells: Tensor
