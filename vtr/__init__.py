@@ -1,8 +1,8 @@
 """vtr: visual token reduction for pretrained multimodal models and dense ViTs, without training.
 
-    with vtr.reduced(model, "fastv", keep=64) as reduction:
-        out = model.generate(**inputs)
-    reduction.report()
+with vtr.reduced(model, "fastv", keep=64) as reduction:
+    out = model.generate(**inputs)
+reduction.report()
 """
 
 from vtr.apply import Reduction, apply, reduced

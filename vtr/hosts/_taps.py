@@ -27,6 +27,7 @@ class AttentionTaps:
 
     def __init__(self) -> None:
         self._watchers: dict[nn.Module, list[Watcher]] = {}
+        self._detours: dict[nn.Module, Callable[..., Any]] = {}
         self._names: list[str] = []
         self._lock = threading.RLock()
 
@@ -46,6 +47,18 @@ class AttentionTaps:
                         del self._watchers[module]
                     if not self._watchers:
                         self._uninstall()
+
+        return stop
+
+    def detour(self, module: nn.Module, run: Callable[..., Any]) -> Callable[[], None]:
+        """Lets `run(function, module, q, k, v, mask, **kwargs)` call the backend's function for `module`, in pieces if it must; returns the
+        function that stops it. One detour per module."""
+        stop_watching = self.watch(module, _nothing)
+        self._detours[module] = run
+
+        def stop() -> None:
+            self._detours.pop(module, None)
+            stop_watching()
 
         return stop
 
@@ -80,9 +93,16 @@ class AttentionTaps:
                 watcher(module, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
             # "eager" is not in the mapping: each file of transformers has its own
             function = original or sys.modules[type(module).__module__].eager_attention_forward
+            detour = self._detours.get(module)
+            if detour is not None:
+                return detour(function, module, query, key, value, mask, *args, **kwargs)
             return function(module, query, key, value, mask, *args, **kwargs)
 
         return attention
+
+
+def _nothing(*_tensors: Any) -> None:
+    """A watcher that does not look."""
 
 
 TAPS = AttentionTaps()
