@@ -1,5 +1,6 @@
 """Removed = masked, cached = recomputed, batch = single: every oracle on every host and precision. See tests/oracles.py."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import vtr
 from tests import oracles, probes, reference, tiny_models
+from tests.fake_flash import flash_attention
 from tests.oracles import DISCRETE, ONLY_SDPA, ORACLES, Setup
 from tests.probes import EveryNth, Ragged
 
@@ -160,3 +162,18 @@ def test_the_oracles_have_teeth():
     assert reference.difference(batch, keep, result.logits, wrong) > 0.05
     late = reference.masked_logits(setup.model, batch, reference.Expected(drops=[(1, keep)]))
     assert reference.difference(batch, keep, result.logits, late) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@torch.no_grad()
+def test_freezing_one_sample_under_flash_attention_equals_sdpa(kind):
+    setup = Setup(kind)
+    row = setup.batch().row(1)  # on llava two images with text between them: three stretches
+    plan = [EveryNth(stride=3), probes.Freeze(), probes.ByAttention(layer=4, keep=5)]
+    found = []
+    for switch in (nullcontext(), flash_attention(setup.model)):
+        with switch, vtr.reduced(setup.model, plan):
+            found.append((setup.model(**row.inputs, use_cache=False).logits, tiny_models.generate(setup.model, row, 4)))
+    (sdpa, slow), (flash, fast) = found
+    torch.testing.assert_close(flash, sdpa, atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(fast.logits), torch.stack(slow.logits), atol=2e-5, rtol=0)
