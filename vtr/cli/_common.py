@@ -119,16 +119,12 @@ def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool) -> tuple[Any, Any]:
-    """`vtr.models.loading.load_model` with a spinner, and without what transformers prints on the way."""
-    from vtr.models.loading import check_attention, check_device, check_dtype, find_checkpoint, load_model, quiet_loading
+    """`vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
+    from vtr.models.loading import find_checkpoint, load_model
 
-    checkpoint = find_checkpoint(model)  # what is cheap to check first: importing transformers takes seconds
-    where = check_device(device)
-    check_attention(check_attention(attention))
-    if dtype != "auto":
-        check_dtype(dtype, where, None)
-    with spinner(f"loading {checkpoint.name}", quiet), quiet_loading(quiet or bool(checkpoint.folder)):
-        return load_model(checkpoint, device, dtype, attention)
+    checkpoint = find_checkpoint(model)
+    with spinner(f"loading {checkpoint.name}", quiet):
+        return load_model(checkpoint, device, dtype, attention, progress=not quiet and not checkpoint.folder)
 
 
 def _value(text: str) -> Any:

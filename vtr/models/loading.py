@@ -138,7 +138,9 @@ def check_attention(attention: str) -> str:
     return attention
 
 
-def load_model(name: str | Checkpoint, device: str | None = None, dtype: str = "auto", attention: str = "sdpa") -> tuple[Any, Any]:
+def load_model(
+    name: str | Checkpoint, device: str | None = None, dtype: str = "auto", attention: str = "sdpa", progress: bool = False
+) -> tuple[Any, Any]:
     """Model and processor, in `eval()` state on `device`.
 
     Args:
@@ -146,6 +148,7 @@ def load_model(name: str | Checkpoint, device: str | None = None, dtype: str = "
         device: see `check_device`.
         dtype: see `check_dtype`.
         attention: `sdpa`, `eager` or `flash_attention_2`.
+        progress: show the bars of transformers.
 
     Raises:
         ValueError: unknown model, device, dtype or attention backend.
@@ -160,17 +163,16 @@ def load_model(name: str | Checkpoint, device: str | None = None, dtype: str = "
 
     where = {} if device == "cpu" else {"device_map": device}
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.source,
-            revision=checkpoint.revision,
-            dtype=check_dtype(dtype, device, config),
-            attn_implementation=attention,
-            output_loading_info=True,
-            **where,
-        )
+        with _bars(progress):
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                checkpoint.source,
+                revision=checkpoint.revision,
+                dtype=check_dtype(dtype, device, config),
+                attn_implementation=attention,
+                output_loading_info=True,
+                **where,
+            )
         processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision)
-    except KeyboardInterrupt:
-        raise
     except Exception as error:  # transformers raises many kinds, all mean: this checkpoint cannot be loaded here
         raise VtrError(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
     if info.get("missing_keys"):
@@ -179,23 +181,6 @@ def load_model(name: str | Checkpoint, device: str | None = None, dtype: str = "
             f"load_model: the weights in {checkpoint.source!r} lack {len(missing)} tensors, first {missing[0]!r}; get them again"
         )
     return model.eval(), processor
-
-
-@contextmanager
-def quiet_loading(quiet: bool = True) -> Iterator[None]:
-    """Without the progress bars of transformers inside the block."""
-    if not quiet:
-        yield
-        return
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
@@ -213,6 +198,19 @@ def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
             content = hashlib.sha256(stream.read() if size <= _WHOLE else stream.read(2**20)).hexdigest()
         total.update(f"{file.name} {size} {content}\n".encode())
     return {"name": checkpoint.name, "sha256": total.hexdigest()}
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Progress bars of transformers on or off inside the block."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def _check_folder(folder: Path) -> None:
