@@ -1,6 +1,6 @@
 import pytest
 
-from vtr.ops.schedule import checked_counts, checked_layers, least_average, scaled_layers, shares_of
+from vtr.ops.schedule import checked_counts, checked_layers, least_average, nearest_table, scaled_layers, shares_of
 
 
 @pytest.mark.parametrize("depth", [4, 5, 8, 12, 24, 28, 32, 40, 80])
@@ -47,3 +47,11 @@ def test_schedules_are_checked():
     for wrong in ([5], [5, 6], [5, 0]):
         with pytest.raises(ValueError, match="x: counts must be 2 keep counts"):
             checked_counts("x", wrong, 2)
+
+
+def test_the_nearest_table_is_taken_and_for_averages_one_within_reach():
+    tables = {192: (309, 204, 113), 64: (82, 32, 18)}
+    for keep, expected in ((113, 192), (400, 192), (18, 64), (1, 64)):
+        assert nearest_table(tables, (3, 7, 16), 32, keep=keep / 576, n=576) == expected
+    for average, expected in ((206, 192), (150, 192), (110, 64), (20, 64)):
+        assert nearest_table(tables, (3, 7, 16), 32, average=average / 576, n=576) == expected

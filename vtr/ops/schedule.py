@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 
@@ -69,3 +70,66 @@ def checked_counts(who: str, counts: object, removals: int) -> tuple[int, ...] |
     if len(counts) != removals or counts[-1] < 1 or any(a < b for a, b in pairwise(counts)):
         raise ValueError(f"{who}: counts must be {removals} keep counts in descending order, at least 1, got {list(counts)}")
     return tuple(counts)
+
+
+def nearest_table(
+    tables: Mapping[int, Sequence[int]],
+    layers: Sequence[int],
+    depth: int,
+    *,
+    keep: float | None = None,
+    average: float | None = None,
+    n: int,
+) -> int:
+    """Name of the published table whose budget is nearest to what is wanted.
+
+    Args:
+        tables: nominal average -> counts after each removal, of an image of `n` tokens.
+        layers: where the removals are in an LLM of `depth` layers.
+        keep: wanted share of the tokens after the last removal; or
+        average: wanted mean share over the layers, of which only tables within reach are taken (if there is none, the one reaching lowest).
+        n: tokens the tables were made for.
+    """
+    if average is None:
+        assert keep is not None
+        return min(tables, key=lambda name: abs(math.log(tables[name][-1] / n / keep)))
+    least = {name: least_average(layers, shares_of(counts, n), depth) for name, counts in tables.items()}
+    reach = [name for name in tables if least[name] <= 0.95 * average] or [min(least, key=least.__getitem__)]
+    return min(reach, key=lambda name: abs(math.log(name / n / average)))
+
+
+def table_schedule(
+    who: str,
+    tables: Mapping[int, Sequence[int]],
+    published: Sequence[int],
+    *,
+    layers: tuple[int, ...] | None,
+    counts: tuple[int, ...] | None,
+    table: int | None,
+    depth: int,
+    most: int,
+    keep: float | None,
+    average: float | None,
+    n: int = 576,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Layers and shares of a method with published tables.
+
+    Args:
+        who: the method, for messages.
+        tables: nominal average -> counts after each removal, of an image of `n` tokens.
+        published: layers of the tables in an LLM of 32 layers.
+        layers, counts, table: what the user gave, checked.
+        depth, most: layers of the LLM, and the most tokens of an image.
+        keep, average: wanted share of the tokens, one of them.
+
+    Raises:
+        ValueError: the LLM has too few layers.
+    """
+    try:
+        layers = layers or scaled_layers(published, depth)
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}; use 'fastv', which removes once") from error
+    if counts is not None:
+        return layers, shares_of(counts, most)
+    name = table if table is not None else nearest_table(tables, layers, depth, keep=keep, average=average, n=n)
+    return layers, shares_of(tables[name], n)

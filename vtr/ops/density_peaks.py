@@ -1,0 +1,71 @@
+"""Density peak clustering with k nearest neighbours (DPC-kNN, Rodriguez and Laio 2014, Du et al. 2016)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtr.ops.distances import euclidean
+
+
+class Peaks(NamedTuple):
+    """`center (B, C)` int64 into T, best score first, and `real (B, C)`; `cluster (B, T)` int64, number of the cluster, -1 where not real."""
+
+    center: Tensor
+    real: Tensor
+    cluster: Tensor
+
+
+def density_peaks(
+    tokens: Tensor, real: Tensor, clusters: Tensor, most: int, neighbours: Tensor | None = None, noise: Tensor | None = None
+) -> Peaks:
+    """Clusters around tokens that are dense and far from anything denser.
+
+    Distances are Euclidean over sqrt(D). Density is exp(-mean squared distance to the k nearest tokens), itself one of them; the score is
+    density times the distance to the nearest denser token, of the densest one the largest distance of all. The best-scored tokens are
+    centers; every token joins its nearest center, the first on ties. Equal densities: the lower index counts as denser.
+
+    Args:
+        tokens: `(B, T, D)`, any float dtype; computed in float64.
+        real: `(B, T)` bool.
+        clusters: `(B,)` int64, at most the real tokens of the row.
+        most: the most of them as a Python int.
+        neighbours: `(B,)` int64, k; default `clusters`.
+        noise: `(B, T)` added to the density (as some codes do against ties).
+
+    Returns:
+        `Peaks`. Time `O(T^2 D)`, memory `O(T^2)`, no host sync.
+    """
+    width = tokens.shape[1]
+    most = min(most, width)
+    neighbours = clusters if neighbours is None else neighbours
+    pair = real[:, :, None] & real[:, None]
+    distance = (euclidean(tokens) / tokens.shape[2] ** 0.5).masked_fill(~pair, torch.inf)
+    order = torch.arange(width, device=tokens.device)
+    near = (order < neighbours[:, None])[:, None]
+    squared = torch.where(near, distance.sort(dim=2).values.square(), 0).sum(2) / neighbours.clamp_min(1)[:, None]
+    density = (-squared).exp()
+    if noise is not None:
+        density = density + noise
+    denser = (density[:, None] > density[:, :, None]) | ((density[:, None] == density[:, :, None]) & (order < order[:, None]))
+    farthest = torch.where(pair, distance, 0).amax((1, 2), keepdim=True)
+    apart = torch.where(denser & pair, distance, torch.inf).amin(2)
+    apart = torch.where(apart.isinf(), farthest[..., 0], apart)
+    score = (apart * density).masked_fill(~real, -torch.inf)
+    center = score.argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, C)
+    taken = torch.arange(most, device=tokens.device) < clusters[:, None]
+    to_center = distance.gather(2, center[:, None].expand(-1, width, -1)).masked_fill(~taken[:, None], torch.inf)
+    cluster = to_center.argmin(2)
+    spot = torch.where(taken, center, width)  # a center belongs to itself
+    own = torch.arange(most, device=tokens.device).expand_as(center)
+    cluster = torch.cat([cluster, cluster[:, :1]], 1).scatter(1, spot, own)[:, :width]
+    return Peaks(center, taken, torch.where(real, cluster, -1))
+
+
+def cluster_means(tokens: Tensor, cluster: Tensor, clusters: int, eps: float = 0.0) -> Tensor:
+    """Mean of each cluster `(B, C, D)` float64: sum over `count + eps`, 0 where a cluster is empty. `tokens (B, T, D)`, `cluster (B, T)`."""
+    member = (cluster[:, None] == torch.arange(clusters, device=tokens.device)[:, None]).double()  # (B, C, T)
+    total = member.sum(2, keepdim=True)
+    return torch.where(total > 0, member @ tokens.double() / (total + eps).clamp_min(1e-300), 0.0)
