@@ -1,0 +1,175 @@
+"""SparseVLM+: SparseVLM's raters with corrected attention of chosen heads, pruning only.
+
+Paper: follow-up of Zhang et al., arXiv 2410.04417, by the same group (December 2025, in the same repository).
+Code:  github.com/Gumpest/SparseVLMs at 26a5f48, Apache-2.0 (USE_VERSION=2_0): nothing copied, checked against its outputs.
+Stage: boundary (observes), prefill. Reads: text rows of the attention of the layer before, per head. Batch: any. Deterministic: yes.
+
+1. Raters as in SparseVLM: text tokens that the image points at, once, on the input embeddings.
+2. Gravity correction: attention weights are divided by what the rotary embedding alone gives two equal vectors at that distance,
+   `w = 2 / sqrt(d) sum_f cos((p - q) theta_f)`, after the softmax and without renormalising.
+3. Of every head, the corrected weights of the raters are summed over the visual tokens; the best 14 heads count.
+4. The score of a visual token is the mean over these heads and the raters. The best stay; nothing is recycled.
+5. It happens after layers 2, 6 and 15; survivors keep their original positions.
+
+Paper to code: w -> gravity, RETAIN_TOKN -> table.
+Departures: positions are counted among the visual tokens of the image and the text behind it, without newlines and other images in between;
+the rotary base is a setting. Exact counts for every budget; ties go to the lowest index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtr.ops.raters import rated, rater_score, raters
+from vtr.ops.schedule import checked_counts, checked_layers, table_schedule
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+
+PUBLISHED = (3, 7, 16)
+N = 576
+TABLES = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
+"""Nominal average -> tokens after each stage, of 576."""
+
+
+def gravity(query: Tensor, key: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Product of two all-ones vectors after the rotary embedding, over sqrt(d): `(..., R, N)` float64.
+
+    `query (..., R)` and `key (..., N)` are positions; only their differences matter. `O(R N d)`, no `(R, N, d)` tensor.
+    """
+    half = head_dim // 2
+    frequency = base ** (-torch.arange(half, dtype=torch.float64, device=query.device) / half)
+
+    def waves(position: Tensor) -> Tensor:
+        angle = position.double()[..., None] * frequency
+        return torch.cat([angle.cos(), angle.sin()], -1)
+
+    return 2 * head_dim**-0.5 * (waves(query) @ waves(key).mT)
+
+
+def corrected_score(rows: Tensor, by: Tensor, real: Tensor, pull: Tensor, heads: int) -> Tensor:
+    """Steps 2 to 4.
+
+    Args:
+        rows: `(G, H, M, N)` attention of each text token to each visual token, after the softmax.
+        by: `(G, M)` bool, raters.
+        real: `(G, N)` bool.
+        pull: `(G, M, N)`, as `gravity` gives it.
+        heads: how many heads count.
+
+    Returns:
+        `(G, N)` in float64; ties between heads go to the lowest.
+    """
+    chosen = by[:, :, None] & real[:, None]
+    light = torch.where(chosen[:, None], rows.double() / pull[:, None], 0)  # (G, H, M, N)
+    strength = light.sum((2, 3))
+    count = torch.full_like(real[:, 0], min(heads, rows.shape[1]), dtype=torch.int64)
+    best = topk_mask(strength, torch.ones_like(strength, dtype=torch.bool), count)
+    mean = torch.where(best[..., None, None], light, 0).sum(1) / count[:, None, None]
+    return rated(mean, by)
+
+
+@register_method("sparsevlm_plus")
+@dataclass(frozen=True, kw_only=True)
+class SparseVLMPlus(Method):
+    """Version 2.0 of the repository; the default budget is what its 192-token schedule leaves in the end, 118 of 576."""
+
+    table: int | None = None
+    layers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    heads: int = 14
+    rope_base: float = 10000.0
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=TABLES[192][-1] / N)
+    card: ClassVar[Card] = Card(
+        title="SparseVLM+: Visual Token Sparsification with corrected text-visual attention",
+        paper="Zhang et al., 2025 (follow-up)",
+        venue="code of Dec 2025",
+        arxiv="2410.04417",
+        code="github.com/Gumpest/SparseVLMs (Apache-2.0, not used)",
+        signals="input embeddings of text and image; attention of the text tokens in three layers, per head",
+        cost="text x visual products once; one slab of attention rows of three layers, per head",
+        needs_text=True,
+        settings={
+            "table": "published schedule whose shape is used: 192, 128, 96 or 64; None: the one nearest to the budget",
+            "layers": "the three layers from whose input on tokens are gone (the paper's 2, 6, 15 plus 1); None: 3, 7, 16 of 32, same depth",
+            "counts": "tokens after each stage of an image with the most tokens of the model; instead of a budget",
+            "heads": "heads that count, all where the model has fewer",
+            "rope_base": "base of the LLM's rotary embedding",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", checked_layers(self.name, self.layers, 3))  # YAML and JSON hand in lists
+        object.__setattr__(self, "counts", checked_counts(self.name, self.counts, 3))
+        if self.counts is not None and (self.keep, self.keep_ratio, self.average_keep) != (None, None, None):
+            raise ValueError(f"{self.name}: counts={list(self.counts)} is a budget already; leave keep, keep_ratio and average_keep out")
+        if self.table not in (None, *TABLES):
+            raise ValueError(f"{self.name}: table must be one of {', '.join(map(str, TABLES))}, got {self.table!r}")
+        if self.heads < 1:
+            raise ValueError(f"{self.name}: heads must be at least 1, got {self.heads}; the code uses 14")
+        if not self.rope_base > 0:
+            raise ValueError(f"{self.name}: rope_base must be above 0, got {self.rope_base}; LLaMA uses 10000")
+
+    @property
+    def budget(self) -> Budget | None:
+        if self.counts is not None:
+            return Budget(keep=self.counts[-1])
+        given = super().budget
+        return given if given is not self.default_budget else Budget(keep_ratio=TABLES[self.table or 192][-1] / N)
+
+    def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Layers, and the share of the way from keep to N that each stage leaves."""
+        budget, most = self.budget, geometry.most_tokens
+        assert budget is not None
+        return table_schedule(
+            self.name,
+            TABLES,
+            PUBLISHED,
+            layers=self.layers,
+            counts=self.counts,
+            table=self.table,
+            depth=geometry.llm_layers,
+            most=most,
+            keep=budget.keep_ratio if budget.keep is None else budget.keep / most,
+            average=None if budget.average_keep is None else budget.average_keep / most,
+        )
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        layers, shares = self.schedule(geometry)
+        config = geometry.text_config
+        head_dim = (config.get("hidden_size") or 4096) // (config.get("num_attention_heads") or 32)
+        stages = []
+        for layer, share in zip(layers, shares, strict=True):
+            rows = Signal("rows", layer=layer - 1, queries="text", heads=True)
+            stages.append(Step("prefill", layer, needs=(rows,), select=partial(self._select, rows, head_dim), share=share))
+        return Step("boundary", action="observe", select=_find_raters), *stages
+
+    def _select(self, rows: Signal, head_dim: int, view: View) -> Selection:
+        assert view.text is not None
+        place, behind = view.per_token["place"], view.memory["behind"]
+        if self.position_ids == "renumber":
+            place, behind = _places(view)
+        words = behind[:, None] + view.text.instruction.long().cumsum(1) - 1
+        pull = gravity(words, place, head_dim, self.rope_base)
+        score = corrected_score(view.signals[rows], view.memory["raters"], view.real, pull, self.heads)
+        return Selection(keep=topk_mask(score, view.real, view.keep))
+
+
+def _places(view: View) -> tuple[Tensor, Tensor]:
+    """Position `(G, N)` of each visual token in its image, and of the first text token behind it `(G,)`."""
+    return view.real.long().cumsum(1) - 1, view.real.sum(1)
+
+
+def _find_raters(view: View) -> None:
+    assert view.text is not None
+    score = rater_score(view.tokens, view.text.tokens, view.real, view.text.instruction)
+    view.memory["raters"] = raters(score, view.text.instruction)
+    view.per_token["place"], view.memory["behind"] = _places(view)
