@@ -1,0 +1,72 @@
+"""FasterVLM: keep the visual tokens that the CLS token attends to.
+
+Paper: Zhang et al., arXiv 2412.01818 v1, "[CLS] Attention is All You Need for Training-Free Visual Token Pruning".
+Code:  github.com/Theia-4869/FasterVLM at f5d5f12, Apache-2.0: nothing copied, checked against its outputs.
+Stage: boundary, before the projector. Reads: the CLS row of the feature layer. Batch: any. Deterministic: yes.
+
+1. The score of a token is the attention that CLS pays to it in the tower layer whose output is used, after the softmax, mean over heads.
+2. The best T tokens stay, in their order. The CLS token is not kept. Every view of an AnyRes image keeps the same share.
+
+Paper to code: T -> keep, R -> 1 - keep_ratio.
+Departures: the padding of AnyRes images is no candidate and newline tokens stay, where the code leaves out unpadding and newlines;
+tokens are chosen before the projector, which is the same and cheaper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+
+
+def fastervlm_score(attention: Tensor) -> Tensor:
+    """CLS attention `(..., H, N)` after the softmax over CLS and patches -> score `(..., N)`."""
+    return attention.float().mean(-2)
+
+
+def fastervlm(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
+    """Keeps the best-scored tokens; ties go to the lowest index.
+
+    Args:
+        score: `(G, N)`, one row per view, as `fastervlm_score` gives it.
+        real: `(G, N)` bool, candidates.
+        keep: `(G,)` int64.
+
+    Returns:
+        Keep mask `(G, N)` bool with exactly `keep` True per row.
+    """
+    return topk_mask(score, real, keep)
+
+
+@register_method("fastervlm")
+@dataclass(frozen=True, kw_only=True)
+class FasterVLM(Method):
+    """The default budget is a quarter, the 144 of 576 of the paper; positions are renumbered as the authors do."""
+
+    position_ids: PositionOption = "renumber"
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    card: ClassVar[Card] = Card(
+        title="[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
+        paper="Zhang et al., 2024",
+        venue="preprint",
+        arxiv="2412.01818",
+        code="github.com/Theia-4869/FasterVLM",
+        signals="CLS attention of the feature layer",
+        cost="one q_cls K product of one tower layer, one sort of N",
+        needs_cls=True,
+    )
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        row = Signal("cls_row", layer=geometry.feature_layer, tower=True)  # mean over heads
+        return (Step("boundary", needs=(row,), select=lambda view: _select(view, row), per="view", side="before_projector"),)
+
+
+def _select(view: View, row: Signal) -> Selection:
+    return Selection(keep=fastervlm(view.signals[row], view.real, view.keep))

@@ -1,0 +1,172 @@
+"""VisionZip: keep the tokens that CLS attends to, and merge the others into evenly spaced ones by their keys.
+
+Paper: Yang et al., CVPR 2025, arXiv 2412.04467, Section 3.
+Code:  github.com/dvlab-research/VisionZip at 3151f6d, Apache-2.0: nothing copied, checked against its outputs.
+Stage: boundary, before the projector. Reads: CLS row, keys and output of the feature layer. Batch: any. Deterministic: yes.
+
+1. The dominant tokens are those with the most attention from CLS in the tower layer whose output is used, summed over heads.
+2. Of the R other tokens, in position order, numbers 0, s, 2s, ... with s = R // contextual are pivots, as many as `contextual`.
+3. Every remaining token goes to the pivot whose key (mean over heads) has the highest cosine with its own.
+4. A pivot becomes itself plus the mean of the tokens that came to it: their sum over their number, the pivot not among them.
+5. Each view of an AnyRes image is treated alike, with its share of the budget.
+
+Paper to code: K dominant -> keep - contextual, M contextual -> contextual. contextual = keep * 10 / 64, rounded, as in all budgets of the paper.
+Departures: the CLS token is no visual token, so the budget is patches only (the code counts CLS as dominant); pivots stay at their own
+place, where the code appends them; padding of AnyRes images is no candidate and newline tokens stay. As in the code and unlike the text of the
+paper, a pivot is added to the mean of its sources (`merge="mean"` averages the group). Without a CLS token the score is the attention
+received from all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtr.ops.bipartite import merge_tokens
+from vtr.ops.canvas import canvas_cells
+from vtr.ops.gather import left_align, take
+from vtr.ops.received import attention_received
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+
+Merge = Literal["add", "mean"]
+
+
+def visionzip(
+    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Merge = "add"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Dominant tokens, and pivots that the other tokens merge into.
+
+    Args:
+        tokens: `(G, N, D)`, one row per view, any float dtype.
+        metric: `(G, N, d)`, compared by cosine in float32; keys averaged over heads.
+        score: `(G, N)` attention from CLS, higher stays.
+        real: `(G, N)` bool, candidates.
+        keep: `(G,)` int64, `keep <= real.sum(1)`.
+        contextual: `(G,)` int64, how many of `keep` are pivots, at most `keep`.
+        most: at least `contextual.max()`, a Python int.
+        merge: `add` or `mean`, see step 4.
+
+    Returns:
+        Keep mask `(G, N)` bool with exactly `keep` True per row, tokens `(G, N, D)` (kept rows count) and `assign (G, N)` int64. `O(N most d)`.
+    """
+    dominant = topk_mask(score, real, keep - contextual)
+    rest = real & ~dominant
+    step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
+    number = rest.long().cumsum(1) - 1
+    pivot = rest & (number % step == 0) & (number // step < contextual[:, None])
+    itself = torch.arange(real.shape[1], device=real.device).expand_as(number)
+    if most == 0:
+        return dominant, tokens, torch.where(dominant, itself, -1)
+
+    index, used = left_align(pivot, min(most, real.shape[1]))  # (G, C)
+    unit = F.normalize(metric.float(), dim=-1)
+    similarity = (unit @ take(unit, index).mT).masked_fill(~used[:, None], -torch.inf)  # (G, N, C)
+    into = torch.where(used.any(1, keepdim=True), index.gather(1, similarity.argmax(2)), -1)
+    assign = torch.where(dominant | pivot, itself, torch.where(rest, into, -1))
+    if merge == "mean":
+        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign)[0], assign
+    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+    source = ((assign[:, None] == index[..., None]) & (rest & ~pivot)[:, None]).to(wide.dtype)  # (G, C, N)
+    mean = (source @ wide.masked_fill(~real[..., None], 0)) / source.sum(2, keepdim=True).clamp_min(1)
+    values = torch.where(used[..., None], take(wide, index) + mean, take(wide, index)).to(tokens.dtype)
+    return dominant | pivot, tokens.scatter(1, index[..., None].expand_as(values), values), assign
+
+
+def contextual_count(keep: Tensor, share: float) -> Tensor:
+    """How many of `keep (G,)` tokens are pivots, rounded half to even."""
+    return (keep.double() * share).round().long()
+
+
+def authors_order(keep: Tensor, pivot: Tensor) -> Tensor:
+    """The released code's order of one view's `N` patches in the LLM: dominant ones by position, then pivots. Indices into N; CLS comes first."""
+    return torch.cat([(keep & ~pivot).nonzero().flatten(), (keep & pivot).nonzero().flatten()])
+
+
+def authors_packed(dominant: Tensor, pivots: int, crop_grid: tuple[int, int], patch_grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """The released code's order of an AnyRes image: `(view, place)` of each token of `tokens (views, 1 + dominant + pivots)`.
+
+    `dominant (views, K)` int64 holds the dominant patches of each view, ascending. The thumbnail comes first, as it is; then the crops'
+    dominant patches in raster order of the canvas, their CLS tokens, their pivots.
+    """
+    views, count = dominant.shape
+    view = torch.arange(1, views)[:, None].expand(-1, count)
+    cells = torch.stack([view, dominant[1:] // patch_grid[1], dominant[1:] % patch_grid[1]], -1).flatten(0, 1)
+    row, col = (c[0] for c in canvas_cells(cells[None], torch.tensor([crop_grid]), patch_grid))
+    order = (row * crop_grid[1] * patch_grid[1] + col).argsort().tolist()
+    crops = range(1, views)
+    packed = [(0, place) for place in range(1 + count + pivots)]
+    packed += [(1 + at // count, 1 + at % count) for at in order]
+    return packed + [(v, 0) for v in crops] + [(v, 1 + count + p) for v in crops for p in range(pivots)]
+
+
+@register_method("visionzip")
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Method):
+    """Training-free VisionZip; the default budget is a third, the 192 of 576 of the paper. Positions are renumbered as the authors do."""
+
+    position_ids: PositionOption = "renumber"
+    contextual: float = 10 / 64
+    merge: Merge = "add"
+    compat: Literal["authors"] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    card: ClassVar[Card] = Card(
+        title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+        paper="Yang et al., 2024",
+        venue="CVPR 2025",
+        arxiv="2412.04467",
+        code="github.com/dvlab-research/VisionZip",
+        signals="CLS attention and keys of the feature layer; without CLS its queries and keys",
+        cost="one q_cls K product of one tower layer, N x contextual key similarities",
+        settings={
+            "contextual": "share of the budget that are pivots with others merged in; 0 prunes only",
+            "merge": "add: pivot plus the mean of its sources, as the code does; mean: average of the group, as the paper reads",
+            "compat": "'authors': CLS as a token and pivots at the end; pure functions and replay only",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.contextual <= 1:
+            raise ValueError(f"visionzip: contextual must be from 0 to 1, got {self.contextual}; the paper's splits are 10/64")
+        if self.merge not in ("add", "mean"):
+            raise ValueError(f"visionzip: merge must be 'add' or 'mean', got {self.merge!r}")
+        if self.compat not in (None, "authors"):
+            raise ValueError(f"visionzip: compat must be None or 'authors', got {self.compat!r}")
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if self.compat == "authors":
+            raise VtrError(
+                "visionzip: compat='authors' hands the CLS token to the LLM, which is no patch of the image; it runs in vtr.methods.visionzip "
+                "and scripts/replay_vectors.py only; leave compat out to reduce a model"
+            )
+        layer = geometry.feature_layer
+        keys = Signal("k", layer=layer, tower=True)
+        score = Signal("cls_row" if geometry.has_cls else "q", layer=layer, tower=True)
+        return (
+            Step(
+                "boundary",
+                action="merge",
+                needs=(keys, score),
+                select=lambda view: self._select(view, keys, score),
+                per="view",
+                side="before_projector",
+            ),
+        )
+
+    def _select(self, view: View, keys: Signal, score: Signal) -> Selection:
+        key, attention = view.signals[keys], view.signals[score]
+        if score.kind == "q":
+            attention = attention_received(attention, key, view.real)
+        contextual = contextual_count(view.keep, self.contextual)
+        most = round(view.most * self.contextual)
+        metric = key.float().mean(2)
+        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge)
+        return Selection(keep=keep, tokens=tokens, assign=assign)

@@ -1,0 +1,58 @@
+"""Tokens that take in their nearest neighbours, and the one-head attention that weighs them (PruMerge)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtr.ops.gather import take
+
+
+def one_head_row(logits: Tensor, weights: Tensor, real: Tensor) -> Tensor:
+    """The attention row of one head as wide as all heads together, from the rows of the heads.
+
+    Its logits are the sum of the heads' unscaled products times `(H d)^-0.5`. What the softmax ran over beyond the real tokens (the CLS
+    token, padding) is known by the weight it took from them in each head and counts as one key.
+
+    Args:
+        logits: `(G, H, N)` scaled logits of each head.
+        weights: `(G, H, N)` the same after the softmax over all keys.
+        real: `(G, N)` bool.
+
+    Returns:
+        `(G, N)` float64, 0 where not real; rows sum to at most 1. `O(H N)`.
+    """
+    there, heads = real[:, None], logits.shape[1]
+    logits, share = logits.double(), torch.where(there, weights.double(), 0)
+    peak = share.argmax(2, keepdim=True)  # the total is best known where the weight is largest
+    total = logits.gather(2, peak) - share.gather(2, peak).log()
+    log_share = (logits - total).masked_fill(~there, -torch.inf)  # also where the weight itself is too small for float32
+    rest = (1 - log_share.exp().sum(2)).clamp_min(torch.finfo(weights.dtype).eps).log()
+    both = torch.cat([log_share.sum(1), rest.sum(1, keepdim=True)], 1) / heads**0.5
+    return torch.where(real, both.softmax(1)[:, :-1], 0)
+
+
+def add_nearest(tokens: Tensor, metric: Tensor, weight: Tensor, index: Tensor, real: Tensor, neighbours: int) -> Tensor:
+    """`tokens[i]` plus the weighted sum of the tokens nearest to it by cosine; all sums read the tokens as they came.
+
+    Args:
+        tokens: `(G, N, D)`.
+        metric: `(G, N, d)`, compared by cosine in float32.
+        weight: `(G, N)` of each token in a sum; not normalised.
+        index: `(G, K)` int64, the tokens that take in others.
+        real: `(G, N)` bool, tokens that can be taken in; never the token itself.
+        neighbours: how many; fewer where a row has fewer. Ties: lowest index.
+
+    Returns:
+        `(G, K, D)` float32 (float64 stays). `O(K N (d + D))`, no host sync.
+    """
+    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+    unit = F.normalize(metric.float(), dim=-1)
+    similarity = (take(unit, index) @ unit.mT).masked_fill(~real[:, None], -torch.inf)  # (G, K, N)
+    similarity = similarity.scatter(2, index[..., None], -torch.inf)
+    near = similarity.argsort(dim=2, descending=True, stable=True)[..., :neighbours]
+    found = similarity.gather(2, near) > -torch.inf
+    share = torch.where(found, weight.to(wide.dtype)[:, None].expand_as(similarity).gather(2, near), 0)
+    weights = torch.zeros_like(similarity, dtype=wide.dtype).scatter(2, near, share)
+    return take(wide, index) + weights @ wide.masked_fill(~real[..., None], 0)

@@ -1,0 +1,29 @@
+"""Attention that each token receives, for towers without a CLS token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtr.ops.attention_rows import attention_rows
+
+
+def attention_received(query: Tensor, key: Tensor, real: Tensor, chunk: int = 128) -> Tensor:
+    """Attention that every token gets, averaged over heads and over the real tokens that ask.
+
+    The map is made `chunk` queries at a time and never held: memory `O(G H chunk N)`, time `O(G H N^2 d)`, no host sync.
+
+    Args:
+        query, key: `(G, N, H, d)`, as the signals `q` and `k` of a tower layer.
+        real: `(G, N)` bool, tokens that ask and are asked.
+
+    Returns:
+        `(G, N)` float32 (float64 stays); rows sum to 1 over the real tokens, 0 elsewhere.
+    """
+    keys, scaling = key.transpose(1, 2), query.shape[-1] ** -0.5
+    total: Tensor | float = 0.0
+    for some, asks in zip(query.transpose(1, 2).split(chunk, dim=2), real.split(chunk, dim=1), strict=True):
+        rows = attention_rows(some, keys, scaling, keys=real).mean(1)  # (G, chunk, N)
+        total = total + torch.where(asks[..., None], rows, 0).sum(1)
+    assert isinstance(total, Tensor)
+    return total / real.sum(1, keepdim=True).clamp_min(1)
