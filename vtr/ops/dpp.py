@@ -1,0 +1,77 @@
+"""Greedy MAP inference of a determinantal point process whose kernel is quality x cosine x quality."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EXPLAINED = 2.0
+"""A token whose residual is below so many roundings of its own diagonal lies in the span of the picks."""
+
+
+def min_max(values: Tensor, real: Tensor, floor: float = 1e-6, ceiling: float = 0.0) -> Tensor:
+    """Each row of `values (G, N)` scaled to `(v - min + floor) / (max - min + ceiling)` over its real tokens; 1 where all are equal.
+
+    In float32 (float64 stays); 0 where not real.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    low = values.masked_fill(~real, torch.inf).amin(1, keepdim=True)
+    span = values.masked_fill(~real, -torch.inf).amax(1, keepdim=True) - low
+    scaled = torch.where(span > 0, (values - low + floor) / (span + ceiling), 1.0)
+    return torch.where(real, scaled, 0)
+
+
+def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: float = 0.0) -> Tensor:
+    """Order in which tokens are picked so that the determinant of `L_ij = q_i cos_ij q_j` over the picks grows most (Chen et al. 2018).
+
+    Each pick costs one product with the picked token and one with the `(t, N)` Cholesky rows so far: `O(N (D + t))`, memory `O(G most N)`.
+    The state stays on the device, without a host sync. When everything left lies in the span of the picks (rank D or duplicates run out), the
+    rest is picked by quality.
+
+    Args:
+        tokens: `(G, N, D)`, any float dtype; computed in float32 (float64 stays).
+        quality: `(G, N)`, above 0.
+        real: `(G, N)` bool, candidates.
+        most: number of picks.
+        jitter: added to the square root that a row is divided by (as some codes do).
+
+    Returns:
+        `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
+    """
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    unit = F.normalize(tokens.to(wide), dim=-1, eps=1e-12)
+    quality = quality.to(wide)
+    groups, n, width = unit.shape
+    group = torch.arange(groups, device=unit.device)
+    diagonal = quality.square() * unit.square().sum(-1)
+    threshold = EXPLAINED * torch.finfo(wide).eps * diagonal
+    residual = diagonal.masked_fill(~real, -torch.inf)
+    left = quality.masked_fill(~real, -torch.inf)
+    rows = unit.new_zeros(groups, most, n)
+    gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
+
+    order = torch.empty(groups, most, dtype=torch.int64, device=unit.device)
+    for count in range(most):
+        best = residual.argmax(1)
+        spanned = residual[group, best] <= threshold[group, best]
+        pick = torch.where(spanned, left.argmax(1), best)
+        order[:, count] = pick
+        if count + 1 == most:
+            break
+        cosine = gram[group, pick] if gram is not None else _two_columns(unit, unit[group, pick])
+        row = quality * cosine * quality[group, pick, None]
+        if count:
+            row = row - _two_columns(rows[:, :count].mT, rows[group, :count, pick])
+        row = row / (residual[group, pick].clamp_min(1e-30).sqrt() + jitter)[:, None]
+        row = torch.where(spanned[:, None] | ~real, 0, row)
+        rows[:, count] = row
+        residual = residual - row.square()
+        residual.scatter_(1, pick[:, None], -torch.inf)  # never twice
+        left = left.scatter(1, pick[:, None], -torch.inf)
+    return order
+
+
+def _two_columns(matrix: Tensor, vector: Tensor) -> Tensor:
+    """`(G, N)` products of `(G, N, d)` and `(G, d)`; two equal columns, because one rounds differently in batches of different size."""
+    return torch.bmm(matrix, vector[:, :, None].expand(-1, -1, 2))[..., 0]
