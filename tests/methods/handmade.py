@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+import vtr
+from tests.tiny_models import Batch, model_of, packing, views_of
 from vtr.ops.canvas import canvas_cells, valid_region
 from vtr.ops.gather import compaction, take
 from vtr.types import Geometry, Method, Selection, Signal, Step, Text, View
@@ -147,3 +149,75 @@ def select_without_sync(step: Step, view: View) -> None:
         answer = step.select(view)
     if answer is not None:
         assert answer.keep.shape == view.real.shape
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image of a batch: its prompt row, the sequence positions of its visual tokens, their patch ids, its views' pixels and its size."""
+
+    row: int
+    positions: Tensor
+    patch: Tensor
+    pixels: Tensor
+    image: Image
+
+
+def images_of(batch: Batch) -> list[Seen]:
+    """Every image of a batch of tiny_models, in order."""
+    found: list[Seen] = []
+    for row, shots in enumerate(batch.shots):
+        left = batch.visual[row].nonzero()[:, 0]
+        for shot in shots:
+            cell = packing(batch.kind, shot)
+            span, left = left[: len(cell)], left[len(cell) :]
+            cell, span = cell[cell[:, 3] == 0], span[cell[:, 3] == 0]
+            views = views_of(batch.kind, shot)
+            grid = {1: (0, 0), 3: (2, 1) if shot.height > shot.width else (1, 2), 5: (2, 2)}[views]
+            pixels = batch.inputs["pixel_values"][len(found)].view(-1, 3, *batch.inputs["pixel_values"].shape[-2:])[:views]
+            patch = (cell[:, 0] * GRID[0] + cell[:, 1]) * GRID[1] + cell[:, 2]
+            found.append(Seen(row, span, patch, pixels, (grid, (shot.height, shot.width))))
+    return found
+
+
+@torch.no_grad()
+def retained(batch: Batch, method: Method) -> list[list[int]]:
+    """Patch ids that each image of a batch keeps on the tiny model of its kind."""
+    model = model_of(batch.kind, dtype=batch.inputs["pixel_values"].dtype)
+    with vtr.reduced(model, method) as reduction:
+        model(**batch.inputs)
+        return [image["retained"] for image in reduction.report().to_dict()["images"]]
+
+
+def tower_layers(batch: Batch, pixels: Tensor) -> tuple[Tensor, Any]:
+    """What enters the first layer of the CLIP tower for these views, and the layers."""
+    tower = model_of(batch.kind, dtype=pixels.dtype).model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    return tower.pre_layrnorm(tower.embeddings(pixels)), tower.encoder.layers
+
+
+def projections(layer: Any, hidden: Tensor) -> list[Tensor]:
+    """q, k, v `(V, S, H, d)` of a CLIP layer."""
+    normed, attention = layer.layer_norm1(hidden), layer.self_attn
+    return [getattr(attention, f"{n}_proj")(normed).unflatten(-1, (attention.num_heads, -1)) for n in "qkv"]
+
+
+def last_cls_logits(batch: Batch, pixels: Tensor) -> Tensor:
+    """Scaled CLS logits `(V, H, 1 + N)` of the last layer of the CLIP tower over CLS and patches."""
+    hidden, layers = tower_layers(batch, pixels)
+    for layer in layers[:-1]:
+        hidden = layer(hidden, None)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    query, key, _ = projections(layers[-1], hidden)
+    return torch.einsum("vhd,vnhd->vhn", query[:, 0], key) * query.shape[-1] ** -0.5
+
+
+@torch.no_grad()
+def embeddings(batch: Batch) -> Tensor:
+    """What enters the LLM of the unreduced tiny model, `(B, S, D)`."""
+    model, seen = model_of(batch.kind, dtype=batch.inputs["pixel_values"].dtype), []
+    handle = model.model.language_model.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
+    try:
+        model(**batch.inputs)
+    finally:
+        handle.remove()
+    return seen[0]

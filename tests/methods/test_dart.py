@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, make_view, select_without_sync
+from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, images_of, make_view, retained, select_without_sync
+from tests.tiny_models import batch_of, model_of
 from vtr.methods.dart import DART, authors_order, authors_quota, dart, exact_quota, l1_norm, strongest
 from vtr.replay import read_vector, replay_file
 from vtr.types import PerToken, Signal
@@ -38,7 +39,7 @@ def pruned(view, method):
 
 
 def slow(view, g, method):
-    """The algorithm for one image in float64 and Python lists."""
+    """The algorithm for one image of a View."""
     real, words = view.real[g], view.text.instruction[g]
     visual, text = view.tokens[g][real], view.text.tokens[g][words]
     if method.stage == "prefill":
@@ -47,7 +48,11 @@ def slow(view, g, method):
         visual, text = view.final_norm(visual), view.final_norm(text)
     else:
         strength, said = visual.abs().sum(1), text.abs().sum(1)
-    keep = int(view.keep[g])
+    return definition(visual, text, strength, said, int(view.keep[g]), method)
+
+
+def definition(visual, text, strength, said, keep, method):
+    """The algorithm for one image in float64 and Python lists: visual tokens and instruction behind the norm, and their strengths."""
     first = sorted(strength.argsort(descending=True, stable=True)[: min(method.pivots_image, keep)].tolist())
     second = sorted(said.argsort(descending=True, stable=True)[: method.pivots_text].tolist())
     kept, pivots = list(first), [visual[i] for i in first] + [text[i] for i in second]
@@ -147,6 +152,23 @@ def test_strongest_is_by_l1_norm_in_ascending_position():
     states = torch.tensor([[[1.0, -1.0], [0.5, 0.5], [-3.0, 0.0], [1.0, 1.0], [9.0, 9.0]]])
     index, real = strongest(l1_norm(states), torch.tensor([[True, True, True, True, False]]), torch.tensor([2]), 4)
     assert index[real].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_siglip", "llava_next"])
+@torch.no_grad()
+def test_on_a_model_it_is_the_algorithm_on_its_cache_and_hidden_states(kind):
+    model, batch = model_of(kind, dtype=torch.float64), batch_of(kind, dtype=torch.float64)
+    full = model(**batch.inputs, use_cache=True, output_hidden_states=True, position_ids=batch.positions)
+    hidden, keys = model.model.language_model.norm(full.hidden_states[2]), full.past_key_values.layers[1].keys
+    strength = keys.transpose(1, 2).flatten(2).abs().sum(-1)
+    expected = []
+    for seen in images_of(batch):
+        text = (batch.valid & ~batch.visual)[seen.row].nonzero()[:, 0]
+        text = text[text > int(batch.visual[seen.row].long().argmax())]
+        row, own = seen.row, seen.positions
+        kept = definition(hidden[row, own], hidden[row, text], strength[row, own], strength[row, text], 9, DART())
+        expected.append(sorted(seen.patch[kept].tolist()))
+    assert retained(batch, DART(keep=9)) == expected
 
 
 def test_it_reads_the_keys_of_the_layer_before():

@@ -7,9 +7,26 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, run, select_without_sync
-from vtr.methods.flowcut import FlowCut, flow_score, flowcut, last_row, prune_amount, semantic_row, value_strength, view_targets
+import vtr.methods.flowcut as module
+from tests.methods.handmade import (
+    IMAGES,
+    LLAVA,
+    NEXT,
+    ONE,
+    SIGLIP,
+    chosen,
+    images_of,
+    make_view,
+    projections,
+    retained,
+    run,
+    select_without_sync,
+    tower_layers,
+)
+from tests.tiny_models import Shot, batch_of
+from vtr.methods.flowcut import FlowCut
 from vtr.replay import replay_file
+from vtr.replay.flowcut import prune_layer
 from vtr.types import PerToken
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("flowcut-*"))
@@ -139,75 +156,32 @@ def test_keep_all_is_a_no_op_and_the_tower_can_finish_alone():
         assert torch.equal(run(FlowCut(llm_layer=None), NEXT, view, signals(IMAGES))[-1].real.sum(1), view.keep)
 
 
-def test_targets_of_views():
-    available = torch.tensor([[36, 36, 36], [36, 2, 2], [36, 0, 0], [36, 36, 0]])
-    assert view_targets(torch.tensor([20, 20, 20, 1]), available, False).tolist() == [[10, 10, 10], [16, 2, 2], [20, 0, 0], [1, 1, 0]]
-    assert view_targets(torch.tensor([27, 20, 20, 1]), available, True).sum(1).tolist() == [27, 20, 20, 1]
-    assert view_targets(torch.tensor([9]), torch.tensor([[4]]), False).tolist() == [[4]]
+@pytest.mark.parametrize(("kind", "views"), [("llava", 1), ("llava_next", 5)])
+@torch.no_grad()
+def test_on_a_model_the_tower_prunes_as_the_authors_encoder(kind, views, monkeypatch):
+    """The loop that reproduces the authors' encoder vector, on the layers of a model; the views of an image are whole and share counts."""
+    shot = Shot(96, 96)
+    batch = batch_of(kind, ((4, shot, 6), (3, shot, 2, shot, 3)), dtype=torch.float64)
+    expected = []
+    for seen in images_of(batch):
+        hidden, layers = tower_layers(batch, seen.pixels)
+        patch, cumulative, feature = torch.arange(36).expand(views, -1), None, len(layers) - 2
+        for i, layer in enumerate(layers[:feature]):
+            q, k, v = projections(layer, hidden)
+            hidden = layer(hidden, None)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            patch, hidden, cumulative = prune_layer(patch, hidden, cumulative, q, k, v, feature - 1 - i, 10)
+        expected.append(sorted((patch + 36 * torch.arange(views)[:, None]).flatten().tolist()))
+    in_llm, entering = module._in_llm, []
 
+    def spy(view, *needs):
+        entering.extend(sorted(view.patch[g][view.real[g]].tolist()) for g in range(len(view.patch)))
+        return in_llm(view, *needs)
 
-def test_prune_amount_by_hand_and_with_zero_attention():
-    attention = torch.tensor([[0.1, 0.2, 0.3, 0.0, 0.9], [0.2, 0.2, 0.2, 0.2, 0.0]])
-    real = torch.tensor([[True, True, True, True, False], [True, True, True, True, True]])
-    part, target = torch.zeros(2, 5, dtype=torch.int64), torch.tensor([[2], [1]])
-    got = prune_amount(attention, part, real, target, 4)[:, 0]
-    p = torch.tensor([1 / 6, 2 / 6, 3 / 6], dtype=torch.float64)
-    first = 2 / 2 * (1 - ((-(p * p.log()).sum()) / math.log(4)) ** 2)
-    second = 4 / 2 * (1 - (math.log(4) / math.log(5)) ** 2)
-    torch.testing.assert_close(got.double(), torch.tensor([float(first), second], dtype=torch.float64), atol=1e-6, rtol=0)
-    assert prune_amount(attention, part, real, torch.tensor([[4], [9]]), 4).tolist() == [[0], [0]]
-    assert prune_amount(attention, part, real, target, 0).isinf().all()
-
-
-def test_flowcut_rounds_half_to_even_and_stops_at_the_target():
-    score, part, real = torch.arange(8.0)[None], torch.zeros(1, 8, dtype=torch.int64), torch.ones(1, 8, dtype=torch.bool)
-    for amount, left in ((2.5, 6), (3.5, 4), (7.0, 3), (torch.inf, 3), (0.2, 8)):
-        kept = flowcut(score, torch.tensor([[amount]]), part, real, torch.tensor([[3]]))
-        assert kept[0].nonzero().flatten().tolist() == list(range(8 - left, 8))
-
-
-def test_views_of_an_image_share_the_largest_amount():
-    part, real = torch.tensor([[0] * 6 + [1] * 6]), torch.ones(1, 12, dtype=torch.bool)
-    kept = flowcut(torch.rand(1, 12), torch.tensor([[1.2, 3.0]]), part, real, torch.tensor([[2, 4]]))
-    assert [int(kept[0, part[0] == v].sum()) for v in (0, 1)] == [3, 4]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_and_strength_against_float64(dtype):
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 9, HEADS, WIDTH, generator=random).to(dtype)
-    cls_values = torch.randn(2, 2, HEADS, WIDTH, generator=random).to(dtype)
-    part = torch.tensor([[0] * 5 + [1] * 4, [0] * 9])
-    real = torch.rand(2, 9, generator=random) < 0.8
-    got, strength = semantic_row(values, cls_values, part, real), value_strength(values)
-    assert got.dtype == strength.dtype == torch.float32
-    for g in range(2):
-        torch.testing.assert_close(strength[g].double(), values[g].double().mean(1).abs().sum(1), atol=1e-5, rtol=0)
-        for v in (0, 1):
-            own = real[g] & (part[g] == v)
-            every = torch.cat([cls_values[g, v][None], values[g, own]]).double()
-            expected = torch.einsum("hd,nhd->hn", cls_values[g, v].double(), every).softmax(-1)[:, 1:].mean(0)
-            torch.testing.assert_close(got[g, own].double(), expected, atol=1e-5, rtol=0)
-    assert (got[~real] == 0).all()
-
-
-def test_last_row_with_grouped_queries():
-    random = torch.Generator().manual_seed(0)
-    last, keys = torch.randn(2, 6, 4, generator=random), torch.randn(2, 7, 3, 4, generator=random)
-    real = torch.tensor([[True] * 7, [False, True] * 3 + [True]])
-    every = keys.repeat_interleave(2, 2).double()
-    logits = torch.einsum("ghd,gnhd->ghn", last.double(), every) / 2
-    expected = logits.masked_fill(~real[:, None], -torch.inf).softmax(-1).mean(1)
-    torch.testing.assert_close(last_row(last, keys, real).double(), expected, atol=1e-6, rtol=0)
-
-
-def test_permuted_patches_score_alike():
-    random = torch.Generator().manual_seed(0)
-    attention, semantic, strength = (torch.rand(1, 12, generator=random) for _ in range(3))
-    part, real = torch.randint(0, 2, (1, 12), generator=random), torch.ones(1, 12, dtype=torch.bool)
-    order = torch.randperm(12, generator=random)
-    moved = flow_score(*(x[:, order] for x in (attention, semantic, strength, part, real)), 2)
-    torch.testing.assert_close(moved, flow_score(attention, semantic, strength, part, real, 2)[:, order])
+    monkeypatch.setattr(module, "_in_llm", spy)
+    found = retained(batch, FlowCut(keep=10 if views == 1 else 20))
+    assert (found if views == 1 else entering) == expected
+    assert views == 1 or all(len(ids) == 20 and set(ids) <= set(tower) for ids, tower in zip(found, expected))
 
 
 @pytest.mark.parametrize("keep", [1, 9, 35])

@@ -6,7 +6,23 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync, shortened
+from tests.methods.handmade import (
+    GRID,
+    IMAGES,
+    LLAVA,
+    NEXT,
+    ONE,
+    SIGLIP,
+    cells_of,
+    chosen,
+    images_of,
+    last_cls_logits,
+    make_view,
+    retained,
+    select_without_sync,
+    shortened,
+)
+from tests.tiny_models import batch_of
 from vtr.methods.globalcom2 import GlobalCom2, authors_counts, authors_sequence, crop_shares, similarity_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
@@ -172,6 +188,17 @@ def test_selections_never_wait_for_the_device(geometry):
     (step,) = GlobalCom2().steps(geometry)
     view.signals = {need: logits_of(view) for need in step.needs}
     select_without_sync(step, view)
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@torch.no_grad()
+def test_on_a_model_it_is_the_algorithm_on_the_logits_of_the_last_tower_layer(kind):
+    batch = batch_of(kind, dtype=torch.float64)
+    expected = []
+    for seen in images_of(batch):
+        logits = last_cls_logits(batch, seen.pixels)[..., 1:].mean(1).flatten()
+        expected.append(sorted(seen.patch[slow(logits[seen.patch], seen.image, 19)].tolist()))
+    assert retained(batch, GlobalCom2(keep=19)) == expected
 
 
 def test_signals_and_errors():

@@ -6,7 +6,22 @@ import torch
 import torch.nn.functional as F
 
 import vtr
-from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, select_without_sync, shortened
+from tests.methods.handmade import (
+    IMAGES,
+    LLAVA,
+    NEXT,
+    ONE,
+    SIGLIP,
+    chosen,
+    embeddings,
+    images_of,
+    last_cls_logits,
+    make_view,
+    retained,
+    select_without_sync,
+    shortened,
+)
+from tests.tiny_models import batch_of
 from vtr.methods.todre import PIVOTS, ToDRE, cls_pivot, cross_attention_shares, mean_pivot, todre
 from vtr.replay import replay_file
 from vtr.types import Signal
@@ -200,6 +215,18 @@ def test_settings_are_checked():
         ToDRE(layer=0)
     with pytest.raises(ValueError, match="layer 8 is not one of the LLM's layers 1 to 7"):
         ToDRE(layer=8).steps(LLAVA)
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@torch.no_grad()
+def test_on_a_model_stage_1_is_the_definition(kind):
+    batch = batch_of(kind, dtype=torch.float64)
+    entering = embeddings(batch)
+    expected = []
+    for seen in images_of(batch):
+        attention = last_cls_logits(batch, seen.pixels[:1])[0].softmax(-1)[:, 1:].mean(0)
+        expected.append(sorted(seen.patch[slow(entering[seen.row, seen.positions], attention, 9)].tolist()))
+    assert retained(batch, ToDRE(keep=9, tau=0.0)) == expected
 
 
 def test_the_signal_is_the_cls_row_of_the_last_tower_layer():

@@ -64,7 +64,7 @@ def _encoder(vector: Vector) -> None:
             break
         weights = {name.split(".", 2)[2]: t for name, t in vector.tensors.items() if name.startswith(f"layers.{layer}.")}
         hidden, query, key, value = _clip_layer(hidden, weights, heads, vector.param("act", "quick_gelu"))
-        patch, hidden, cumulative = _prune(patch, hidden, cumulative, query, key, value, feature - 1 - layer, vector.param("target"))
+        patch, hidden, cumulative = prune_layer(patch, hidden, cumulative, query, key, value, feature - 1 - layer, vector.param("target"))
         log.append([layer, feature - 1 - layer, before, patch.shape[1]])
         if layer == feature:
             close("features_select_layer", hidden, vector["features_select_layer"])
@@ -84,10 +84,10 @@ def _clip_layer(x: Tensor, w: dict[str, Tensor], heads: int, act: str) -> tuple[
     return x + F.linear(inner, w["mlp.fc2.weight"], w["mlp.fc2.bias"]), q, k, v
 
 
-def _prune(
+def prune_layer(
     patch: Tensor, hidden: Tensor, cumulative: Tensor | None, query: Tensor, key: Tensor, value: Tensor, remaining: int, keep: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the authors' code does behind a layer of a CLIP tower; the batch shares one count."""
+    """What the authors' code does behind a layer of a CLIP tower, for q, k, v `(B, 1 + N, H, d)` of that layer; the batch shares one count."""
     if patch.shape[1] <= keep:
         return patch, hidden, cumulative
     part, real = _everything(patch)
