@@ -8,7 +8,7 @@ import pytest
 from vtr.data import shapes
 from vtr.data.glyphs import ALPHABET, glyph
 from vtr.data.questions import MOST_COUNTED, PRINTED, compose, direction
-from vtr.data.scenes import CANVAS, COLORS, PRINT_SCALES, SHAPES, Dice, Item, Scene, draw, mask
+from vtr.data.scenes import CANVAS, CELL, COLORS, SHAPES, Dice, Item, Scene, draw, mask
 
 
 def test_the_test_split_is_the_published_one():
@@ -38,7 +38,7 @@ def test_images_are_rgb_of_384_pixels():
 
 
 def test_print_is_at_least_8_pixels_high_for_the_model():
-    assert min(PRINT_SCALES) * 7 * 192 / CANVAS >= 8
+    assert CELL * 7 * 192 / CANVAS >= 8
 
 
 def test_splits_share_no_picture():
@@ -92,7 +92,7 @@ def test_absent_objects_share_color_and_shape_with_present_ones():
 def test_objects_do_not_overlap_and_stay_inside():
     for s in shapes.test_samples(limit=20):
         boxes = [o.box for o in (*s.scene.items, *s.scene.signs)]
-        assert all(0 <= left and 0 <= top and right <= CANVAS and bottom <= CANVAS for left, top, right, bottom in boxes)
+        assert all(left >= 0 and top >= 0 and right <= CANVAS and bottom <= CANVAS for left, top, right, bottom in boxes)
         for n, (left, top, right, bottom) in enumerate(boxes):
             assert all(right <= a or c <= left or bottom <= b or d <= top for a, b, c, d in boxes[:n])
 

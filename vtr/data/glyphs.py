@@ -3,7 +3,7 @@
 One glyph is seven rows of five cells from top to bottom, `#` for ink.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -48,22 +48,7 @@ _ART = {
 ALPHABET = "".join(_ART)
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyph(character: str) -> np.ndarray:
     """Bitmap `(7, 5)` bool of one character of `ALPHABET`, True for ink."""
     return np.array([[cell == "#" for cell in row] for row in _ART[character].split()])
-
-
-def line(text: str, scale: int) -> np.ndarray:
-    """Bitmap of a line of text, one empty column between characters.
-
-    Args:
-        text: characters of `ALPHABET`.
-        scale: side of one cell in pixels.
-
-    Returns:
-        `(7 * scale, (6 * len(text) - 1) * scale)` bool.
-    """
-    gap = np.zeros((ROWS, 1), dtype=bool)
-    cells = np.concatenate([part for character in text for part in (gap, glyph(character))], axis=1)[:, 1:]
-    return cells.repeat(scale, 0).repeat(scale, 1)

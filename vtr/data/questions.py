@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .scenes import CANVAS, COLORS, SHAPES, SIGNS, SIZES, Dice, Item, Scene, Sign, arrange
-from .scenes import PRINT_SCALES as SCALES
 
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 MOST_COUNTED = 4
@@ -16,8 +15,8 @@ LETTERS = "ABCDEFGHIJKLMNOPRSTUVWXYZ"
 WORDS = (
     "bank bath beach bell bike bird boat book bread bus cafe cake camp card chip city club coal coat cook corn dance desk "
     "dock dog door drum duck exit farm ferry film fish flag flour food fruit fuel game gate gift glass gold guide hall "
-    "harp hat hill honey horse hotel house ice inn jam jazz juice jump key king kite lake lamp lemon lift lime lion "
-    "lunch mail maple map milk mint moon mouse nest oak oil onion opera pizza pond pool port queen rain rice river road "
+    "harp hat hill honey horse hotel house ice bun jam jazz juice jump key king kite lake lamp lemon lift lime lion "
+    "lunch mail maple map milk mint moon mouse nest oak oil lemur opera pizza pond pool port queen rain rice river road "
     "roof rose salt sand ship shop silk silver snow soap soup sun swim taxi tea tent tiger train tree van vest wax wind "
     "wolf wood yard zoo"
 )
@@ -122,24 +121,22 @@ def print_text(dice: Dice, free: bool) -> str:
     return dice.pick(PRINTED)
 
 
-def compose(dice: Dice, size: int = CANVAS, free: bool = False, most: int | None = None) -> Scene:
+def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int = 0) -> Scene:
     """A random scene with one shape or color that occurs one to four times.
 
     Args:
         dice: randomness.
         size: side of the canvas; a full one has 4 to 8 items and one or two signs, a smaller one fewer.
         free: print random letters as well as words (training).
-        most: largest number of items; None chooses by the size.
+        more_signs: so many signs on top, whose colors then repeat (training).
 
     Returns:
         A scene in which every object found a place.
     """
-    most = most or (8 if size >= CANVAS else 4)
-    fewest = min(4, most) if size >= CANVAS else min(2, most)
+    count = dice.between(4, 8) if size >= CANVAS else dice.between(2, 4) - (more_signs > 0)
+    signs = dice.shuffled(SIGNS)[: dice.between(1, 2)] + [dice.pick(tuple(SIGNS)) for _ in range(more_signs)]
     while True:
-        count = dice.between(fewest, most)
-        signs = dice.shuffled(SIGNS)[: dice.between(1, 2) if size >= CANVAS else dice.below(2)]
-        plates = [Sign(print_text(dice, free), color, dice.pick(SCALES)) for color in signs]
+        plates = [Sign(print_text(dice, free), color) for color in signs]
         repeated = min(dice.between(1, MOST_COUNTED), count)
         shared = dice.pick((*SHAPES, *COLORS)) if dice.below(2) else dice.pick(SHAPES if dice.below(2) else tuple(COLORS))
         wanted = []

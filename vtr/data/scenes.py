@@ -6,6 +6,7 @@ comparisons, so that every machine draws the same bytes.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +26,9 @@ COLORS = {
 }
 SIZES = {"small": (15, 19), "large": (29, 36)}  # smallest and largest radius in pixels at 384
 SIGNS = {"white": ((235, 235, 235), (20, 20, 20)), "black": ((20, 20, 20), (235, 235, 235))}  # plate, ink
-PRINT_SCALES = (3, 4, 5)  # cell sides at 384: print is 10.5, 14 or 17.5 pixels high at 192
+CELL = 3  # side of a glyph's cell: print is 21 pixels high, 10.5 at 192
+PITCH = 16  # from one character to the next
+LATTICE = 8  # corners of signs are multiples of this
 
 
 class Dice:
@@ -82,17 +85,17 @@ class Sign:
 
     text: str
     color: str
-    scale: int
     left: int = 0
     top: int = 0
+    height: ClassVar[int] = 32
 
     @property
     def width(self) -> int:
-        return (6 * len(self.text) + 2) * self.scale
+        return PITCH * (len(self.text) + 1)
 
-    @property
-    def height(self) -> int:
-        return (glyphs.ROWS + 3) * self.scale
+    def middle(self, n: int) -> tuple[int, int]:
+        """Middle of character `n`, (x, y)."""
+        return self.left + PITCH * (n + 1), self.top + self.height // 2
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -132,11 +135,9 @@ def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: li
     placed: list[Sign] = []
     items: list[Item] = []
     for sign in signs:
-        if sign.width > size - 4:
-            return None
         for _ in range(tries):
-            left, top = dice.between(2, size - sign.width - 2), dice.between(2, size - sign.height - 2)
-            candidate = Sign(sign.text, sign.color, sign.scale, left, top)
+            left, top = (LATTICE * dice.between(0, (size - side) // LATTICE) for side in (sign.width, sign.height))
+            candidate = Sign(sign.text, sign.color, left, top)
             if _free(candidate.box, taken):
                 break
         else:
@@ -216,7 +217,9 @@ def draw(scene: Scene) -> np.ndarray:
         left, top, right, bottom = sign.box
         plate, ink = (np.array(tone, dtype=np.int16) for tone in SIGNS[sign.color])
         picture[top:bottom, left:right] = plate
-        cells = glyphs.line(sign.text, sign.scale)
-        corner = top + 3 * sign.scale // 2, left + 3 * sign.scale // 2
-        picture[corner[0] : corner[0] + cells.shape[0], corner[1] : corner[1] + cells.shape[1]][cells] = ink
+        for n, character in enumerate(sign.text):
+            x, y = sign.middle(n)
+            cells = glyphs.glyph(character).repeat(CELL, 0).repeat(CELL, 1)
+            rows, cols = cells.shape
+            picture[y - rows // 2 :, x - cols // 2 :][:rows, :cols][cells] = ink
     return picture.clip(0, 255).astype(np.uint8)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vtr.data.glyphs import ALPHABET
 from vtr.data.questions import ASKERS, Question, compose, locate
-from vtr.data.scenes import CANVAS, COLORS, SHAPES, SIGNS, SIZES, Dice, Scene, draw, mask
+from vtr.data.scenes import CANVAS, COLORS, PITCH, SHAPES, SIGNS, SIZES, Dice, Scene, draw, mask
 from vtr.data.shapes import STREAMS
 
 from .model import GRID, HEADS, PRESENT
@@ -19,8 +19,9 @@ from .tokenizer import PATCH
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's, as the processor has them
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-ASKED = {"existence": 2, "attribute": 2, "counting": 2, "relation": 3, "text": 2}  # at most so many questions of a family per image
-FAMILIES = (*ASKED, "locate")
+ASKED = {"existence": 2, "attribute": 3, "counting": 2, "relation": 3, "text": 2, "locate": 1}  # at most so many per image
+ASKED_OF_WINDOWS = ASKED | {"relation": 1, "locate": 2}  # places first, then their relation
+FAMILIES = tuple(ASKED)
 IGNORED = -100
 
 
@@ -76,13 +77,12 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
         patches = cover(sign.box, np.ones((sign.height, sign.width), dtype=bool))
         labels["color"][patches] = len(COLORS) + list(SIGNS).index(sign.color) + 1
         labels["place"][patches] = sign.left + sign.width // 2, sign.top + sign.height // 2
-        first, pitch = sign.left + 4 * sign.scale, 6 * sign.scale  # middle of the first character, distance to the next
-        nearest = (patches[1] * cell + cell // 2 + view.left - first + pitch // 2) // pitch  # every patch of a plate knows its character
+        nearest = (patches[1] * cell + cell // 2 + view.left - sign.left - PITCH // 2) // PITCH  # every patch knows its character
         nearest = nearest.clip(0, len(sign.text) - 1)
         labels["char"][patches] = np.array([ALPHABET.index(character) + 1 for character in sign.text])[nearest]
         labels["index"][patches] = nearest + 1 if whole else IGNORED
         for n, character in enumerate(sign.text):
-            if inside(first + n * pitch, sign.top + 5 * sign.scale):
+            if inside(*sign.middle(n)):
                 present[len(SHAPES) * len(COLORS) + ALPHABET.index(character)] = 1
     flat = {name: label.reshape(cells * cells, *label.shape[2:]) for name, label in labels.items()}
     return {**flat, "present": present}
@@ -99,16 +99,18 @@ def normalised(picture: np.ndarray, zoom: int) -> np.ndarray:
 def ask(dice: Dice, scene: Scene, corner: tuple[int, int] | None = None) -> list[Question]:
     """A balanced handful of questions about a scene whose first patch is at `corner` (row, column) of the whole picture."""
     asked = []
-    for family, most in ASKED.items():
-        found = dice.shuffled(ASKERS[family](dice, scene))
+    for family, most in (ASKED if scene.size == CANVAS else ASKED_OF_WINDOWS).items():
+        if family == "locate":
+            found = locate(scene, corner[1] * 2 * PATCH, corner[0] * 2 * PATCH) if corner else []
+        else:
+            found = ASKERS[family](dice, scene)
+        found = dice.shuffled(found)
         if family == "existence":  # as many present as absent ones
             no = [q for q in found if q.answer == "no"][: most // 2]
             found = no + [q for q in found if q.answer == "yes"][: max(len(no), 1)]
         if family == "counting":  # rare counts first
             found.sort(key=lambda q: -int(q.answer) if dice.below(2) else 0)
         asked += found[:most]
-    if corner:
-        asked += dice.shuffled(locate(scene, corner[1] * 2 * PATCH, corner[0] * 2 * PATCH))[:1]
     return dice.shuffled(asked)
 
 
@@ -192,12 +194,12 @@ class Batches(Dataset):
 
     def _shown(self, dice: Dice, closeup: bool) -> tuple[Scene, View]:
         """A scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""
-        if not closeup:
-            return compose(dice, self.canvas, free=True), View(0, 0, self.canvas, 2)
         side = self.canvas // 2
-        if self.packer:
-            return compose(dice, side, free=True), View(0, 0, side, 1)
-        return compose(dice, self.canvas, free=True), View(dice.below(side + 1), dice.below(side + 1), side, 1)
+        if not self.packer:  # the tower learns to read from many signs
+            scene = compose(dice, self.canvas, free=True, more_signs=2)
+            return scene, View(dice.below(side + 1), dice.below(side + 1), side, 1) if closeup else View(0, 0, self.canvas, 2)
+        scene = compose(dice, side if closeup else self.canvas, free=True)
+        return scene, View(0, 0, scene.size, 1 if closeup else 2)
 
     def _anyres(self, number: int) -> dict[str, Tensor]:
         pixels, asked = [], []

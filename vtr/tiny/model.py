@@ -26,6 +26,7 @@ KINDS = len(SHAPES) * len(SIZES)
 LONGEST = 5  # characters on a sign
 HEADS = {"kind": KINDS + 1, "color": len(COLORS) + len(SIGNS) + 1, "char": len(ALPHABET) + 1, "index": LONGEST + 1, "center": 2}
 NOTHING_WEIGHT = {"kind": 0.15, "color": 0.15, "char": 0.1, "index": 0.1, "center": 0.1}  # most patches show nothing
+LOSS_WEIGHT = {"char": 2}  # the slowest to learn
 PRESENT = len(SHAPES) * len(COLORS) + len(ALPHABET)
 
 
@@ -78,6 +79,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = Sizes(), next
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(image_grid_pinpoints=PINPOINTS, **settings))
     else:
         model = LlavaForConditionalGeneration(LlavaConfig(**settings))
+    with torch.no_grad():  # words as large as visual tokens; with the usual 0.02 their identity drowns in the first layer's output
+        model.get_input_embeddings().weight.normal_()
+        for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+            linear.weight.normal_(std=sizes.width**-0.5)
     model.generation_config.update(max_new_tokens=16, do_sample=False, **ids)
     return model
 
@@ -98,7 +103,7 @@ class Supervision(nn.Module):
             logits, target = head(features).float(), labels[name]
             weight = torch.ones(logits.shape[-1], device=logits.device)
             weight[0] = NOTHING_WEIGHT[name]
-            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=weight)
+            loss = loss + LOSS_WEIGHT.get(name, 1) * F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=weight)
             shown = target > 0
             scores[name] = float((logits.argmax(-1) == target)[shown].float().mean())
         shown = labels["color"] > 0
@@ -110,22 +115,29 @@ class Supervision(nn.Module):
         return loss, scores
 
 
-def tower_pass(tower: CLIPVisionModel, pixels: Tensor, corner: Tensor, with_cls: bool) -> tuple[Tensor, Tensor | None]:
+def take(values: Tensor, kept: Tensor) -> Tensor:
+    """Rows `kept` `(B, K)` of `values` `(B, P, ...)`."""
+    return values[torch.arange(len(values), device=values.device)[:, None], kept]
+
+
+def tower_pass(tower: CLIPVisionModel, pixels: Tensor, where: Tensor, with_cls: bool, kept: Tensor | None = None):
     """Run the tower on windows of a picture.
 
     Args:
         tower: the CLIP tower.
         pixels: `(B, 3, h, w)` normalised.
-        corner: row and column of the window's first patch in the whole grid `(B, 2)`; positions are those of the whole picture.
+        where: raster index of every patch in the whole picture's grid `(B, P)`, see `grid_positions`.
         with_cls: also run the last layer, which only CLS needs.
+        kept: patches that the tower sees `(B, K)`, or None for all.
 
     Returns:
-        Features before the last layer, without CLS `(B, P, D)`, and CLS after the last layer `(B, D)` or None.
+        Features before the last layer, without CLS `(B, K, D)`, and CLS after the last layer `(B, D)` or None.
     """
     embeddings = tower.embeddings
-    patches = embeddings.patch_embedding(pixels)  # (B, D, rows, cols)
-    where = grid_positions(corner, patches.shape[2], patches.shape[3]) + 1
-    patches = patches.flatten(2).transpose(1, 2) + embeddings.position_embedding(where)
+    patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (B, P, D)
+    patches = patches + embeddings.position_embedding(where + 1)
+    if kept is not None:
+        patches = take(patches, kept)
     first = (embeddings.class_embedding + embeddings.position_embedding.weight[0]).expand(len(pixels), 1, -1)
     hidden = tower.pre_layrnorm(torch.cat([first, patches], dim=1))
     for layer in tower.encoder.layers[:-1]:
@@ -186,7 +198,7 @@ def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text
     seen = (question[:, None] == 0) | (question[:, None] == question[:, :, None])  # (B, S, S)
     seen &= real[:, None] & torch.ones(seen.shape[1:], dtype=torch.bool, device=device).tril()
     seen |= torch.eye(seen.shape[1], dtype=torch.bool, device=device)  # padding sees itself
-    out = llm(
-        inputs_embeds=torch.cat(parts, 1), attention_mask=seen[:, None], position_ids=torch.cat(positions, 1), use_cache=False
-    ).last_hidden_state[:, shared:]
-    return model.lm_head(out[text["target"] >= 0])
+    tokens = torch.cat(parts, 1)
+    mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)[:, None]
+    out = llm(inputs_embeds=tokens, attention_mask=mask, position_ids=torch.cat(positions, 1), use_cache=False)
+    return model.lm_head(out.last_hidden_state[:, shared:][text["target"] >= 0])

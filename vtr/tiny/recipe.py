@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from vtr.data.scenes import CANVAS, Dice
 
 from .batches import FAMILIES, Batches
-from .model import GRID, Supervision, anyres_layout, grid_positions, llm_pass, tower_pass
+from .model import GRID, HEADS, Supervision, anyres_layout, grid_positions, llm_pass, take, tower_pass
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,21 @@ class Stage:
     closeups: int = 0
     questions: bool = True
     anyres: bool = False  # thumbnail and crops, with the tower as it is
+    seen: float = 1.0  # share of the patches that the tower gets to see, objects first
+    tower_every: int = 1  # the tower learns in every so many steps
     pruned: int = 50  # percent of steps with randomly pruned visual tokens
     fewest: float = 0.3  # smallest share of them that stays
     most: float = 1.0  # largest share
 
 
 STAGES = (
-    Stage("tower", 1300, 64, CANVAS // 2, 1.5e-3, closeups=15, questions=False),
-    Stage("llava96", 2800, 24, CANVAS // 2, 1e-3),
-    Stage("llava192", 2000, 10, CANVAS, 6e-4, closeups=15, pruned=65, fewest=0.15),
+    Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
+    Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
+    Stage("llava192", 6000, 6, CANVAS, 1.2e-3, closeups=10, seen=0.4, tower_every=3, pruned=25, fewest=0.2),
+    Stage("whole", 300, 10, CANVAS, 2e-4, closeups=10, tower_every=2, fewest=0.15),
 )
 NEXT_STAGES = (Stage("next", 500, 4, CANVAS, 3e-4, anyres=True, pruned=85, fewest=0.1, most=0.5),)
+TOWER_RATE = 0.3  # of the learning rate, once the tower has had its own stage
 NO_IMAGE = 3  # percent of steps without visual tokens
 RENUMBERED = 25  # percent of pruned steps whose positions close the gaps
 
@@ -70,6 +74,8 @@ class Trainer:
 
     def __init__(self, model, tokenizer, folder: Path, stages=STAGES, device: str = "cpu", seed: int = 0, save_every_s: int = 180):
         self.model, self.tokenizer, self.folder, self.stages = model.to(device), tokenizer, folder, stages
+        if device == "cpu":
+            model.set_attn_implementation("eager")  # its backward pass in bf16 takes a fifth of the time of SDPA's
         self.device, self.seed, self.save_every_s = device, seed, save_every_s
         self.heads = Supervision(model.config.vision_config.hidden_size).to(device)
         self.done = {stage.name: 0 for stage in stages}
@@ -105,21 +111,34 @@ class Trainer:
         log.info("resumed: %s", self.done)
         return True
 
-    def run(self, only: str | None = None) -> None:
-        """Train the stages that are not done yet, or only the one named."""
+    @property
+    def left(self) -> list[str]:
+        """Stages that are not done yet."""
+        return [stage.name for stage in self.stages if self.done[stage.name] < stage.steps]
+
+    def run(self, only: str | None = None) -> bool:
+        """Train the stages that are not done yet, or only the one named; True where this finished the last one."""
+        before = self.left
         self.folder.mkdir(parents=True, exist_ok=True)
         for stage in self.stages:
-            if only in (None, stage.name) and self.done[stage.name] < stage.steps:
+            if only in (None, stage.name) and stage.name in self.left:
                 self._stage(stage)
+        return bool(before) and not self.left
 
     def _loader(self, stage: Stage, first: int) -> Iterator[dict[str, Tensor]]:
-        data = Batches(self.tokenizer if stage.questions else None, stage.steps, stage.batch, stage.canvas, stage.closeups, stage.anyres, self.seed)
+        asking = self.tokenizer if stage.questions else None
+        data = Batches(asking, stage.steps, stage.batch, stage.canvas, stage.closeups, stage.anyres, self.seed)
         workers = 1 if self.device == "cpu" else min(12, os.cpu_count() or 1)
         return iter(DataLoader(Subset(data, range(first, stage.steps)), batch_size=None, num_workers=workers, prefetch_factor=4))
 
     def _stage(self, stage: Stage) -> None:
-        parameters = [*self.heads.parameters(), *self.model.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
+        tower = set(self.model.model.vision_tower.parameters())
+        others = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p not in tower]
+        groups = [
+            {"params": [p for p in self.model.parameters() if p in tower], "scale": TOWER_RATE if stage.questions else 1.0},
+            {"params": others, "scale": 1.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
         first = self.done[stage.name]
         if first and self.optimizer_state:
             optimizer.load_state_dict(self.optimizer_state)
@@ -130,28 +149,35 @@ class Trainer:
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
         with Progress(*columns) as progress:
             task = progress.add_task(stage.name, total=stage.steps, completed=first)
-            for step, batch in enumerate(self._loader(stage, first), start=first):
-                batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.rate * schedule(step, stage.steps)
-                with torch.autocast(self.device, dtype=torch.bfloat16):
-                    loss, found = self.loss(stage, step, batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                for name, value in {"loss": float(loss.detach()), **found}.items():
-                    scores[name].append(value)
-                self.done[stage.name] = step + 1
-                progress.advance(task)
-                now = time.monotonic()
-                if (step + 1) % 50 == 0 or step + 1 == stage.steps:
-                    self._report(stage, step + 1, scores, (step + 1 - first) * stage.batch / (now - started))
-                    scores.clear()
-                if now - saved > self.save_every_s or step + 1 == stage.steps:
-                    self.seconds += now - saved
-                    saved = now
-                    self.save(optimizer if step + 1 < stage.steps else None)
+            try:
+                for step, batch in enumerate(self._loader(stage, first), start=first):
+                    for group in optimizer.param_groups:
+                        group["lr"] = stage.rate * group["scale"] * schedule(step, stage.steps)
+                    for name, value in self._step(stage, step, batch, optimizer).items():
+                        scores[name].append(value)
+                    self.done[stage.name] = step + 1
+                    progress.advance(task)
+                    now = time.monotonic()
+                    if (step + 1) % 50 == 0 or step + 1 == stage.steps:
+                        self._report(stage, step + 1, scores, (step + 1 - first) * stage.batch / (now - started))
+                        scores.clear()
+                    if now - saved > self.save_every_s:
+                        self.seconds += now - saved
+                        saved = now
+                        self.save(optimizer)
+            finally:  # also on Ctrl-C
+                self.seconds += time.monotonic() - saved
+                self.save(optimizer if stage.name in self.left else None)
+
+    def _step(self, stage: Stage, step: int, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            loss, scores = self.loss(stage, step, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        optimizer.step()
+        return {"loss": float(loss.detach()), **scores}
 
     def _report(self, stage: Stage, step: int, scores: dict[str, list[float]], speed: float) -> None:
         means = {name: sum(v for v in values if v == v) / max(1, sum(v == v for v in values)) for name, values in scores.items()}
@@ -165,34 +191,47 @@ class Trainer:
             logits = llm_pass(self.model, None, None, batch | {"start": torch.full_like(batch["ids"][:, 0], 2)})
             loss, _ = self._answers(logits, batch)
             return loss, {"none": float(loss.detach())}
-        tower, projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
-        if stage.anyres:
-            with torch.no_grad():
-                pixels = batch["pixels"]  # (B, 1 + crops, 3, h, w)
-                features, _ = tower_pass(tower, pixels.flatten(0, 1), pixels.new_zeros(pixels.shape[0] * pixels.shape[1], 2).long(), False)
-            visual = anyres_layout(projector(features).unflatten(0, pixels.shape[:2]), self.model.model.image_newline)
-            where = torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
-            aux, found = visual.new_zeros(()), {}
-        else:
-            with_cls = not stage.questions or step % 3 == 0
-            features, cls = tower_pass(tower, batch["pixels"], batch["corner"], with_cls)
-            aux, found = self.heads(features, cls, batch)
-            if not stage.questions:
-                return aux, found
-            rows, cols = (side // tower.config.patch_size for side in batch["pixels"].shape[2:])
-            visual, where = projector(features), grid_positions(batch["corner"], rows, cols)
-            found = {name: found[name] for name in ("char", "place")}
-        start = torch.full_like(where[:, 0], visual.shape[1] if stage.anyres else GRID * GRID)
+        visual, where, aux, found = self._visual(stage, step, batch)
+        if not stage.questions:
+            return aux, found
+        start = torch.full_like(where[:, 0], where.shape[1] if stage.anyres else GRID * GRID)
         if dice.below(100) < stage.pruned:
-            keep = max(1, visual.shape[1] * dice.between(int(stage.fewest * 1000), int(stage.most * 1000)) // 1000)
-            order = torch.rand(where.shape, generator=torch.Generator().manual_seed(step)).to(where.device)
-            kept = order.topk(keep, dim=1).indices.sort(dim=1).values
-            visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
-            where = where.gather(1, kept)
+            keep = max(1, where.shape[1] * dice.between(int(stage.fewest * 1000), int(stage.most * 1000)) // 1000)
+            kept = self._random(where.shape, step).topk(keep, dim=1).indices.sort(dim=1).values
+            visual, where = take(visual, kept), take(where, kept)
             if dice.below(100) < RENUMBERED:
                 where, start = torch.arange(keep, device=where.device).expand_as(where), torch.full_like(start, keep)
         loss, right = self._answers(llm_pass(self.model, visual, where + 2, batch | {"start": start + 2}), batch)
         return loss + 0.3 * aux, right | found
+
+    def _random(self, shape: tuple[int, ...], step: int) -> Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(self.seed << 32 | step)).to(self.device)
+
+    def _visual(self, stage: Stage, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Visual tokens `(B, K, D)`, their raster indices `(B, K)`, loss and scores of the tower's supervision."""
+        model, pixels = self.model.model, batch["pixels"]
+        cells = pixels.shape[-1] // model.vision_tower.config.patch_size
+        if stage.anyres:
+            whole = torch.arange(cells * cells, device=pixels.device).expand(pixels.shape[0] * pixels.shape[1], -1)
+            with torch.no_grad():
+                features, _ = tower_pass(model.vision_tower, pixels.flatten(0, 1), whole, False)
+            visual = anyres_layout(model.multi_modal_projector(features).unflatten(0, pixels.shape[:2]), model.image_newline)
+            where = torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
+            return visual, where, visual.new_zeros(()), {}
+        where = grid_positions(batch["corner"], cells, cells)
+        learns = step % stage.tower_every == 0
+        kept = None
+        if stage.seen < 1:  # objects first
+            order = self._random(where.shape, step) + 0.6 * (batch["color"] > 0)
+            kept = order.topk(int(stage.seen * where.shape[1]), dim=1).indices.sort(dim=1).values
+            batch = batch | {name: take(batch[name], kept) for name in (*HEADS, "place")}
+        with torch.set_grad_enabled(learns):
+            features, cls = tower_pass(model.vision_tower, pixels, where, learns, kept)
+        where = where if kept is None else take(where, kept)
+        aux, found = self.heads(features, cls, batch) if learns else (features.new_zeros(()), {})
+        if stage.questions:
+            return model.multi_modal_projector(features), where, aux, {name: found[name] for name in ("char", "place") if learns}
+        return features, where, aux, found
 
     def _answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         asked = batch["target"] >= 0

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Train the embedded checkpoints: `python scripts/train_tiny.py --out models/tiny-llava` (also writes models/tiny-llava-next).
+
+On CUDA when there is one (minutes), otherwise on the CPU (about two hours on two cores). Continues where it was stopped.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from vtr.tiny.run import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="checkpoint folder; the AnyRes one gets '-next'")
+    parser.add_argument("--state", type=Path, default=Path("out/train-tiny"), help="training states and the log")
+    parser.add_argument("--stage", help="only this stage: tower, llava96, llava192 or next")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    given.state.mkdir(parents=True, exist_ok=True)
+    handlers = [logging.FileHandler(given.state / "log.txt"), logging.StreamHandler()]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    train(given.out, given.state, given.stage, given.device, given.seed)
+
+
+if __name__ == "__main__":
+    main()
