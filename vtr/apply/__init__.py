@@ -42,9 +42,8 @@ class Reduction:
         self._llm = LlmHooks(self.host, self.plan, self._finished)
         self._undo: list[Any] = []
         try:
-            self._undo += self._llm.install()
-            self._undo += TowerHooks(self.host, self.plan, self._llm).install()
-            self._undo += LabelHooks(self.host, self._llm).install()
+            for hooks in (self._llm, TowerHooks(self.host, self.plan, self._llm), LabelHooks(self.host, self._llm)):
+                hooks.install(self._undo)
         except BaseException:
             self.remove()
             raise

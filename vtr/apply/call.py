@@ -42,12 +42,14 @@ class CacheState:
     Args:
         valid: per layer `(B, keys)` bool; layers between two removals share the tensor. For compileable caches the full cache size with the
             future True (causality hides it), so that decoding never changes a shape.
+        segment: per layer a number, the same for layers that see the same keys.
         shift: per layer None or `(B, 1)` int64, how far positions were moved down by renumbering.
         dropped: logical minus physical length of layer 0; constant while decoding and when the cache is cropped.
         static: the cache is compileable.
     """
 
     valid: list[Tensor] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
     shift: list[Tensor | None] = field(default_factory=list)
     dropped: int = 0
     static: bool = False
@@ -71,7 +73,7 @@ class Call:
         line_of: `(B, q)` int64 over original columns, `image * lines + line` of a newline token, -1 otherwise.
         fixed: per row, tokens that are never removed (text and trailing padding).
         newlines: newline tokens left of each image; counts: visual tokens left of each image.
-        past, now: per layer, real columns of the cache and of this call.
+        past, now: per layer, real columns of the cache and of this call; `segment` numbers what layers share.
         taps: what was read at layers of the LLM.
         events: `(layer, counts)` after every removal; the boundary is layer 0.
         unpadded: no row has padding.
@@ -99,6 +101,7 @@ class Call:
     counts: list[int] = field(default_factory=list)
     past: list[Tensor | None] = field(default_factory=list)
     now: list[Tensor] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
     masks: dict[tuple, Any] = field(default_factory=dict)
     taps: dict[int, Tap] = field(default_factory=dict)
     frozen: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)

@@ -77,15 +77,26 @@ def reconcile(states: Any, cache: Any, state: CacheState) -> CacheState | None:
         del states[cache]
         return None
     if length < had and not state.static:
-        seen: dict[int, Tensor] = {}
-        state.valid = [seen.setdefault(id(v), v[:, : v.shape[1] - (had - length)]) for v in state.valid]
+        state.valid = shared(state.segment, [v[:, : v.shape[1] - (had - length)] for v in state.valid])
     return state
+
+
+def shared(segment: list[int], tensors: list[Tensor]) -> list[Tensor]:
+    """One tensor for all layers of a segment."""
+    first = {number: i for i, number in reversed(list(enumerate(segment)))}
+    return [tensors[first[number]] for number in segment]
+
+
+def split_segment(call: Call, layer: int) -> None:
+    """Layers from `layer` on see other keys than before."""
+    offset = max(call.segment) + 1
+    call.segment = call.segment[:layer] + [number + offset for number in call.segment[layer:]]
 
 
 def columns(call: Call, layer: int) -> Tensor:
     """Real key columns `(B, keys)` of a layer: those of its cache and those of this call. Layers of one segment share the tensor."""
     past, now = call.past[layer], call.now[layer]
-    key = ("columns", id(past), id(now))
+    key = ("columns", call.segment[layer])
     if key not in call.masks:
         call.masks[key] = now if past is None else past if call.static else torch.cat([past.to(now.device), now], 1)
     return call.masks[key]
@@ -94,7 +105,7 @@ def columns(call: Call, layer: int) -> Tensor:
 def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = True) -> Any:
     """The attention mask of a layer, made once per segment; None where the backend needs none and `may_skip`."""
     real = columns(call, layer)
-    key = ("mask", id(real), may_skip, str(hidden.device))
+    key = ("mask", call.segment[layer], may_skip, str(hidden.device))
     if key not in call.masks:
         call.masks[key] = host.causal_mask(hidden, real.to(hidden.device), call.cache, layer, may_skip)
     return call.masks[key]
@@ -106,11 +117,12 @@ def store(states: Any, call: Call, layers: int) -> None:
     assert call.positions is not None
     state = states.get(cache) or CacheState()
     state.valid = [columns(call, i) for i in range(layers)]
+    state.segment = list(call.segment)
     state.shift = list(call.positions.shift)
     if cache.is_compileable and not state.static:
         size = cache.get_max_length(0)
-        seen: dict[int, Tensor] = {}
-        state.valid = [seen.setdefault(id(v), torch.nn.functional.pad(v, (0, size - v.shape[1]), value=True)) for v in state.valid]
+        padded = [torch.nn.functional.pad(v, (0, size - v.shape[1]), value=True) for v in state.valid]
+        state.valid = shared(state.segment, padded)
         state.static = True
     if call.prefill:
         state.dropped += call.incoming - call.now[0].shape[1]

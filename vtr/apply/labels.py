@@ -22,15 +22,12 @@ class LabelHooks:
         self.host, self.llm = host, llm
         self.waiting: dict[int, tuple[Tensor, dict]] = {}
 
-    def install(self) -> list[Any]:
-        """Registers the hooks; returns what `remove()` must undo."""
+    def install(self, undo: list[Any]) -> None:
+        """Registers the hooks; what `remove()` must undo is appended as it happens."""
         model = self.host.model
-        if not hasattr(model, "loss_function"):
-            return []
-        return [
-            model.register_forward_pre_hook(self.enter, with_kwargs=True).remove,
-            model.register_forward_hook(self.leave, with_kwargs=True).remove,
-        ]
+        if hasattr(model, "loss_function"):
+            undo.append(model.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+            undo.append(model.register_forward_hook(self.leave, with_kwargs=True).remove)
 
     def enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self.llm.survivors.pop(threading.get_ident(), None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtr.apply import freeze
 from vtr.apply.call import CacheState, Call, Encoded, move
-from vtr.apply.columns import columns, mask, reconcile, store, survey, valid_tokens
+from vtr.apply.columns import columns, mask, reconcile, split_segment, store, survey, valid_tokens
 from vtr.apply.entry import check_history, note_beams, placeholders, repeats
 from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
@@ -54,9 +54,9 @@ class LlmHooks:
         else:
             self.calls[key] = call
 
-    def install(self) -> list[Any]:
-        """Registers every hook; returns what `remove()` must undo."""
-        host, undo = self.host, []
+    def install(self, undo: list[Any]) -> None:
+        """Registers every hook; what `remove()` must undo is appended as it happens."""
+        host = self.host
         undo.append(note_beams(host.model, self.beams))
         undo.append(host.base.register_forward_pre_hook(self.enter_base, with_kwargs=True).remove)
         undo.append(host.language_model.register_forward_pre_hook(self.enter_language, with_kwargs=True).remove)
@@ -77,7 +77,6 @@ class LlmHooks:
                     undo.append(block.register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
             if "mlp_activation" in kinds:
                 undo.append(getattr(mlp, host.llm_down).register_forward_pre_hook(self._record_activation(i)).remove)
-        return undo
 
     def clear(self) -> None:
         """Forgets every cache and call."""
@@ -144,6 +143,7 @@ class LlmHooks:
         call.cache, call.incoming, call.reduced = cache, length, state is not None
         call.static = state is not None and state.static
         call.past = list(state.valid) if state is not None else [None] * count
+        call.segment = list(state.segment) if state is not None else [0] * count
         shift = state.shift if state is not None else [None] * count
         call.positions = Positions(ids, stats is None or stats["gapless"], list(shift))
         if call.prefill:
@@ -218,6 +218,7 @@ class LlmHooks:
                 assert call.sequence is not None
                 if call.sequence.valid is not call.now[i]:
                     call.now = call.now[:i] + [call.sequence.valid] * (len(call.now) - i)
+                    split_segment(call, i)
             if i - 1 in call.taps:
                 del call.taps[i - 1]
             freezes = frozen is not None and call.prefill
@@ -225,7 +226,7 @@ class LlmHooks:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:
-                if i > 0 and columns(call, i) is not columns(call, 0):
+                if call.segment[i] != call.segment[0]:
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = call.positions.rope_for(
                     i, hidden, kwargs["position_embeddings"], self.host.language_model.rotary_emb

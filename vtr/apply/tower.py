@@ -47,10 +47,11 @@ class TowerHooks:
         """The run of this thread."""
         return self.runs.get(threading.get_ident())
 
-    def install(self) -> list[Any]:
-        """Registers every hook; returns what `remove()` must undo."""
+    def install(self, undo: list[Any]) -> None:
+        """Registers every hook; what `remove()` must undo is appended as it happens."""
         host = self.host
-        undo = [self._wrap_encode(), host.tower.register_forward_pre_hook(self.enter, with_kwargs=True).remove]
+        undo.append(self._wrap_encode())
+        undo.append(host.tower.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
         for i, signals in self.watched.items():
             kinds = {s.kind for s in signals}
             layer = host.tower_layers[i]
@@ -61,7 +62,7 @@ class TowerHooks:
                 if kind in kinds:
                     undo.append(block.register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
         if not self.acts:
-            return undo
+            return
         first = 0 if self.inputs else min((s.step.layer for s in self.layer_steps), default=len(host.tower_layers))
         if self.inputs:
             undo += embed_hooks(host, self.run)
@@ -71,7 +72,6 @@ class TowerHooks:
                 undo += merge_hooks(host, self.plan, i, self.run)
         undo.append(host.projector.register_forward_pre_hook(self._edge).remove)
         undo.append(host.projector.register_forward_hook(self._restore).remove)
-        return undo
 
     def _wrap_encode(self) -> Any:
         """Swaps the instance's `get_image_features` for one that lays the images out and files the result on the output."""

@@ -139,7 +139,8 @@ def _frozen(model: _Bare, visual: int, layers: tuple[int, ...]) -> Iterator[None
         default_layout=layout,
     )
     hooks = LlmHooks(host, make_plan(host, ShortV(layers=layers), {}), lambda call: None)
-    undo = hooks.install()
+    undo: list = []
+    hooks.install(undo)
     try:
         yield
     finally:
