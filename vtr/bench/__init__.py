@@ -1,0 +1,1 @@
+"""Timing: what choosing tokens costs, on the real architectures with random weights."""
