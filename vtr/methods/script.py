@@ -1,0 +1,173 @@
+"""Script: leave out the visual tokens most redundant in a similarity graph, then keep different ones that fit the question.
+
+Paper: Yang et al., TMLR 2025, arXiv 2512.01949.
+Code:  github.com/01yzzyu/script.github.io at 7e5e2f3, Apache-2.0: nothing copied, checked against its outputs.
+Stage: boundary. Reads: visual tokens behind the projector, input embeddings of the instruction. Batch: any. Deterministic: yes.
+
+**The default is ours**: a working intersection of the paper's two modules. In the released code the graph module has no effect, its score has the
+wrong direction, and its determinantal point process is none; which code made the published tables cannot be established.
+
+1. Graph module: the redundancy of a token comes from the number and the mean similarity of the tokens that are similar to it (cosine >= tau).
+2. Of the tokens that are too many, the share `redundant` goes: the most redundant.
+3. Query module: among the rest, greedy MAP of a determinantal point process with the kernel relevance x cosine x relevance.
+4. Relevance is the cosine to the mean input embedding of the instruction, scaled to 0 .. 1 over the image.
+5. Every view of an AnyRes image is treated alike, with an equal share of the budget.
+
+Paper to code: tau -> tau, K -> least, gamma -> gamma, "released" -> `released_order`, `released_relevance`, `chosen_segments`.
+Departure: all of the above; the released selection is in the pure functions (`released_order` and what it reads), and its CLIP relevance needs a
+text tower that cannot be given yet, so `compat="authors"` is refused on a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtr.ops.dpp import greedy_dpp, min_max
+from vtr.ops.gather import index_to_mask
+from vtr.ops.redundancy import graph_redundancy
+from vtr.ops.relevance import text_similarity
+from vtr.ops.split import gather_parts, join_mask, split
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Stage, Step, View, VtrError
+
+
+def script(
+    tokens: Tensor, quality: Tensor, real: Tensor, keep: Tensor, most: int, redundant: float = 0.5, tau: float = 0.2, gamma: float = 1.0
+) -> Tensor:
+    """Steps 1 to 3 (ours).
+
+    Args:
+        tokens: `(G, N, D)`, any float dtype; computed in float32 at least.
+        quality: `(G, N)`, above 0.
+        real: `(G, N)` bool, candidates.
+        keep: `(G,)` int64, at most `real.sum(1)`.
+        most: `keep.max()` or more, as a Python int.
+        redundant: share of the tokens above the budget that the graph module takes out, in [0, 1].
+        tau, gamma: of the graph.
+
+    Returns:
+        Keep mask `(G, N)` bool with exactly `keep` True per row. Ties: lowest index.
+    """
+    surplus = real.sum(1) - keep
+    score, _ = graph_redundancy(tokens, real, tau, gamma=gamma)
+    left = topk_mask(-score, real, keep + surplus - (surplus.double() * redundant).long())
+    order = greedy_dpp(tokens, quality, left, most)
+    return index_to_mask(order, torch.arange(most, device=order.device) < keep[:, None], tokens.shape[1])
+
+
+def chosen_segments(image: Tensor, text: Tensor, ratio: float = 0.5) -> Tensor:
+    """Released: which of the M text segments `(M, C)` count for each image `(B, N, C)`: `(B, M)` bool, the best `max(1, int(ratio M))`."""
+    fit = (image.float() @ text.float().T).mean(1)  # (B, M)
+    low, high = fit.amin(1, keepdim=True), fit.amax(1, keepdim=True)
+    scaled = (fit - low) / (high - low + 1e-6)
+    count = torch.full((len(image),), max(1, int(ratio * len(text))), device=image.device)
+    return topk_mask(scaled, torch.ones_like(scaled, dtype=torch.bool), count)
+
+
+def released_relevance(image: Tensor, text: Tensor, chosen: Tensor) -> Tensor:
+    """Released: minus the mean raw product of CLIP's image `(B, N, C)` and chosen text `(M, C)` embeddings, min-max per image, `(B, N)`."""
+    products = image.float() @ text.float().T  # (B, N, M)
+    mean = torch.where(chosen[:, None], products, 0).sum(2) / chosen.sum(1)[:, None]
+    return min_max(-mean, torch.ones_like(mean, dtype=torch.bool), floor=0.0, ceiling=1e-6)
+
+
+def released_order(tokens: Tensor, quality: Tensor, real: Tensor, most: int) -> Tensor:
+    """Released: a one-shot redundancy penalty where a determinantal point process was meant.
+
+    Pick after pick, the token with the largest `d`, at first `quality^2`; unless that is <= 0, every `d` loses the square of its kernel entry with
+    the pick over `sqrt(d) + 1e-6`. The kernel is never reduced by earlier picks.
+
+    Args:
+        tokens: `(G, N, D)`.
+        quality: `(G, N)`.
+        real: `(G, N)` bool.
+        most: number of picks.
+
+    Returns:
+        `(G, most)` int64, distinct. Ties: lowest index. `O(most N D)`, no host sync.
+    """
+    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1, eps=1e-12)
+    quality = quality.to(unit.dtype)
+    group = torch.arange(len(unit), device=unit.device)
+    d = quality.square() * unit.square().sum(-1)
+    free = real.clone()
+    order = torch.empty(len(unit), most, dtype=torch.int64, device=unit.device)
+    for count in range(most):
+        pick = d.masked_fill(~free, -torch.inf).argmax(1)
+        order[:, count] = pick
+        free.scatter_(1, pick[:, None], False)
+        best = d[group, pick][:, None]
+        cosine = torch.bmm(unit, unit[group, pick, :, None].expand(-1, -1, 2))[..., 0]
+        penalty = quality * cosine * quality[group, pick, None] / (best.clamp_min(0).sqrt() + 1e-6)
+        d = torch.where(best > 0, d - penalty.square(), d)
+    return order
+
+
+@register_method("script")
+@dataclass(frozen=True, kw_only=True)
+class Script(Method):
+    """A working intersection of the paper's two modules, ours; the default budget is the paper's 64 of 576."""
+
+    position_ids: PositionOption = "renumber"
+    relevance: Literal["similarity"] = "similarity"
+    redundant: float = 0.5
+    tau: float = 0.2
+    gamma: float = 1.0
+    compat: Literal["authors"] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
+    card: ClassVar[Card] = Card(
+        title="Script: Graph-Structured and Query-Conditioned Semantic Token Pruning (default: a repaired combination of ours)",
+        paper="Yang et al., 2025; combination ours",
+        venue="TMLR 2025",
+        arxiv="2512.01949",
+        code="github.com/01yzzyu/script.github.io (Apache-2.0, not used)",
+        signals="visual tokens, input embeddings of the instruction",
+        cost="N x N similarities once per view; per kept token one product with the visual tokens and one with the picks so far",
+        needs_text=True,
+        ours=True,
+        settings={
+            "relevance": "similarity: cosine to the mean input embedding of the instruction",
+            "redundant": "share of the tokens above the budget that the graph module takes out; 0: query module alone, 1: graph module alone",
+            "tau": "cosine from which on two tokens are neighbours",
+            "gamma": "weight of the neighbours' mean similarity",
+            "compat": "authors: refused, it needs the CLIP text tower; the pure functions have it",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relevance != "similarity":
+            raise ValueError(
+                f"script: relevance must be 'similarity', got {self.relevance!r}; 'clip' needs a CLIP text tower, which cannot be given yet"
+            )
+        if not 0 <= self.redundant <= 1:
+            raise ValueError(f"script: redundant must be in [0, 1], got {self.redundant}; 0.5 takes half of the surplus")
+        if not -1 <= self.tau <= 1:
+            raise ValueError(f"script: tau must be a cosine, -1 to 1, got {self.tau}; the paper uses 0.2")
+        if self.compat not in (None, "authors"):
+            raise ValueError(f"script: compat must be 'authors' or None, got {self.compat!r}")
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if self.compat == "authors":
+            raise VtrError("script: compat='authors' needs the relevance of a CLIP text tower, which cannot be given yet; use compat=None")
+        return (Step("boundary", select=self._select),)
+
+    def _select(self, view: View) -> Selection:
+        assert view.text is not None
+        quality = min_max(text_similarity(view.tokens, view.text.tokens, view.text.instruction), view.real)
+        area = view.patch_grid[0] * view.patch_grid[1]
+        views = max(rows * cols for rows, cols in view.crop_grids) + 1
+        parts = split(view.cells[..., 0], view.real, view.keep, views, min(area, view.real.shape[1]))
+        tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)
+        most = min(view.most, tokens.shape[1])
+        real, keep = parts.real.flatten(0, 1), parts.keep.flatten()
+        kept = script(tokens, weights, real, keep, most, self.redundant, self.tau, self.gamma)
+        return Selection(keep=join_mask(kept, parts, view.real.shape[1]))
