@@ -179,7 +179,7 @@ def test_compat_hands_tokens_over_by_falling_attention_with_the_extra_one_last(c
     sequences = []
     for method in (default, authors):
         seen = []
-        handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
         with torch.no_grad(), vtr.reduced(model, method) as reduction:
             model(**batch.inputs)
             report = reduction.report()

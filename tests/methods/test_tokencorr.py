@@ -41,7 +41,7 @@ def slow(keys, low, deep, alpha, rho):
 @pytest.mark.parametrize(("alpha", "rho"), [(0.3, 0.2), (0.2, 0.1), (-1.0, 0.0), (1.0, 0.5)])
 def test_adaptive_is_the_card_for_every_row_of_a_ragged_batch(alpha, rho):
     (step,) = TokenCorr(alpha=alpha, rho=rho).steps(LLAVA)
-    keys, local, deeper = step.needs
+    _, local, deeper = step.needs
     layers = [{local.layer: random_layer(n, s), deeper.layer: random_layer(n, s + 50)} for s in range(4) for n in SIZES]
     view = tower_view(step, layers, 36, pad=2)
     kept = step.select(view).keep

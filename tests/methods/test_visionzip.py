@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import vtr
 from tests.methods.handmade import LLAVA, SIGLIP, chosen, select_without_sync
 from tests.methods.towers import layers_of, projected, random_layer, tower_view
-from tests.tiny_models import Shot, batch_of, model_of
+from tests.tiny_models import IMAGE, Shot, batch_of, model_of
 from vtr.methods.visionzip import VisionZip, contextual_count, visionzip
 from vtr.replay import replay_file
 from vtr.types import Budget, Signal
@@ -131,6 +131,22 @@ def test_on_a_model_the_projector_gets_the_tokens_of_the_card(kind):
         torch.testing.assert_close(got[number], values, atol=1e-4, rtol=1e-4)
         retained += [number * 36 + i for i in kept]
     assert reduction.report().to_dict()["images"][0]["retained"] == retained
+
+
+def test_the_answer_is_that_of_a_prompt_made_of_the_kept_tokens():
+    model, batch = model_of("llava"), batch_of("llava", ((4, Shot(), 6),))
+    embed, project = model.get_input_embeddings(), model.model.multi_modal_projector
+    view = layers_of(model, batch)[2][0]
+    _, values, _ = slow(view.output[1:], view.signal(Signal("k")).mean(1), view.signal(Signal("cls_row")), 9, 1)
+    ids = batch.inputs["input_ids"][0]
+    text = ids != IMAGE
+    start = int((~text).long().argmax())
+    with torch.no_grad():
+        whole = torch.cat([embed(ids[:start]), project(values), embed(ids[start:][text[start:]])])[None]
+        expected = model(inputs_embeds=whole).logits
+        with vtr.reduced(model, "visionzip", keep=9):
+            logits = model(**batch.inputs).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_settings_are_checked():
