@@ -10,7 +10,7 @@ import vtr
 from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.hired import HiRED, authors_sequence, crop_scores
+from vtr.methods.hired import HiRED, authors_budgets, authors_sequence, authors_totals, crop_scores, paper_budgets
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
 from vtr.replay import replay_file
@@ -142,6 +142,15 @@ def test_the_released_stitching_throws_real_tokens_away():
     sequence = authors_sequence(mask, (1, 3), (48, 144), GRID)  # three crops side by side, no padding at all
     assert sequence[:36] == [(0, i) for i in range(36)]
     assert {view for view, _ in sequence[36:]} == {2} and len(sequence) < 36 * 4, "only a part of the middle crop is left"
+
+
+def test_the_released_counts_are_those_of_strips_and_of_nothing_without_a_budget():
+    early = torch.zeros(24 * 24)
+    early[: 6 * 24] = 1.0  # the uppermost of four strips: half of the top two quadrants
+    assert authors_budgets(early, 4, 100, 0.75).tolist() == [100, 0, 0, 0]
+    assert authors_budgets(early, 4, 0, 1.0).tolist() == [0] * 4
+    assert authors_totals(5, 576, 0.2, 0.5) == (288, 288) and authors_totals(5, 576, 0.9, 0.5) == (576, 2016)
+    assert paper_budgets(torch.tensor([1.0, 2.0, 4.0]), 10, 576).tolist() == [1, 2, 5]
 
 
 def test_selections_never_wait_for_the_device():

@@ -95,6 +95,8 @@ def paper_budgets(score: Tensor, total: int, patches: int) -> Tensor:
 def authors_budgets(early: Tensor, crops: int, total: int, alpha: float) -> Tensor:
     """Tokens per crop in the released code, `(crops,)` int64: top patches of the thumbnail `early (N,)`, counted in equal strips."""
     n = len(early)
+    if total == 0:
+        return torch.zeros(crops, dtype=torch.int64)
     best = topk_mask(early[None], torch.ones(1, n, dtype=torch.bool), torch.tensor([int(n * (1 - alpha))]))[0]
     count = best.view(crops, -1).sum(1)
     return (count.float() / count.sum().float() * total).long().clamp_max(n)  # float32 as there: it decides what is cut off
