@@ -1,0 +1,138 @@
+"""CoreMatching: keep the visual tokens that share the most neurons with the whole prompt.
+
+Paper: Wang et al., ICML 2025, arXiv 2505.19235 (read through two summaries).
+Code:  github.com/wangqinsi1/2025-ICML-CoreMatching at 046b24e, Apache-2.0: nothing copied, checked against its outputs.
+Stage: prefill. Reads: what enters the MLP's last projection, one layer. Batch: any. Deterministic: yes.
+
+1. A neuron is active for a token where its gated activation is above 0. The token's core neurons are the top rho of its active ones.
+2. The core neurons of the prompt are the top beta of all neurons by the number of tokens, text and visual, whose core they are in.
+3. A visual token counts how many core neurons of the prompt are active for it.
+4. Tokens with at least tau such neurons stay, where tau is the elbow of the counts in descending order: the point farthest from the line between
+   its ends. With a budget, the tokens with the most.
+5. The others are gone from the input of one early layer on.
+
+Paper to code: Gamma -> active, rho -> rho, beta -> beta, tau -> the elbow's value, l -> layer.
+Departures: this is the paper's definition with tokens really removed. The released code does something else (each of 14 layers overwrites its own KV
+cache with zeros by the neurons shared with one text token, which saves nothing): `released_counts` and `zeroed` have it, a model refuses it. The
+neuron half of the paper (decoding with core neurons only) is in neither. Its published speed could come from neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtr.ops.elbow import elbow
+from vtr.ops.outliers import quantile
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View, VtrError
+
+CHUNK = 1 << 22
+"""Activations sorted at a time."""
+
+
+def core_votes(activation: Tensor, real: Tensor, rho: float = 0.2) -> Tensor:
+    """Step 1: for how many real tokens of each row a neuron is a core neuron, `(G, I)` float64.
+
+    `activation (G, S, I)`, `real (G, S)` bool. A token's core neurons are those at or above the (1 - rho)-quantile (linear) of its positive ones.
+    """
+    votes = activation.new_zeros(len(activation), activation.shape[2], dtype=torch.float64)
+    size = max(1, CHUNK // max(1, len(activation) * activation.shape[2]))
+    for part, there in zip(activation.split(size, 1), real.split(size, 1), strict=True):
+        active = part > 0
+        bound = quantile(part.flatten(0, 1), active.flatten(0, 1), 1 - rho).view(part.shape[:2])
+        votes += (active & (part >= bound[..., None]) & there[..., None]).sum(1)
+    return votes
+
+
+def core_neurons(votes: Tensor, beta: float = 0.4) -> Tensor:
+    """Step 2: `(G, I)` bool, neurons with votes `(G, I)` at or above their (1 - beta)-quantile (linear)."""
+    return votes >= quantile(votes, torch.ones_like(votes, dtype=torch.bool), 1 - beta)[:, None]
+
+
+def shared_neurons(activation: Tensor, core: Tensor) -> Tensor:
+    """Step 3: `(G, N)` float64, how many of the neurons `core (G, I)` are active in `activation (G, N, I)`."""
+    return ((activation > 0) & core[:, None]).sum(2).double()
+
+
+def released_counts(active: Tensor, reference: int = -5) -> Tensor:
+    """Released: neurons active (`active (G, S, I)` bool) in a token and in the one at place `reference` (the last of the question): `(G, S)`."""
+    return (active & active[:, reference, None]).sum(2).double()
+
+
+def zeroed(states: Tensor, gone: Tensor) -> Tensor:
+    """Released: keys or values `(B, H, S, d)` with zeros at the tokens `gone (B, S)`, which stay in the softmax."""
+    return states.masked_fill(gone[:, None, :, None], 0)
+
+
+@register_method("corematching")
+@dataclass(frozen=True, kw_only=True)
+class CoreMatching(Method):
+    """Core tokens of the paper, removed for good. Without a budget the elbow of each image decides how many stay."""
+
+    layer: int = 2
+    rho: float = 0.2
+    beta: float = 0.4
+    compat: Literal["authors"] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
+    """Not used by itself: it says that a budget may be given; without one the method is adaptive."""
+    card: ClassVar[Card] = Card(
+        title="CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning",
+        paper="Wang et al., 2025",
+        venue="ICML 2025",
+        arxiv="2505.19235",
+        code="github.com/wangqinsi1/2025-ICML-CoreMatching (Apache-2.0, not used)",
+        signals="MLP activations of layer - 1",
+        cost="sorts the MLP activations of one layer, O(S I log I); layers before `layer` run in full",
+        settings={
+            "layer": "visual tokens are gone from the input of this layer on; activations are those of the layer before",
+            "rho": "share of a token's active neurons that are its core",
+            "beta": "share of all neurons that are the core of the prompt",
+            "compat": "authors: refused, the released code zeroes cached keys and values of tokens that stay; the pure functions have it",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int):
+            raise TypeError(f"corematching: layer must be an integer, got {self.layer!r}")
+        if self.layer < 1:
+            raise ValueError(f"corematching: layer must be at least 1, got {self.layer}; activations come from the layer before")
+        for name in ("rho", "beta"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"corematching: {name} must be in (0, 1], got {getattr(self, name)}; the paper uses 0.2 and 0.4")
+        if self.compat not in (None, "authors"):
+            raise ValueError(f"corematching: compat must be 'authors' or None, got {self.compat!r}")
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget asked for; None lets the image decide."""
+        return None if (self.keep, self.keep_ratio, self.average_keep) == (None, None, None) else super().budget
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if self.compat == "authors":
+            raise VtrError("corematching: compat='authors' zeroes cached keys and values instead of removing tokens; use compat=None")
+        if self.layer >= geometry.llm_layers:
+            raise ValueError(
+                f"corematching: layer {self.layer} is out of range: this LLM has {geometry.llm_layers} layers; use 1 to {geometry.llm_layers - 1}"
+            )
+        activation = Signal("mlp_activation", layer=self.layer - 1)
+        exact = self.budget is not None
+        return (Step("prefill", self.layer, needs=(activation,), select=partial(self._select, activation, exact), counted=exact),)
+
+    def _select(self, signal: Signal, exact: bool, view: View) -> Selection:
+        assert view.text is not None
+        activation = view.signals[signal]
+        same = (view.row[:, None] == view.row).double()  # images of one prompt vote together
+        votes = same @ core_votes(activation.visual, view.real, self.rho) + core_votes(activation.text, view.text.real, self.rho)
+        shared = shared_neurons(activation.visual, core_neurons(votes, self.beta))
+        if exact:
+            return Selection(keep=topk_mask(shared, view.real, view.keep))
+        return Selection(keep=view.real & (shared >= elbow(shared, view.real).value[:, None]))
