@@ -92,8 +92,8 @@ def relation(dice: Dice, scene: Scene) -> list[Question]:
 
 
 def text(dice: Dice, scene: Scene) -> list[Question]:
-    """What a sign says; answers are in lower case."""
-    return [Question("text", f"what does the {sign.color} sign say?", sign.text.lower()) for sign in scene.signs]
+    """What the sign says; answers are in lower case."""
+    return [Question("text", "what does the sign say?", sign.text.lower()) for sign in scene.signs]
 
 
 def locate(scene: Scene, left: int = 0, top: int = 0) -> list[Question]:
@@ -126,15 +126,15 @@ def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int 
 
     Args:
         dice: randomness.
-        size: side of the canvas; a full one has 4 to 8 items and one or two signs, a smaller one fewer.
+        size: side of the canvas; a full one has 4 to 8 items, a smaller one fewer.
         free: print random letters as well as words (training).
-        more_signs: so many signs on top, whose colors then repeat (training).
+        more_signs: so many signs beside the one that every scene has (training).
 
     Returns:
         A scene in which every object found a place.
     """
     count = dice.between(4, 8) if size >= CANVAS else dice.between(2, 4) - (more_signs > 0)
-    signs = dice.shuffled(SIGNS)[: dice.between(1, 2)] + [dice.pick(tuple(SIGNS)) for _ in range(more_signs)]
+    signs = [dice.pick(tuple(SIGNS)) for _ in range(1 + more_signs)]
     while True:
         plates = [Sign(print_text(dice, free), color) for color in signs]
         repeated = min(dice.between(1, MOST_COUNTED), count)

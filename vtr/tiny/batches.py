@@ -19,7 +19,7 @@ from .tokenizer import PATCH
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's, as the processor has them
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-ASKED = {"existence": 2, "attribute": 3, "counting": 2, "relation": 3, "text": 2, "locate": 1}  # at most so many per image
+ASKED = {"existence": 2, "attribute": 2, "counting": 3, "relation": 4, "text": 1, "locate": 1}  # at most so many per image
 ASKED_OF_WINDOWS = ASKED | {"relation": 1, "locate": 2}  # places first, then their relation
 FAMILIES = tuple(ASKED)
 IGNORED = -100
@@ -196,7 +196,7 @@ class Batches(Dataset):
         """A scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""
         side = self.canvas // 2
         if not self.packer:  # the tower learns to read from many signs
-            scene = compose(dice, self.canvas, free=True, more_signs=2)
+            scene = compose(dice, self.canvas, free=True, more_signs=3)
             return scene, View(dice.below(side + 1), dice.below(side + 1), side, 1) if closeup else View(0, 0, self.canvas, 2)
         scene = compose(dice, side if closeup else self.canvas, free=True)
         return scene, View(0, 0, scene.size, 1 if closeup else 2)

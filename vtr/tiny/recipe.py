@@ -50,7 +50,7 @@ class Stage:
 STAGES = (
     Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
     Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
-    Stage("llava192", 6000, 6, CANVAS, 1.2e-3, closeups=10, seen=0.4, tower_every=3, pruned=25, fewest=0.2),
+    Stage("llava192", 6000, 6, CANVAS, 6e-4, closeups=10, seen=0.4, tower_every=3, pruned=25, fewest=0.2),
     Stage("whole", 300, 10, CANVAS, 2e-4, closeups=10, tower_every=2, fewest=0.15),
 )
 NEXT_STAGES = (Stage("next", 500, 4, CANVAS, 3e-4, anyres=True, pruned=85, fewest=0.1, most=0.5),)
