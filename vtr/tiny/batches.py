@@ -57,7 +57,8 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
         part = ink[max(-top, 0) :, max(-left, 0) :]
         target = canvas[rows, cols]
         target |= part[: target.shape[0], : target.shape[1]]
-        return np.nonzero(canvas.reshape(cells, cell, cells, cell).sum((1, 3)) * 5 >= cell * cell)
+        inked_rows, inked_cols = np.nonzero(canvas.reshape(cells, cell, cells, cell).sum((1, 3)) * 5 >= cell * cell)
+        return inked_rows, inked_cols
 
     def inside(x: int, y: int) -> tuple[int, int] | None:
         row, col = (y - view.top) // cell, (x - view.left) // cell
@@ -210,4 +211,5 @@ class Batches(Dataset):
             crops = [picture[top : top + half, left : left + half] for top in (0, half) for left in (0, half)]
             pixels.append(np.stack([normalised(picture, 2), *(normalised(crop, 1) for crop in crops)]))
             asked.append(ask(dice, scene, (0, 0)))
+        assert self.packer is not None
         return {"pixels": torch.from_numpy(np.stack(pixels)), **self.packer.pack(asked)}

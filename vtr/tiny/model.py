@@ -187,7 +187,7 @@ def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text
     batch, device = len(text["ids"]), text["ids"].device
     head = text["head"].expand(batch, -1)
     parts, positions = [embed(head)], [torch.arange(head.shape[1], device=device).expand(batch, -1)]
-    if visual is not None:
+    if visual is not None and visual_positions is not None:
         parts.append(visual.to(parts[0].dtype))
         positions.append(visual_positions)
     shared = sum(part.shape[1] for part in parts)
