@@ -9,7 +9,7 @@ import vtr
 import vtr.methods.corematching as module
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import batch_of, model_of
-from vtr.methods.corematching import CoreMatching, core_neurons, core_votes, released_counts, shared_neurons, zeroed
+from vtr.methods.corematching import CoreMatching, core_bound, core_neurons, core_votes, released_counts, shared_neurons, zeroed
 from vtr.ops.elbow import elbow
 from vtr.replay import replay_file
 from vtr.types import PerToken
@@ -41,6 +41,17 @@ def test_cores_are_those_of_the_definition(chunk, monkeypatch):
         assert core[g].tolist() == (expected >= np.quantile(expected, 0.6)).tolist()
         shared = shared_neurons(activation, core)[g]
         assert shared.tolist() == [int(((a > 0) & core[g]).sum()) for a in activation[g]]
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.2, 0.5, 1.0])
+def test_the_bound_is_the_quantile_of_the_positive_values(rho):
+    random = torch.Generator().manual_seed(1)
+    for width in (1, 2, 3, 11, 40):
+        rows = torch.randn(60, width, generator=random)
+        rows[:10], rows[10:20] = rows[:10].abs(), -rows[10:20].abs()  # all positive, none positive
+        for row, bound in zip(rows.double().numpy(), core_bound(rows, rho).tolist(), strict=True):
+            expected = np.quantile(row[row > 0], 1 - rho) if (row > 0).any() else np.inf
+            assert bound == pytest.approx(expected, rel=1e-12)
 
 
 def activation_of(view):
