@@ -55,6 +55,18 @@ def test_the_best_attended_stay_for_every_image_of_a_ragged_batch(keep, rows):
     assert [k.tolist() for k in kept] == [slow(view, g) for g in range(4)]
 
 
+def test_a_prompt_without_text_asks_with_its_last_visual_token():
+    view = make_view(IMAGES, 9)
+    step = PyramidDrop().steps(LLAVA)[0]
+    with_signals(view, step)
+    view.text.real[1] = False
+    found = step.select(view).keep
+    query, key = (s.visual[1, view.real[1]].double() for s in view.signals.values())
+    logits = torch.stack([key[:, h // 2] @ query[-1, h] * 3**-0.5 for h in range(4)])
+    best = logits.softmax(-1).mean(0).topk(9).indices
+    assert chosen(view, found)[1].tolist() == sorted(best.tolist())
+
+
 def test_selections_never_wait_for_the_device():
     view = make_view(IMAGES, 9)
     for step in PyramidDrop().steps(LLAVA):

@@ -52,3 +52,4 @@ def test_without_masks_everything_real_is_seen():
 
 def test_last_text_is_the_last_real_one():
     assert last_text(torch.tensor([[True, True, False], [True, False, True], [False] * 3])).tolist() == [[1], [2], [0]]
+    assert last_text(torch.zeros(2, 0, dtype=torch.bool)).tolist() == [[0], [0]]

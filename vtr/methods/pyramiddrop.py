@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vtr.ops.gather import take
@@ -47,7 +48,10 @@ def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: T
     Returns:
         `(G, N)`, mean over heads of the softmax over all text and visual tokens of the prompt, float32 at least.
     """
-    last = take(query.text, last_text(text_real))  # (G, 1, H, d)
+    n = real.shape[1]
+    tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
+    index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)  # a prompt without text: its last visual token
+    last = take(torch.cat([query.visual, query.text], 1), index)  # (G, 1, H, d)
     return prompt_rows(last, key.visual, key.text, real, text_real, row)[:, 0]
 
 

@@ -66,5 +66,7 @@ def causal_text(text_real: Tensor) -> Tensor:
 
 def last_text(text_real: Tensor) -> Tensor:
     """`(G, 1)` int64: the last real text token of each row; 0 where there is none."""
+    if not text_real.shape[1]:
+        return torch.zeros(len(text_real), 1, dtype=torch.int64, device=text_real.device)
     order = torch.arange(text_real.shape[1], device=text_real.device)
     return torch.where(text_real, order, 0).amax(1, keepdim=True)
