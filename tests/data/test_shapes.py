@@ -76,8 +76,10 @@ def test_answers_are_true():
             assert int(s.answer) == sum(i.color in words or any(kinds.get(w) == i.shape for w in words) for i in s.scene.items)
             assert 1 <= int(s.answer) <= MOST_COUNTED
         elif s.family == "relation":
-            a, b = (next(i for i in s.scene.items if (i.color, i.shape) == (words[n], words[n + 1])) for n in (3, 8))
-            ahead = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
+            spots = {f"{i.color} {i.shape}": (i.x, i.y) for i in s.scene.items}
+            spots["sign"] = ((s.scene.signs[0].box[0] + s.scene.signs[0].box[2]) // 2, s.scene.signs[0].top + 16)
+            a, b = (spots[part] for part in s.question.removesuffix("?").removeprefix("where is the ").split(" seen from the "))
+            ahead = {"left": b[0] - a[0], "right": a[0] - b[0], "above": b[1] - a[1], "below": a[1] - b[1]}
             assert max(ahead, key=ahead.get) == s.answer
         else:
             assert s.answer.upper() in [sign.text for sign in s.scene.signs]
@@ -123,11 +125,8 @@ def test_glyphs_differ_in_two_cells_or_more():
 
 
 def test_direction_is_none_between_the_axes():
-    def at(x: int, y: int) -> Item:
-        return Item("ring", "red", "small", x, y, 15)
-
-    assert direction(at(10, 50), at(100, 60)) == "left" and direction(at(10, 50), at(20, 100)) == "above"
-    assert direction(at(10, 10), at(60, 50)) is None
+    assert direction((10, 50), (100, 60)) == "left" and direction((10, 50), (20, 100)) == "above"
+    assert direction((10, 10), (60, 50)) is None
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_packed_questions_are_answered_as_alone(tokenizer):
     with torch.no_grad():
         features, cls = tower_pass(model.model.vision_tower, inputs["pixel_values"], torch.arange(576)[None], True)
         visual, where = model.model.multi_modal_projector(features), torch.arange(576)[None] + 2
-        logits = llm_pass(model, visual, where, packed | {"start": torch.tensor([578])})
+        logits, _ = llm_pass(model, visual, where, packed | {"start": torch.tensor([578])})
         torch.testing.assert_close(cls, model.model.vision_tower(inputs["pixel_values"]).pooler_output, atol=1e-4, rtol=1e-4)
         at = 0
         for question in asked:
@@ -119,9 +119,9 @@ def test_anyres_layout_is_that_of_transformers(tokenizer):
 
 
 def test_batches_are_reproducible_and_labelled(tokenizer):
-    data = batches.Batches(tokenizer, 2, 2, 192, closeups=50)
+    data = batches.Batches(tokenizer, 2, 2, 384, closeups=50)
     one, two = data[1], data[1]
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(one[name].nan_to_num(-9), two[name].nan_to_num(-9)) for name in one)
     assert not torch.equal(one["pixels"], data[0]["pixels"])
     assert ((one["color"] > 0) == ((one["kind"] > 0) | (one["char"] != 0))).all()
     assert one["place"][one["color"] > 0].abs().max() <= 1.2

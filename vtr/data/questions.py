@@ -11,6 +11,7 @@ from .scenes import CANVAS, COLORS, SHAPES, SIGNS, SIZES, Dice, Item, Scene, Sig
 
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 MOST_COUNTED = 4
+MOST_TRIES = 10_000
 LETTERS = "ABCDEFGHIJKLMNOPRSTUVWXYZ"
 WORDS = (
     "bank bath beach bell bike bird boat book bread bus cafe cake camp card chip city club coal coat cook corn dance desk "
@@ -70,9 +71,9 @@ def _unique(scene: Scene) -> list[Item]:
     return [item for item in scene.items if names[item.color, item.shape] == 1]
 
 
-def direction(item: Item, other: Item) -> str | None:
-    """Where `item` is, seen from `other`; None where two answers could be defended (neither axis is twice the other)."""
-    dx, dy = item.x - other.x, item.y - other.y
+def direction(a: tuple[int, int], b: tuple[int, int]) -> str | None:
+    """Where the point `a` is, seen from `b`; None where two answers could be defended (neither axis is twice the other)."""
+    dx, dy = a[0] - b[0], a[1] - b[1]
     if abs(dx) >= 2 * abs(dy):
         return "left" if dx < 0 else "right"
     if abs(dy) >= 2 * abs(dx):
@@ -80,15 +81,26 @@ def direction(item: Item, other: Item) -> str | None:
     return None
 
 
+def spots(scene: Scene) -> dict[str, tuple[int, int]]:
+    """Middle of everything with a name of its own: items that are the only ones of their color and shape, and the sign."""
+    named = {f"{item.color} {item.shape}": (item.x, item.y) for item in _unique(scene)}
+    for sign in scene.signs:
+        named["sign"] = (sign.left + sign.width // 2, sign.top + sign.height // 2)
+    return named
+
+
 def relation(dice: Dice, scene: Scene) -> list[Question]:
-    """Where an item is, seen from another."""
-    named = _unique(scene)
-    pairs = [(a, b, direction(a, b)) for a in named for b in named if a is not b]
-    return [
-        Question("relation", f"where is the {a.color} {a.shape} seen from the {b.color} {b.shape}?", answer)
-        for a, b, answer in pairs
-        if answer
+    """Where an item is, seen from the sign or from another item, as many of either."""
+    named = spots(scene)
+    found = [
+        Question("relation", f"where is the {a} seen from the {b}?", direction(named[a], named[b]) or "")
+        for a in named
+        for b in named
+        if a not in ("sign", b) and direction(named[a], named[b])
     ]
+    from_sign = [question for question in found if question.text.endswith("sign?")]
+    from_items = [question for question in found if not question.text.endswith("sign?")]
+    return from_sign + dice.shuffled(from_items)[: max(1, len(from_sign))]
 
 
 def text(dice: Dice, scene: Scene) -> list[Question]:
@@ -132,10 +144,13 @@ def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int 
 
     Returns:
         A scene in which every object found a place.
+
+    Raises:
+        ValueError: the canvas is too small for what a scene must have.
     """
     count = dice.between(4, 8) if size >= CANVAS else dice.between(2, 4) - (more_signs > 0)
     signs = [dice.pick(tuple(SIGNS)) for _ in range(1 + more_signs)]
-    while True:
+    for _ in range(MOST_TRIES):
         plates = [Sign(print_text(dice, free), color) for color in signs]
         repeated = min(dice.between(1, MOST_COUNTED), count)
         shared = dice.pick((*SHAPES, *COLORS)) if dice.below(2) else dice.pick(SHAPES if dice.below(2) else tuple(COLORS))
@@ -146,3 +161,4 @@ def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int 
         scene = arrange(dice, size, sorted(wanted, key=lambda kind: kind[2]), plates)  # large ones first
         if scene:
             return scene
+    raise ValueError(f"compose: size must leave room for a sign and {count} items, got {size} pixels; use {CANVAS // 2} or more")

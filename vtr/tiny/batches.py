@@ -1,6 +1,7 @@
 """Training batches: scenes drawn on the fly, labels for every patch, several questions per image in one sequence."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from vtr.data.glyphs import ALPHABET
-from vtr.data.questions import ASKERS, Question, compose, locate
+from vtr.data.questions import ASKERS, Question, compose, locate, spots
 from vtr.data.scenes import CANVAS, COLORS, PITCH, SHAPES, SIGNS, SIZES, Dice, Scene, draw, mask
 from vtr.data.shapes import STREAMS
 
@@ -19,7 +20,7 @@ from .tokenizer import PATCH
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's, as the processor has them
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-ASKED = {"existence": 2, "attribute": 2, "counting": 3, "relation": 4, "text": 1, "locate": 1}  # at most so many per image
+ASKED = {"existence": 2, "attribute": 2, "counting": 3, "relation": 5, "text": 1, "locate": 1}  # at most so many per image
 ASKED_OF_WINDOWS = ASKED | {"relation": 1, "locate": 2}  # places first, then their relation
 FAMILIES = tuple(ASKED)
 IGNORED = -100
@@ -109,8 +110,8 @@ def ask(dice: Dice, scene: Scene, corner: tuple[int, int] | None = None) -> list
         if family == "existence":  # as many present as absent ones
             no = [q for q in found if q.answer == "no"][: most // 2]
             found = no + [q for q in found if q.answer == "yes"][: max(len(no), 1)]
-        if family == "counting":  # rare counts first
-            found.sort(key=lambda q: -int(q.answer) if dice.below(2) else 0)
+        if family == "counting":  # one question for each number, high and rare ones first
+            found = [next(q for q in found if q.answer == n) for n in sorted({q.answer for q in found}, reverse=True)]
         asked += found[:most]
     return dice.shuffled(asked)
 
@@ -129,8 +130,16 @@ class Packer:
             self._cache[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._cache[text]
 
-    def pack(self, asked: list[list[Question]]) -> dict[str, Tensor]:
-        """`ids`, `offset`, `question`, `target`, `family` `(B, T)` int64 and `head` `(2,)`."""
+    def pack(self, asked: list[list[Question]], places: list[dict[str, np.ndarray]] | None = None) -> dict[str, Tensor]:
+        """Pack the questions about each image into one row.
+
+        Args:
+            asked: questions of each image.
+            places: where each unique object of an image is, by its name.
+
+        Returns:
+            `ids`, `offset`, `question`, `target`, `family` `(B, T)` int64, `spots` `(B, T, 2)` float32 and `head` `(2,)`.
+        """
         rows: list[list[tuple[int, ...]]] = []
         for questions in asked:
             row: list[tuple[int, ...]] = []
@@ -142,11 +151,20 @@ class Packer:
                 row += [(token, n, number, target, family) for n, (token, target) in enumerate(zip(ids, targets))]
             rows.append(row)
         table = np.zeros((len(rows), max(map(len, rows)), 5), dtype=np.int64)
+        spot = np.full((*table.shape[:2], 2), np.nan, dtype=np.float32)
+        for n, named in enumerate(places or []):
+            start = 0
+            for question in asked[n]:
+                words = question.text.removesuffix("?").split()  # one token each
+                for at, pair in enumerate(pairwise(words), start=1):
+                    spot[n, start + at] = named.get(" ".join(pair), named.get(pair[1], np.nan))
+                start += len(self.encode(question.text)) + len(self.encode("ASSISTANT:")) + len(self.encode(question.answer))
         table[..., 3] = IGNORED
         for n, row in enumerate(rows):
             table[n, : len(row)] = row
         names = ("ids", "offset", "question", "target", "family")
-        return {**{name: torch.from_numpy(table[..., n].copy()) for n, name in enumerate(names)}, "head": torch.tensor(self.head)}
+        packed = {name: torch.from_numpy(table[..., n].copy()) for n, name in enumerate(names)}
+        return {**packed, "spots": torch.from_numpy(spot), "head": torch.tensor(self.head)}
 
 
 class Batches(Dataset):
@@ -174,7 +192,7 @@ class Batches(Dataset):
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         if self.anyres:
             return self._anyres(number)
-        pixels, corners, labels, asked = [], [], [], []
+        pixels, corners, labels, asked, places = [], [], [], [], []
         for n in range(number * self.size, (number + 1) * self.size):
             dice = Dice(self.stream, n)
             closeup = dice.below(100) < self.closeups
@@ -185,13 +203,15 @@ class Batches(Dataset):
             pixels.append(normalised(picture, view.zoom))
             label = patch_labels(scene, view)
             origin = view.left - corner[1] * PATCH * view.zoom, view.top - corner[0] * PATCH * view.zoom
-            label["place"] = (label["place"] - np.array(origin, np.float32)) * (2 / (GRID * PATCH * view.zoom)) - 1
+            scale = 2 / (GRID * PATCH * view.zoom)
+            label["place"] = (label["place"] - np.array(origin, np.float32)) * scale - 1
+            places.append({name: (np.array(at) - origin) * scale - 1 for name, at in spots(scene).items()})
             labels.append(label)
             corners.append(corner)
             asked.append(ask(dice, scene, None if closeup else corner) if self.packer else [])
         batch = {name: torch.from_numpy(np.stack([label[name] for label in labels])) for name in labels[0]}
         batch |= {"pixels": torch.from_numpy(np.stack(pixels)), "corner": torch.tensor(corners)}
-        return batch | (self.packer.pack(asked) if self.packer else {})
+        return batch | (self.packer.pack(asked, places) if self.packer else {})
 
     def _shown(self, dice: Dice, closeup: bool) -> tuple[Scene, View]:
         """A scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""

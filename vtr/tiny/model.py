@@ -95,6 +95,17 @@ class Supervision(nn.Module):
         self.patch = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in HEADS.items()})
         self.place = nn.Linear(width, 2)
         self.present = nn.Linear(width, PRESENT)
+        self.spot = nn.Linear(width, 2)
+
+    def named(self, middle: Tensor, spots: Tensor) -> Tensor:
+        """Loss of saying, inside the LLM and where a question names an object, where that object is.
+
+        Args:
+            middle: hidden states of the text `(B, T, D)`.
+            spots: where the object named at a token is `(B, T, 2)`, NaN at tokens that end no name.
+        """
+        known = ~spots.isnan().any(-1)
+        return (self.spot(middle[known]).float() - spots[known]).abs().sum() / (2 * known.sum()).clamp(min=1)
 
     def forward(self, features: Tensor, cls: Tensor | None, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Loss of patch features `(B, P, D)` and of CLS `(B, D)`, and the accuracy on patches that show something."""
@@ -170,7 +181,7 @@ def anyres_layout(tokens: Tensor, newline: Tensor) -> Tensor:
     return torch.cat([tokens[:, 0], rows.flatten(1, 2)], dim=1)
 
 
-def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]) -> Tensor:
+def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Answer several questions about each image in one sequence; no question sees another.
 
     Args:
@@ -181,7 +192,7 @@ def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text
             there is nothing to predict), each `(B, T)`; `head` ids `(2,)`; `start`, the position of the first text token `(B,)`.
 
     Returns:
-        Logits at the positions that have a target `(M, V)`.
+        Logits at the positions that have a target `(M, V)`, and the hidden states of the text at two thirds of the LLM's depth `(B, T, D)`.
     """
     llm, embed = model.model.language_model, model.get_input_embeddings()
     batch, device = len(text["ids"]), text["ids"].device
@@ -200,5 +211,7 @@ def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text
     seen |= torch.eye(seen.shape[1], dtype=torch.bool, device=device)  # padding sees itself
     tokens = torch.cat(parts, 1)
     mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)[:, None]
-    out = llm(inputs_embeds=tokens, attention_mask=mask, position_ids=torch.cat(positions, 1), use_cache=False)
-    return model.lm_head(out.last_hidden_state[:, shared:][text["target"] >= 0])
+    positions_ids = torch.cat(positions, 1)
+    out = llm(inputs_embeds=tokens, attention_mask=mask, position_ids=positions_ids, use_cache=False, output_hidden_states=True)
+    middle = out.hidden_states[len(llm.layers) * 2 // 3][:, shared:]
+    return model.lm_head(out.last_hidden_state[:, shared:][text["target"] >= 0]), middle

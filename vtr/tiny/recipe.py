@@ -50,7 +50,7 @@ class Stage:
 STAGES = (
     Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
     Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
-    Stage("llava192", 6000, 6, CANVAS, 6e-4, closeups=10, seen=0.4, tower_every=3, pruned=25, fewest=0.2),
+    Stage("llava192", 9000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
     Stage("whole", 300, 10, CANVAS, 2e-4, closeups=10, tower_every=2, fewest=0.15),
 )
 NEXT_STAGES = (Stage("next", 500, 4, CANVAS, 3e-4, anyres=True, pruned=85, fewest=0.1, most=0.5),)
@@ -105,7 +105,7 @@ class Trainer:
             return False
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
+        self.heads.load_state_dict(state["heads"], strict=False)
         self.optimizer_state, self.seconds = state["optimizer"], state["seconds"]
         self.done.update({name: steps for name, steps in state["done"].items() if name in self.done})
         log.info("resumed: %s", self.done)
@@ -188,7 +188,7 @@ class Trainer:
         """Loss of one batch and the share of questions answered right per family (on fresh scenes: a held-out score)."""
         dice = Dice(self.seed << 8 | 255, step)
         if stage.questions and dice.below(100) < NO_IMAGE:
-            logits = llm_pass(self.model, None, None, batch | {"start": torch.full_like(batch["ids"][:, 0], 2)})
+            logits, _ = llm_pass(self.model, None, None, batch | {"start": torch.full_like(batch["ids"][:, 0], 2)})
             loss, _ = self._answers(logits, batch)
             return loss, {"none": float(loss.detach())}
         visual, where, aux, found = self._visual(stage, step, batch)
@@ -201,8 +201,10 @@ class Trainer:
             visual, where = take(visual, kept), take(where, kept)
             if dice.below(100) < RENUMBERED:
                 where, start = torch.arange(keep, device=where.device).expand_as(where), torch.full_like(start, keep)
-        loss, right = self._answers(llm_pass(self.model, visual, where + 2, batch | {"start": start + 2}), batch)
-        return loss + 0.3 * aux, right | found
+        logits, middle = llm_pass(self.model, visual, where + 2, batch | {"start": start + 2})
+        loss, right = self._answers(logits, batch)
+        away = self.heads.named(middle, batch["spots"])
+        return loss + 0.3 * aux + away, {**right, **found, "away": float(away.detach())}
 
     def _random(self, shape: tuple[int, ...], step: int) -> Tensor:
         return torch.rand(shape, generator=torch.Generator().manual_seed(self.seed << 32 | step)).to(self.device)
