@@ -50,11 +50,12 @@ class Stage:
 STAGES = (
     Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
     Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
-    Stage("llava192", 9000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
-    Stage("whole", 300, 10, CANVAS, 2e-4, closeups=10, tower_every=2, fewest=0.15),
+    Stage("llava192", 7000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
+    Stage("whole", 400, 6, CANVAS, 2e-4, closeups=10, tower_every=3, pruned=65, fewest=0.15),
 )
 NEXT_STAGES = (Stage("next", 500, 4, CANVAS, 3e-4, anyres=True, pruned=85, fewest=0.1, most=0.5),)
 TOWER_RATE = 0.3  # of the learning rate, once the tower has had its own stage
+FAMILY_WEIGHT = {"relation": 3.0, "counting": 3.0}  # learned last
 NO_IMAGE = 3  # percent of steps without visual tokens
 RENUMBERED = 25  # percent of pruned steps whose positions close the gaps
 
@@ -239,7 +240,8 @@ class Trainer:
         asked = batch["target"] >= 0
         target, family = batch["target"][asked], batch["family"][asked]
         row = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)
-        loss = F.cross_entropy(logits.float(), target)
+        weight = torch.tensor([FAMILY_WEIGHT.get(name, 1.0) for name in FAMILIES], device=target.device)[family]
+        loss = (weight * F.cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
         which = (row * 64 + batch["question"])[asked]
         wrong = torch.zeros(len(asked) * 64 + 64, device=asked.device).index_add(0, which, (logits.argmax(-1) != target).float())
         right = (wrong[which] == 0).float()
