@@ -106,7 +106,7 @@ def run_tower_step(host: Host, plan: Plan, run: Encoding, item: PlanStep, hidden
     if item.step.action == "observe":
         return hidden
     check_selection(item.name, selection, view)
-    counted = item.step.counted and plan.methods[item.method].budget is not None
+    counted = plan.counted(item)
     return _shorten(run, item, hidden, prefix, view, located, keep if counted else None, selection)
 
 
@@ -128,7 +128,7 @@ def _view(host: Host, plan: Plan, run: Encoding, item: PlanStep, patches: Tensor
     assert sequence is not None
     now = run.by_image(run.alive)
     target = plan.targets(item, [layout.tokens for layout in run.layouts], now)
-    if item.removes and step.counted and plan.methods[item.method].budget is not None and target == now:
+    if item.removes and plan.counted(item) and target == now:
         return None
     if step.per == "view":
         owner, counts = run.image, run.alive

@@ -49,6 +49,20 @@ def check_history(states: Any, kwargs: dict, length: int) -> None:
         )
 
 
+def swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Sets an attribute of this one instance; returns what puts the old state back."""
+    had = owner.__dict__.get(name)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        if had is None:
+            owner.__dict__.pop(name, None)
+        else:
+            setattr(owner, name, had)
+
+    return undo
+
+
 def note_beams(model: Any, beams: dict[int, int]) -> Callable[[], None]:
     """Learns from `generate` how often it repeats every prompt (beams, several samples), for reports; returns what undoes it.
 
@@ -60,22 +74,13 @@ def note_beams(model: Any, beams: dict[int, int]) -> Callable[[], None]:
     original = getattr(model, name, None)
     if original is None:
         return lambda: None
-    had = model.__dict__.get(name)
 
     @wraps(original)
     def expand(*args: Any, **kwargs: Any) -> Any:
         beams[threading.get_ident()] = int(kwargs.get("expand_size", args[0] if args else 1))
         return original(*args, **kwargs)
 
-    setattr(model, name, expand)
-
-    def undo() -> None:
-        if had is None:
-            model.__dict__.pop(name, None)
-        else:
-            setattr(model, name, had)
-
-    return undo
+    return swap(model, name, expand)
 
 
 def repeats(source: Tensor, expected: int) -> int:

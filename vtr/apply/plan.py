@@ -54,6 +54,10 @@ class Plan:
                     found.setdefault(signal_layer(signal, s.step), set()).add(signal)
         return found
 
+    def counted(self, item: PlanStep) -> bool:
+        """Whether a step has a budget to meet; the others decide themselves how much stays."""
+        return item.step.counted and self.methods[item.method].budget is not None
+
     def targets(self, item: PlanStep, original: list[int], now: list[int]) -> list[int]:
         """Tokens that a step is to leave of each image.
 

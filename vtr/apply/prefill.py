@@ -117,7 +117,7 @@ def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor,
     images, sequence, step = call.images, call.sequence, item.step
     assert images is not None and sequence is not None
     target = plan.targets(item, [layout.tokens for layout in images.layouts], call.counts)
-    counted = step.counted and plan.methods[item.method].budget is not None
+    counted = plan.counted(item)
     if not any(call.counts) or (item.removes and counted and target == call.counts):
         return hidden
     device = hidden.device

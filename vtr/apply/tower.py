@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vtr.apply.call import Encoded
 from vtr.apply.encoding import Encoding, input_view, run_tower_step
+from vtr.apply.entry import swap
 from vtr.apply.llm import ENCODED, LlmHooks
 from vtr.apply.plan import Plan, signal_layer
 from vtr.apply.signals import Tap, io_recorder
@@ -76,7 +77,7 @@ class TowerHooks:
     def _wrap_encode(self) -> Any:
         """Swaps the instance's `get_image_features` for one that lays the images out and files the result on the output."""
         host, base, name = self.host, self.host.base, self.host.encode
-        original, had = getattr(base, name), base.__dict__.get(name)
+        original = getattr(base, name)
         signature = inspect.signature(original)
 
         @wraps(original)
@@ -99,15 +100,7 @@ class TowerHooks:
                 self.llm.call.encoded = encoded
             return output
 
-        setattr(base, name, encode)
-
-        def undo() -> None:
-            if had is None:
-                base.__dict__.pop(name, None)
-            else:
-                setattr(base, name, had)
-
-        return undo
+        return swap(base, name, encode)
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")
