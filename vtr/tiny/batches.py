@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from vtr.data.glyphs import ALPHABET
-from vtr.data.questions import ASKERS, Question, compose, locate, spots
+from vtr.data.questions import ASKERS, MOST_COUNTED, Question, compose, locate, spots
 from vtr.data.scenes import CANVAS, COLORS, PITCH, SHAPES, SIGNS, SIZES, Dice, Scene, draw, mask
 from vtr.data.shapes import STREAMS
 
-from .model import GRID, HEADS, PRESENT
+from .model import CONTEXT, GRID, HEADS, LONGEST, PRESENT
 from .tokenizer import PATCH
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's, as the processor has them
@@ -40,12 +40,13 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
     """What every patch of a view shows.
 
     Returns:
-        `kind`, `color`, `char`, `index`, `center` int64 and `place` float32 with a last axis of 2 (centre of the object in
+        `kind`, `color`, `char`, `index`, `center` int64, `word` and `alike` int64 with a last axis (see `CONTEXT`), `place` float32 with a last axis of 2 (centre of the object in
         scene widths from the middle), all `(patches, ...)`; class 0 is nothing, -100 undecided. `present` `(PRESENT,)` float32.
     """
     cell = PATCH * view.zoom
     cells = view.side // cell
     labels = {name: np.zeros((cells, cells), dtype=np.int64) for name in HEADS}
+    labels |= {name: np.full((cells, cells, count), IGNORED) for name, (count, _) in CONTEXT.items()}
     labels["place"] = np.zeros((cells, cells, 2), dtype=np.float32)
     present = np.zeros(PRESENT, dtype=np.float32)
     whole = view.side == scene.size
@@ -71,6 +72,9 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
         labels["kind"][patches] = kind + 1
         labels["color"][patches] = list(COLORS).index(item.color) + 1
         labels["place"][patches] = item.x, item.y
+        if whole:
+            alike = sum(one.shape == item.shape for one in scene.items), sum(one.color == item.color for one in scene.items)
+            labels["alike"][patches] = np.minimum(alike, MOST_COUNTED + 1)
         middle = inside(item.x, item.y)
         if middle:
             labels["center"][middle] = 1
@@ -81,7 +85,10 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
         labels["place"][patches] = sign.left + sign.width // 2, sign.top + sign.height // 2
         nearest = (patches[1] * cell + cell // 2 + view.left - sign.left - PITCH // 2) // PITCH  # every patch knows its character
         nearest = nearest.clip(0, len(sign.text) - 1)
-        labels["char"][patches] = np.array([ALPHABET.index(character) + 1 for character in sign.text])[nearest]
+        characters = np.array([ALPHABET.index(character) + 1 for character in sign.text])
+        labels["char"][patches] = characters[nearest]
+        if whole:
+            labels["word"][patches] = np.pad(characters, (0, LONGEST - len(characters)))
         labels["index"][patches] = nearest + 1 if whole else IGNORED
         for n, character in enumerate(sign.text):
             if inside(*sign.middle(n)):

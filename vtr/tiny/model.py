@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from vtr.data.glyphs import ALPHABET
+from vtr.data.questions import MOST_COUNTED
 from vtr.data.scenes import COLORS, SHAPES, SIGNS, SIZES
 
 from .tokenizer import PATCH, PINPOINTS, PIXELS
@@ -28,6 +29,7 @@ HEADS = {"kind": KINDS + 1, "color": len(COLORS) + len(SIGNS) + 1, "char": len(A
 NOTHING_WEIGHT = {"kind": 0.15, "color": 0.15, "char": 0.1, "index": 0.1, "center": 0.1}  # most patches show nothing
 LOSS_WEIGHT = {"char": 2}  # the slowest to learn
 PRESENT = len(SHAPES) * len(COLORS) + len(ALPHABET)
+CONTEXT = {"word": (LONGEST, len(ALPHABET) + 1), "alike": (2, MOST_COUNTED + 2)}  # labels a patch, classes a label
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = Sizes(), next
 
 
 class Supervision(nn.Module):
-    """Training-only heads: what every patch shows, where its object is, and what the picture holds (from CLS)."""
+    """Training-only heads: what every patch shows, where its object is, and what the picture holds (from CLS).
+
+    `CONTEXT` has what a patch of an object knows beyond itself, so that any of an object's patches will do for an answer: the whole
+    word of its sign, and how many items have its shape and its color.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.patch = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in HEADS.items()})
+        self.context = nn.ModuleDict({name: nn.Linear(width, labels * classes) for name, (labels, classes) in CONTEXT.items()})
         self.place = nn.Linear(width, 2)
         self.present = nn.Linear(width, PRESENT)
         self.spot = nn.Linear(width, 2)
@@ -117,6 +124,12 @@ class Supervision(nn.Module):
             loss = loss + LOSS_WEIGHT.get(name, 1) * F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=weight)
             shown = target > 0
             scores[name] = float((logits.argmax(-1) == target)[shown].float().mean())
+        for name, head in self.context.items():
+            target = labels[name]  # (B, P, labels)
+            known = target >= 0
+            logits = head(features).float().unflatten(-1, CONTEXT[name])[known]
+            loss = loss + F.cross_entropy(logits, target[known], reduction="sum") / known.sum().clamp(min=1)
+            scores[name] = float((logits.argmax(-1) == target[known]).float().mean())
         shown = labels["color"] > 0
         away = (self.place(features).float() - labels["place"]).abs()[shown].mean()
         scores["place"] = float(away.detach())

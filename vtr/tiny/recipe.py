@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from vtr.data.scenes import CANVAS, Dice
 
 from .batches import FAMILIES, Batches
-from .model import GRID, HEADS, Supervision, anyres_layout, grid_positions, llm_pass, take, tower_pass
+from .model import CONTEXT, GRID, HEADS, Supervision, anyres_layout, grid_positions, llm_pass, take, tower_pass
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ STAGES = (
     Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
     Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
     Stage("llava192", 7000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
-    Stage("whole", 400, 6, CANVAS, 2e-4, closeups=10, tower_every=3, pruned=65, fewest=0.15),
+    Stage("whole", 3000, 6, CANVAS, 6e-4, closeups=10, tower_every=2, pruned=75, fewest=0.1),
 )
 NEXT_STAGES = (Stage("next", 500, 4, CANVAS, 3e-4, anyres=True, pruned=85, fewest=0.1, most=0.5),)
-TOWER_RATE = 0.3  # of the learning rate, once the tower has had its own stage
+TOWER_RATE = 0.5  # of the learning rate, once the tower has had its own stage
 FAMILY_WEIGHT = {"relation": 3.0, "counting": 3.0}  # learned last
 NO_IMAGE = 3  # percent of steps without visual tokens
 RENUMBERED = 25  # percent of pruned steps whose positions close the gaps
@@ -227,13 +227,13 @@ class Trainer:
         if stage.seen < 1:  # objects first
             order = self._random(where.shape, step) + 0.6 * (batch["color"] > 0)
             kept = order.topk(int(stage.seen * where.shape[1]), dim=1).indices.sort(dim=1).values
-            batch = batch | {name: take(batch[name], kept) for name in (*HEADS, "place")}
+            batch = batch | {name: take(batch[name], kept) for name in (*HEADS, *CONTEXT, "place")}
         with torch.set_grad_enabled(learns):
             features, cls = tower_pass(model.vision_tower, pixels, where, learns, kept)
         where = where if kept is None else take(where, kept)
         aux, found = self.heads(features, cls, batch) if learns else (features.new_zeros(()), {})
         if stage.questions:
-            return model.multi_modal_projector(features), where, aux, {name: found[name] for name in ("char", "place") if learns}
+            return model.multi_modal_projector(features), where, aux, {name: found[name] for name in ("char", "word", "alike", "place") if learns}
         return features, where, aux, found
 
     def _answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
