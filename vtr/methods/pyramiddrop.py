@@ -23,12 +23,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vtr.methods._schedule import Scheduled
 from vtr.ops.gather import take
 from vtr.ops.prompt_rows import last_text, prompt_rows
-from vtr.ops.schedule import checked_counts, checked_layers, least_average, scaled_layers, shares_of
+from vtr.ops.schedule import least_average, scaled_layers, shares_of
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
 
 PUBLISHED = (8, 16, 24)
 RATIOS = (0.5, 0.25, 0.125)
@@ -62,12 +63,10 @@ def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 
 @register_method("pyramiddrop")
 @dataclass(frozen=True, kw_only=True)
-class PyramidDrop(Method):
+class PyramidDrop(Scheduled):
     """Three drops at a quarter, a half and three quarters of the depth; the default budget is the paper's last ratio, 1/8."""
 
     position_ids: PositionOption = "renumber"
-    layers: tuple[int, ...] | None = None
-    counts: tuple[int, ...] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=RATIOS[-1])
@@ -86,17 +85,6 @@ class PyramidDrop(Method):
             "counts": "keep counts after each drop, of an image with the most tokens of the model; instead of a budget",
         },
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_layers(self.name, self.layers, 3))  # YAML and JSON hand in lists
-        object.__setattr__(self, "counts", checked_counts(self.name, self.counts, 3))
-        if self.counts is not None and (self.keep, self.keep_ratio, self.average_keep) != (None, None, None):
-            raise ValueError(f"{self.name}: counts={list(self.counts)} is a budget already; leave keep, keep_ratio and average_keep out")
-
-    @property
-    def budget(self) -> Budget | None:
-        return Budget(keep=self.counts[-1]) if self.counts is not None else super().budget
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers, and the share of the way from keep to N that each drop leaves."""

@@ -25,11 +25,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vtr.methods._schedule import Tabled
 from vtr.ops.raters import rated, rater_score, raters
-from vtr.ops.schedule import checked_counts, checked_layers, table_schedule
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Selection, Signal, Stage, Step, View
 
 PUBLISHED = (3, 7, 16)
 N = 576
@@ -76,15 +76,13 @@ def corrected_score(rows: Tensor, by: Tensor, real: Tensor, pull: Tensor, heads:
 
 @register_method("sparsevlm_plus")
 @dataclass(frozen=True, kw_only=True)
-class SparseVLMPlus(Method):
+class SparseVLMPlus(Tabled):
     """Version 2.0 of the repository; the default budget is what its 192-token schedule leaves in the end, 118 of 576."""
 
-    table: int | None = None
-    layers: tuple[int, ...] | None = None
-    counts: tuple[int, ...] | None = None
     heads: int = 14
     rope_base: float = 10000.0
 
+    tables, published, of = TABLES, PUBLISHED, N
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=TABLES[192][-1] / N)
     card: ClassVar[Card] = Card(
@@ -107,40 +105,10 @@ class SparseVLMPlus(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", checked_layers(self.name, self.layers, 3))  # YAML and JSON hand in lists
-        object.__setattr__(self, "counts", checked_counts(self.name, self.counts, 3))
-        if self.counts is not None and (self.keep, self.keep_ratio, self.average_keep) != (None, None, None):
-            raise ValueError(f"{self.name}: counts={list(self.counts)} is a budget already; leave keep, keep_ratio and average_keep out")
-        if self.table not in (None, *TABLES):
-            raise ValueError(f"{self.name}: table must be one of {', '.join(map(str, TABLES))}, got {self.table!r}")
         if self.heads < 1:
             raise ValueError(f"{self.name}: heads must be at least 1, got {self.heads}; the code uses 14")
         if not self.rope_base > 0:
             raise ValueError(f"{self.name}: rope_base must be above 0, got {self.rope_base}; LLaMA uses 10000")
-
-    @property
-    def budget(self) -> Budget | None:
-        if self.counts is not None:
-            return Budget(keep=self.counts[-1])
-        given = super().budget
-        return given if given is not self.default_budget else Budget(keep_ratio=TABLES[self.table or 192][-1] / N)
-
-    def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Layers, and the share of the way from keep to N that each stage leaves."""
-        budget, most = self.budget, geometry.most_tokens
-        assert budget is not None
-        return table_schedule(
-            self.name,
-            TABLES,
-            PUBLISHED,
-            layers=self.layers,
-            counts=self.counts,
-            table=self.table,
-            depth=geometry.llm_layers,
-            most=most,
-            keep=budget.keep_ratio if budget.keep is None else budget.keep / most,
-            average=None if budget.average_keep is None else budget.average_keep / most,
-        )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)

@@ -28,12 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.methods._schedule import Scheduled
 from vtr.ops.prompt_rows import causal_text, prompt_rows
 from vtr.ops.raters import rated
-from vtr.ops.schedule import checked_counts, checked_layers, scaled_layers, shares_of
+from vtr.ops.schedule import scaled_layers, shares_of
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
 
 PUBLISHED = (7, 9, 12)
 RATIOS = (0.875, 0.625, 0.125)
@@ -101,12 +102,10 @@ def transprune_score(ttv: Tensor, rows: Tensor, by: Tensor, real: Tensor) -> Sco
 
 @register_method("transprune")
 @dataclass(frozen=True, kw_only=True)
-class TransPrune(Method):
+class TransPrune(Scheduled):
     """Token transition pruning; the default is the paper's High setting, whose last stage leaves 1/8."""
 
     position_ids: PositionOption = "renumber"
-    layers: tuple[int, ...] | None = None
-    counts: tuple[int, ...] | None = None
     abs_cos: bool = False
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
@@ -127,17 +126,6 @@ class TransPrune(Method):
             "abs_cos": "1 - |cos| as the paper writes, instead of 1 - cos as the code computes",
         },
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_layers(self.name, self.layers, 3))  # YAML and JSON hand in lists
-        object.__setattr__(self, "counts", checked_counts(self.name, self.counts, 3))
-        if self.counts is not None and (self.keep, self.keep_ratio, self.average_keep) != (None, None, None):
-            raise ValueError(f"{self.name}: counts={list(self.counts)} is a budget already; leave keep, keep_ratio and average_keep out")
-
-    @property
-    def budget(self) -> Budget | None:
-        return Budget(keep=self.counts[-1]) if self.counts is not None else super().budget
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers, and the share of the way from keep to N that each drop leaves."""
