@@ -1,0 +1,197 @@
+"""Soft k-means of a grid of tokens onto a smaller grid of centres, where a token may only join the centres near its own cell.
+
+Each token sees at most `window^2` centres. The grid of tokens is cut into tiles; a tile's tokens are compared with the box of centres that
+any of them may join, so that the work is a few small matrix products instead of one of all tokens with all centres.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Grid = tuple[int, int]
+GATHER = 64
+"""What fetching and adding back one number of a box of centres costs, in multiply-adds; decides how large tiles are, not what comes out."""
+
+
+def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, iterations: int = 5, window: int = 5) -> Tensor:
+    """Centres of a token grid (arXiv 2210.01035, token clustering layer).
+
+    1. A centre starts as the mean of its cell (adaptive average pooling).
+    2. A token belongs to the centres whose cell is at most `window // 2` cells from its own, in rows and in columns, by the softmax over
+       those centres of -tau times the squared Euclidean distance.
+    3. A centre becomes the mean of the original tokens, weighted by how far they belong to it. Steps 2 and 3 repeat.
+
+    Args:
+        tokens: `(B, H*W, D)` in raster order, any float dtype; distances and sums are in float32 at least.
+        grid: `(H, W)` of the tokens.
+        clusters: `(h, w)` of the centres, `h <= H`, `w <= W`.
+        tau: sharpness, a number or one per row `(B,)`.
+        iterations: at least 0; 0 gives the means of the cells.
+        window: odd, in cells of the smaller grid.
+
+    Returns:
+        Centres `(B, h*w, D)` in raster order, float32 (float64 for float64 tokens). Cost `O(iterations H W D min(h w, c window^2))`, where c
+        is about 4; temporary memory about 4 times the centres and `4 window^2` numbers per token. `index_add` on CUDA adds in any order.
+
+    Raises:
+        ValueError: more centres than tokens along a side, an even window, or a negative number of iterations.
+    """
+    check_grids(grid, clusters)
+    if window < 1 or window % 2 == 0:
+        raise ValueError(
+            f"cluster: window must be odd and at least 1, got {window}; 5 lets a token join its own cell and two on every side"
+        )
+    if iterations < 0:
+        raise ValueError(f"cluster: iterations must be at least 0, got {iterations}")
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    centres = cell_means(wide, grid, clusters)
+    if not iterations:
+        return centres
+    tiles = tiles_of(grid, clusters, window, tokens.device)
+    batch, width = len(tokens), wide.shape[-1]
+    count, box = tiles.centres.shape
+    parts = wide[:, tiles.tokens].flatten(0, 1)  # (B T, n, D)
+    bias = tiles.bias.to(wide.dtype).repeat(batch, 1, 1)  # (B T, n, m)
+    sharp = tau if isinstance(tau, (int, float)) else tau.to(wide).view(-1, 1, 1)
+    place = tiles.centres.flatten()
+    for _ in range(iterations):
+        key = torch.cat([2 * sharp * centres, -sharp * centres.square().sum(-1, keepdim=True)], -1)[:, place]  # -|x|^2 is the same for all
+        key = key.unflatten(1, (count, box)).flatten(0, 1)  # (B T, m, D + 1)
+        member = torch.baddbmm(bias + key[:, None, :, -1], parts, key[..., :-1].mT).softmax(-1)  # (B T, n, m)
+        if tiles.real is not None:
+            member = member * tiles.real.repeat(batch, 1, 1)
+        total = member.sum(1).view(batch, -1)
+        summed = (member.mT @ parts).view(batch, -1, width)
+        weight = total.new_zeros(batch, centres.shape[1]).index_add(1, place, total)
+        centres = torch.zeros_like(centres).index_add(1, place, summed) / weight.clamp_min(1e-16)[..., None]
+    return centres
+
+
+def candidate_distances(tokens: Tensor, grid: Grid, clusters: Grid, window: int = 5) -> Tensor:
+    """Squared distances of every token to the first centres that it may join, for calibrating tau.
+
+    Args:
+        tokens, grid, clusters, window: as for `cluster`.
+
+    Returns:
+        `(B, H*W, window^2)` float32 at least; NaN where a border leaves a token fewer candidates. `O(H W D h w)`.
+    """
+    check_grids(grid, clusters)
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    index, real = candidates(grid, clusters, window, tokens.device)
+    distance = squared_distances(wide, cell_means(wide, grid, clusters))
+    return distance.gather(2, index.expand(len(tokens), -1, -1)).masked_fill(~real, torch.nan)
+
+
+def cell_means(tokens: Tensor, grid: Grid, clusters: Grid) -> Tensor:
+    """Adaptive average pooling of `tokens (B, H*W, D)` to `(B, h*w, D)`, both in raster order."""
+    if grid == clusters:
+        return tokens
+    pooled = F.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), clusters)
+    return pooled.flatten(2).mT.contiguous()
+
+
+def home_cells(grid: Grid, clusters: Grid, device: torch.device | None = None) -> Tensor:
+    """`(H*W,)` int64: the cell `floor(y h / H) * w + floor(x w / W)` that each token lies in."""
+    rows, cols = (torch.arange(n, device=device) * c // n for n, c in zip(grid, clusters, strict=True))
+    return (rows[:, None] * clusters[1] + cols).flatten()
+
+
+def hard_labels(tokens: Tensor, centres: Tensor) -> Tensor:
+    """`(B, N)` int64: the nearest of all centres `(B, M, D)` of each token `(B, N, D)`; ties: lowest index. `O(N M D)`."""
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    return squared_distances(wide, centres.to(wide.dtype)).argmin(-1)
+
+
+def squared_distances(tokens: Tensor, centres: Tensor) -> Tensor:
+    """`(B, N, M)` squared Euclidean distances of `(B, N, D)` and `(B, M, D)`, at least 0, in the dtype given."""
+    both = tokens.square().sum(-1, keepdim=True) + centres.square().sum(-1)[:, None]
+    return torch.baddbmm(both, tokens, centres.mT, alpha=-2).clamp_min_(0)
+
+
+def check_grids(grid: Grid, clusters: Grid) -> None:
+    """Refuses a grid of centres that does not fit.
+
+    Raises:
+        ValueError: a side is below 1 or longer than the token grid's.
+    """
+    if not all(1 <= c <= n for n, c in zip(grid, clusters, strict=True)):
+        raise ValueError(f"cluster: clusters {clusters} must be from (1, 1) to the token grid {grid}; ask for a smaller grid")
+
+
+class Tiles(NamedTuple):
+    """How a grid is cut: T tiles of n tokens, each with a box of m centres.
+
+    `tokens (T, n)` and `centres (T, m)` int64 in raster order; `bias (T, n, m)` float32, 0 for candidates and -inf for others; `real (T, n, 1)`
+    float32, 0 where a token is another tile's (tiles overlap where their side does not divide the grid's), or None when none is.
+    """
+
+    tokens: Tensor
+    centres: Tensor
+    bias: Tensor
+    real: Tensor | None
+
+
+@lru_cache(maxsize=32)
+def candidates(grid: Grid, clusters: Grid, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centres that each token may join: `index (H*W, window^2)` int64 (clipped at borders) and `real (H*W, window^2)` bool."""
+    reach = torch.arange(window, device=device) - window // 2
+    home = home_cells(grid, clusters, device)
+    rows = (home // clusters[1])[:, None, None] + reach[:, None]
+    cols = (home % clusters[1])[:, None, None] + reach
+    real = (rows >= 0) & (rows < clusters[0]) & (cols >= 0) & (cols < clusters[1])
+    index = rows.clamp(0, clusters[0] - 1) * clusters[1] + cols.clamp(0, clusters[1] - 1)
+    return index.flatten(1), real.flatten(1)
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=32)
+def tiles_of(grid: Grid, clusters: Grid, window: int, device: torch.device) -> Tiles:
+    """The cheapest way to cut a grid into tiles, by multiply-adds and numbers moved; computed once per shape and device."""
+    options = [[_cut(n, c, window // 2, side) for side in range(1, n + 1)] for n, c in zip(grid, clusters, strict=True)]
+
+    def price(rows: _Cut, cols: _Cut) -> int:
+        box = rows.box * cols.box
+        return len(rows.tokens) * len(cols.tokens) * box * (2 * rows.side * cols.side + GATHER)
+
+    rows, cols = min(((r, c) for r in options[0] for c in options[1]), key=lambda pair: price(*pair))
+    tokens = _cross(rows.tokens, cols.tokens, grid[1])
+    centres = _cross(rows.centres, cols.centres, clusters[1])
+    home = home_cells(grid, clusters)[tokens]
+    cells = [torch.stack([at // clusters[1], at % clusters[1]]) for at in (home, centres)]  # (2, T, n) and (2, T, m)
+    apart = (cells[0][..., None] - cells[1][:, :, None]).abs().amax(0)  # (T, n, m)
+    bias = torch.zeros(apart.shape).masked_fill_(apart > window // 2, -torch.inf)
+    real = _cross(rows.real, cols.real, 2) == 3  # 2 * row + column, both 1
+    bias[~real] = 0  # a softmax over nothing would be NaN
+    real_or_none = None if bool(real.all()) else real[..., None].float().to(device)
+    return Tiles(tokens.to(device), centres.to(device), bias.to(device), real_or_none)
+
+
+class _Cut(NamedTuple):
+    """One side of a grid in pieces: `tokens`, `real` (0 or 1) `(pieces, side)` and `centres (pieces, box)` along it."""
+
+    side: int
+    box: int
+    tokens: Tensor
+    real: Tensor
+    centres: Tensor
+
+
+def _cut(n: int, clusters: int, reach: int, side: int) -> _Cut:
+    first = torch.arange(0, n, side)
+    last = (first + side).clamp_max(n) - 1
+    low = (first * clusters // n - reach).clamp_min(0)
+    box = int(((last * clusters // n + reach).clamp_max(clusters - 1) - low).max()) + 1
+    tokens = first.clamp_max(n - side)[:, None] + torch.arange(side)
+    centres = low.clamp_max(clusters - box)[:, None] + torch.arange(box)
+    return _Cut(side, box, tokens, (tokens >= first[:, None]).long(), centres)
+
+
+def _cross(rows: Tensor, cols: Tensor, stride: int) -> Tensor:
+    """`rows (R, a)`, `cols (C, b)` -> `(R C, a b)`: `row * stride + col` of every pair inside every pair of pieces."""
+    return (rows[:, None, :, None] * stride + cols[None, :, None, :]).flatten(2).flatten(0, 1)

@@ -1,0 +1,47 @@
+"""From refined centres back to the full grid of tokens: each token becomes a weighted mean of the centres it was nearest to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtr.ops.clusters import squared_distances
+
+Normalize = Literal["sum", "l2"]
+
+
+def reconstruction(tokens: Tensor, centres: Tensor, *, tau: float | Tensor, neighbours: int = 20, normalize: Normalize = "sum") -> Tensor:
+    """Weights of the centres in every token (arXiv 2210.01035, token reconstruction layer); the same for every layer restored.
+
+    Args:
+        tokens: `(B, N, D)` before clustering, any float dtype; distances are in float32 at least.
+        centres: `(B, M, D)` right after clustering.
+        tau: sharpness, a number or one per row `(B,)`.
+        neighbours: centres with the largest weights that count; ties with the last of them count too. Any of M or more, or below 0, is all.
+        normalize: weights of a token sum to 1, or have Euclidean norm 1 as in all the released code.
+
+    Returns:
+        `(B, N, M)`, at least 0, float32 (float64 for float64 tokens): the softmax of -tau times the squared distance, cut off. `O(N M D)`.
+
+    Raises:
+        ValueError: neighbours is 0, or an unknown `normalize`.
+    """
+    if neighbours == 0:
+        raise ValueError("reconstruction: neighbours must be at least 1, or negative for all centres, got 0")
+    if normalize not in ("sum", "l2"):
+        raise ValueError(f"reconstruction: normalize must be 'sum' or 'l2', got {normalize!r}")
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    distance = squared_distances(wide, centres.to(wide.dtype))
+    logits = distance * (-tau if isinstance(tau, (int, float)) else -tau.to(wide).view(-1, 1, 1))
+    if 0 < neighbours < centres.shape[1]:
+        last = logits.topk(neighbours, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < last, -torch.inf)
+    weights = logits.softmax(-1)  # the row maximum is subtracted: no row is all zero
+    return weights if normalize == "sum" else weights / torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+
+
+def reconstruct(weights: Tensor, refined: Tensor) -> Tensor:
+    """`(B, N, D)` in the dtype of `refined (B, M, D)`: its mean by `weights (B, N, M)`. Products in that dtype, sums in float32."""
+    return weights.to(refined.dtype) @ refined
