@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from vtr.types import VtrError
 
@@ -64,14 +65,26 @@ def build_prompt(processor: Any, question: str, images: int) -> str:
 
 
 def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
-    """Model inputs of a batch, padded on the left.
+    """Model inputs of a batch of questions, see `encode_prompts`.
 
     Args:
         processor: of the model.
         questions: one per row.
         images: images of each row, in order.
     """
-    prompts = [build_prompt(processor, question, len(own)) for question, own in zip(questions, images, strict=True)]
+    return encode_prompts(
+        processor, [build_prompt(processor, question, len(own)) for question, own in zip(questions, images, strict=True)], images
+    )
+
+
+def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+    """Model inputs of a batch of prompts with the chat template filled in, padded on the left.
+
+    Args:
+        processor: of the model.
+        prompts: one per row.
+        images: images of each row, in order.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -92,17 +105,29 @@ def to_model(inputs: Any, model: Any) -> Any:
     return inputs.to(device=model.device, dtype=model.dtype)
 
 
-def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[list[str], float]:
-    """Greedy answers of a batch and the milliseconds that they took together (generation only, inputs already on the device)."""
-    settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int, **settings: Any) -> tuple[list[str], float]:
+    """Answers of a batch and the milliseconds that they took together, see `generate_tokens`."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokens, elapsed = generate_tokens(model, processor, inputs, max_new_tokens, **settings)
+    return [answer.strip() for answer in tokenizer.batch_decode(tokens, skip_special_tokens=True)], elapsed
+
+
+def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int, **settings: Any) -> tuple[Tensor, float]:
+    """New tokens of a batch `(B, new)` int64 and the milliseconds of generation; inputs are on the device already.
+
+    Args:
+        model, processor: from `load_model`.
+        inputs: from `encode`.
+        max_new_tokens: of the longest answer.
+        **settings: of `model.generate`; without any the answers are greedy.
+    """
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     tokenizer = getattr(processor, "tokenizer", processor)
     synchronize(model)
     start = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **settings)
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **{**greedy, **settings})
     synchronize(model)
-    elapsed = (time.perf_counter() - start) * 1000
-    answers = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in answers], elapsed
+    return out[:, inputs["input_ids"].shape[1] :], (time.perf_counter() - start) * 1000
 
 
 def prefill_ms(model: Any, inputs: Any) -> float:
