@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import vtr
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, chosen, make_view, select_without_sync
-from vtr.methods.cdpruner import CDPruner, balanced, cdpruner, clip_relevance
+from vtr.methods.cdpruner import CDPruner, balanced, cdpruner
+from vtr.ops.relevance import clip_relevance
 from vtr.ops.topk import quota
 from vtr.replay import replay_file
 
@@ -29,7 +30,7 @@ def slow(view, g, method):
     real = view.real[g]
     tokens, cells = view.tokens[g, real].double(), view.cells[g, real, 0]
     question = view.text.tokens[g, view.text.instruction[g]].double().mean(0)
-    relevance = method.sign * F.cosine_similarity(tokens, question[None])
+    relevance = (method.sign or 1) * F.cosine_similarity(tokens, question[None])
     r = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
     r = r if method.theta is None else (method.theta / 2 / (1 - method.theta) * r).exp()
     views = int(cells.max()) + 1
@@ -105,13 +106,13 @@ def test_formulas():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="'clip' needs a CLIP text tower, which cannot be given yet"):
-        CDPruner(relevance="clip")
+    with pytest.raises(ValueError, match="relevance must be 'similarity' or 'clip', got 'bert'"):
+        CDPruner(relevance="bert")
     with pytest.raises(ValueError, match="sign must be 1 or -1, got 0"):
         CDPruner(sign=0)
     with pytest.raises(ValueError, match=r"theta must be in \[0, 1\), got 1"):
         CDPruner(theta=1)
     with pytest.raises(ValueError, match="compat must be 'authors' or None"):
         CDPruner(compat="paper")
-    with pytest.raises(vtr.VtrError, match="compat='authors' needs the relevance of a CLIP text tower"):
+    with pytest.raises(vtr.VtrError, match="compat='authors' is for the replay of vectors"):
         CDPruner(compat="authors").steps(LLAVA)

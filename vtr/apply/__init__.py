@@ -21,13 +21,24 @@ class Reduction:
         model: a pretrained model whose `config.model_type` has a host.
         method: registry name, method instance, or list of instances (a plan).
         history: keep the reports of all prefills in `reports`, not only the last.
+        processor, question: where a method needs the question as text, see `apply`.
         settings: settings of the method, when `method` is a name.
     """
 
-    def __init__(self, model: nn.Module, method: str | Method | Sequence[Method], *, history: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Method | Sequence[Method],
+        *,
+        history: bool = False,
+        processor: Any = None,
+        question: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
         from vtr.apply.labels import LabelHooks
         from vtr.apply.llm import LlmHooks
         from vtr.apply.plan import make_plan
+        from vtr.apply.text_tower import Questions
         from vtr.apply.tower import TowerHooks
         from vtr.hosts._host import host_of
 
@@ -36,10 +47,12 @@ class Reduction:
         if holder is not None and holder() is not None:
             raise VtrError("vtr.apply: this model is reduced already; remove() that reduction first, or give one list of methods as a plan")
         self.plan = make_plan(self.host, method, settings)
+        questions = Questions(question, processor)
+        questions.check(self.plan)
         self.history = history
         self.reports: list[Report] = []
         self._warned = False
-        self._llm = LlmHooks(self.host, self.plan, self._finished)
+        self._llm = LlmHooks(self.host, self.plan, self._finished, questions)
         self._undo: list[Any] = []
         try:
             for hooks in (self._llm, TowerHooks(self.host, self.plan, self._llm), LabelHooks(self.host, self._llm)):
@@ -90,13 +103,23 @@ class Reduction:
         self._warned = self._warned or warn_small_images(self.plan, call)
 
 
-def apply(model: nn.Module, method: str | Method | Sequence[Method], *, history: bool = False, **settings: Any) -> Reduction:
+def apply(
+    model: nn.Module,
+    method: str | Method | Sequence[Method],
+    *,
+    history: bool = False,
+    processor: Any = None,
+    question: str | Sequence[str] | None = None,
+    **settings: Any,
+) -> Reduction:
     """Reduces the visual tokens of `model` until `Reduction.remove()`.
 
     Args:
         model: a pretrained model whose `config.model_type` has a host; it is not copied and only hooked.
         method: registry name (`vtr.list_methods()`), method instance, or a list of instances that composes in model order.
         history: keep the reports of all prefills.
+        processor: the model's processor, for methods that need the question as text: it decodes what stands behind the image.
+        question: the question itself instead, as one string or one per prompt; what the authors of such methods use.
         **settings: of the method, when it is given by name: `keep=64`, `keep_ratio=0.1`, ...
 
     Raises:
@@ -104,18 +127,18 @@ def apply(model: nn.Module, method: str | Method | Sequence[Method], *, history:
         TypeError: an argument of the wrong kind.
         VtrError: this model or attention backend cannot do it, or the model is reduced already.
     """
-    return Reduction(model, method, history=history, **settings)
+    return Reduction(model, method, history=history, processor=processor, question=question, **settings)
 
 
-def reduced(model: nn.Module, method: str | Method | Sequence[Method], *, history: bool = False, **settings: Any) -> Reduction:
-    """`apply` for a `with` block: the model is restored at its end, also after an exception.
+def reduced(model: nn.Module, method: str | Method | Sequence[Method], **options: Any) -> Reduction:
+    """`apply` (same arguments) for a `with` block: the model is restored at its end, also after an exception.
 
     Example:
         >>> with vtr.reduced(model, "fastv", keep=64) as reduction:
         ...     out = model.generate(**inputs)
         >>> reduction.report()
     """
-    return Reduction(model, method, history=history, **settings)
+    return Reduction(model, method, **options)
 
 
 __all__ = ["Reduction", "Report", "apply", "reduced"]

@@ -62,6 +62,8 @@ class Call:
     Args:
         visual: `(B, q)` bool, placeholders of this call; None when no ids came in.
         encoded: what the tower left.
+        ids: `(B, q)` token ids of this call, where a step asks for the question as text.
+        questions: question of every row, once asked for.
         prefill: this call has visual tokens and the plan acts on them.
         reduced: anything is shorter or masked by us, in this call or earlier in this cache.
         static: the cache is compileable and holds a reduction already.
@@ -83,6 +85,8 @@ class Call:
 
     visual: Tensor | None = None
     encoded: Encoded | None = None
+    ids: Tensor | None = None
+    questions: list[str] | None = None
     prefill: bool = False
     reduced: bool = False
     static: bool = False

@@ -18,6 +18,7 @@ from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
 from vtr.apply.prefill import begin, run_step, shorten
 from vtr.apply.signals import Tap, io_recorder
+from vtr.apply.text_tower import Questions, TextTower
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
 from vtr.types import VtrError
@@ -29,8 +30,8 @@ ENCODED = "vtr_encoded"
 class LlmHooks:
     """Everything that happens from the base model's entry on. State is per thread and per call; what outlives a call follows its cache."""
 
-    def __init__(self, host: Host, plan: Plan, finished: Any) -> None:
-        self.host, self.plan, self.finished = host, plan, finished
+    def __init__(self, host: Host, plan: Plan, finished: Any, questions: Questions) -> None:
+        self.host, self.plan, self.finished, self.questions = host, plan, finished, questions
         self.states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
         self.calls: dict[int, Call] = {}
         self.survivors: dict[int, tuple[Tensor, Tensor]] = {}  # per thread, original columns left by the last call, for labels
@@ -39,6 +40,8 @@ class LlmHooks:
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
         self.needs_tower = any(s.step.stage in ("input", "tower") or s.step.side == "before_projector" for s in plan.steps)
         self.watched = plan.signals(tower=False)
+        sources = {n.source for s in plan.steps for n in s.step.needs if n.kind == "text_embedding"}
+        self.text_towers = {source: TextTower(source) for source in sources if source}
         self.has_frozen = any(s.step.action == "freeze" for s in plan.steps)
 
     # one call per thread; a compiled step has no threads to tell apart
@@ -103,6 +106,7 @@ class LlmHooks:
             call.visual = positions.bool()
         else:
             call.visual = placeholders(self.host, module, ids, embeds, kwargs.get("past_key_values"))
+        call.ids = ids if self.text_towers else None
         call.expand = repeats(source, self.beams.pop(threading.get_ident(), 1))
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         call.encoded = image.get(ENCODED) if isinstance(image, dict) else None
@@ -152,6 +156,7 @@ class LlmHooks:
             call.fixed, call.text_width, call.unpadded = stats["fixed"], max(stats["text"]), stats["unpadded"]
             begin(self.host, call, valid, stats["visual"])
             assert call.sequence is not None
+            call.questions = self.questions.of(call) if self.text_towers else None
             call.now = [call.sequence.valid] * count
             embeds = self._boundary(call, embeds)
             call.now = [call.sequence.valid] * count
@@ -181,7 +186,7 @@ class LlmHooks:
         if call.encoded is not None and call.encoded.kept is not None:
             embeds = self._bury(call, call.encoded, embeds)
         for item in self.plan.at("boundary", side="after_projector"):
-            embeds = run_step(self.host, self.plan, call, item, embeds)
+            embeds = run_step(self.host, self.plan, call, item, embeds, text_towers=self.text_towers)
         return embeds
 
     def _bury(self, call: Call, encoded: Encoded, embeds: Tensor) -> Tensor:

@@ -46,11 +46,11 @@ class Plan:
         ]
 
     def signals(self, tower: bool) -> dict[int, set[Signal]]:
-        """Layer -> signals that some step reads there, for the tower or the LLM. `next_*` signals need no tap."""
+        """Layer -> signals that some step reads there, for the tower or the LLM; those that need a tap."""
         found: dict[int, set[Signal]] = {}
         for s in self.steps:
             for signal in s.step.needs:
-                if not signal.kind.startswith("next_") and (signal.tower or s.step.stage in ("tower", "input")) == tower:
+                if not _untapped(signal) and (signal.tower or s.step.stage in ("tower", "input")) == tower:
                     found.setdefault(signal_layer(signal, s.step), set()).add(signal)
         return found
 
@@ -107,6 +107,11 @@ class Plan:
             middle = (low + high) // 2
             low, high = (low, middle) if average(middle) >= budget.average_keep else (middle + 1, high)
         return min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(average(k) - float(budget.average_keep or 0)))
+
+
+def _untapped(signal: Signal) -> bool:
+    """Signals that are computed where they are asked for."""
+    return signal.kind.startswith("next_") or signal.kind == "text_embedding"
 
 
 def signal_layer(signal: Signal, step: Step) -> int:
@@ -185,7 +190,9 @@ def _check_step(name: str, step: Step, host: Host, geometry: Geometry) -> None:
         layer = signal_layer(signal, step)
         count = geometry.tower_layers if tower else geometry.llm_layers
         deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
-        if signal.kind.startswith("next_"):
+        if signal.kind == "text_embedding" and (step.stage != "boundary" or step.side != "after_projector"):
+            raise VtrError(f"{name}: {signal.kind} is known behind the projector, not at stage {step.stage!r}; use a step at the boundary")
+        if _untapped(signal):
             continue
         if not tower and step.stage == "boundary":
             raise VtrError(f"{name}: {signal.kind} of an LLM layer is not known at the boundary; read the tower or prune at prefill")

@@ -105,7 +105,7 @@ def _mismatch(placeholders: list[int], lengths: list[int]) -> str:
     )
 
 
-def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor, rope: Any = None) -> Tensor:
+def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor, rope: Any = None, text_towers: Any = None) -> Tensor:
     """Runs one step at this point of the LLM: builds the View, asks the method, removes what it says. Returns the hidden states.
 
     Args:
@@ -113,6 +113,7 @@ def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor,
         item: the step.
         hidden: `(B, S, D)` in front of the boundary or of the step's layer.
         rope: the rotary table of that layer, for `next_q` and `next_k`.
+        text_towers: source -> `TextTower`, for `text_embedding`.
     """
     images, sequence, step = call.images, call.sequence, item.step
     assert images is not None and sequence is not None
@@ -125,7 +126,8 @@ def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor,
     located = locate(sequence, len(images.layouts), images.slots, max(call.counts))
     view = make_view(hidden, located, images, list(range(len(images.layouts))), call.counts, target, item.method, step.layer)
     text_columns = _add_text(host, call, view, hidden)
-    view.signals = _signals(host, call, item, view, located.gid, text_columns, hidden, rope)
+    asked = {n: text_towers[n.source].embed(call.questions, view.row) for n in step.needs if n.kind == "text_embedding"}
+    view.signals = _signals(host, call, item, view, located.gid, text_columns, hidden, rope) | asked
     assert step.select is not None
     selection = step.select(view)
     call.clock.stop(started, device)
@@ -155,7 +157,7 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
     assert sequence is not None and images is not None and view.text is not None
     visual = _columns_of(sequence, gid, len(images.alive))
     projected: Tap | None = None
-    for signal in item.step.needs:
+    for signal in (n for n in item.step.needs if n.kind != "text_embedding"):
         layer = signal_layer(signal, item.step)
         if signal.tower:
             if call.encoded is None or layer not in call.encoded.taps:

@@ -124,7 +124,7 @@ def ask(
     slots, length = placeholders(model, inputs)[0], prompt_lengths(inputs)[0]
     report: dict[str, Any] = {}
     lengths, per_layer, retained, frozen, runs, choosing = [length] * layers, [slots] * layers, [slots], [], [], []
-    with reduced(model, method) if method else nullcontext() as reduction:
+    with reduced(model, method, processor=processor) if method else nullcontext() as reduction:
         step(f"{name}: answer")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below

@@ -11,31 +11,23 @@ Stage: boundary. Reads: visual tokens behind the projector, input embeddings of 
 5. The picks stay in their order. Every view of an AnyRes image has its own process and an equal share of the budget.
 
 Paper to code: T -> keep, r -> quality, L -> cosines of `greedy_dpp`, theta -> theta.
-Departures: for CLIP towers the published numbers use minus the cosine of CLIP's own embeddings to its text tower (`clip_relevance`), a model that
-is not at hand here: `relevance="clip"` is not offered. When the rank runs out the rest is picked by relevance, where the code picks one token
+Departures: for CLIP towers the published numbers use minus the cosine of CLIP's own embeddings to its text tower: `relevance="clip"`. When the rank runs out the rest is picked by relevance, where the code picks one token
 again and again. The code scales over the whole batch. Padding of AnyRes images is no candidate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.ops.dpp import greedy_dpp, min_max
+from vtr.methods._relevance import Relevant
+from vtr.ops.dpp import greedy_dpp
 from vtr.ops.gather import index_to_mask
-from vtr.ops.relevance import text_similarity
-from vtr.ops.split import gather_parts, join_mask, split
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Stage, Step, View, VtrError
-
-
-def clip_relevance(image: Tensor, text: Tensor) -> Tensor:
-    """Minus the cosine of CLIP's image embeddings `(B, N, C)` to its text embeddings `(M, C)`, mean over the M segments: `(B, N)`."""
-    return -(F.normalize(image.float(), dim=-1, eps=0) @ F.normalize(text.float(), dim=-1, eps=0).T).mean(-1)
+from vtr.types import Budget, Card, Stage
 
 
 def balanced(quality: Tensor, theta: float | None) -> Tensor:
@@ -62,14 +54,10 @@ def cdpruner(tokens: Tensor, quality: Tensor, real: Tensor, keep: Tensor, most: 
 
 @register_method("cdpruner")
 @dataclass(frozen=True, kw_only=True)
-class CDPruner(Method):
+class CDPruner(Relevant):
     """Conditional diversity; the default budget is the paper's 64 of 576."""
 
-    position_ids: PositionOption = "renumber"
-    relevance: Literal["similarity"] = "similarity"
-    sign: Literal[1, -1] = 1
     theta: float | None = None
-    compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
@@ -83,40 +71,18 @@ class CDPruner(Method):
         cost="per kept token one product with the visual tokens and one with the picks so far, O(N (D + keep)); keep x N floats of memory",
         needs_text=True,
         settings={
-            "relevance": "similarity: cosine to the mean input embedding of the instruction",
-            "sign": "1: similar to the question is relevant; -1: the reverse, as the authors do with CLIP's embeddings",
+            "relevance": "similarity: cosine to the mean input embedding of the instruction; clip: cosine of CLIP's embeddings, as published",
+            "text_tower": "hub id or folder of the CLIP checkpoint that the vision tower comes from, for relevance='clip'",
+            "sign": "1: similar to the question is relevant; -1: the reverse; None: 1 for similarity, -1 for clip, as the authors do",
             "theta": "balance in [0, 1) of the paper's appendix: quality becomes exp(theta / (2 (1 - theta)) quality); None: off, as published",
-            "compat": "authors: refused, it needs the CLIP text tower; the pure functions have it",
+            "compat": "authors: for the replay of vectors only; on a model the authors' choice is relevance='clip'",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.relevance != "similarity":
-            raise ValueError(
-                f"cdpruner: relevance must be 'similarity', got {self.relevance!r}; 'clip' needs a CLIP text tower, which cannot be given yet"
-            )
-        if self.sign not in (1, -1):
-            raise ValueError(f"cdpruner: sign must be 1 or -1, got {self.sign!r}")
         if self.theta is not None and not 0 <= self.theta < 1:
             raise ValueError(f"cdpruner: theta must be in [0, 1), got {self.theta}; None switches it off")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"cdpruner: compat must be 'authors' or None, got {self.compat!r}")
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        if self.compat == "authors":
-            raise VtrError(
-                "cdpruner: compat='authors' needs the relevance of a CLIP text tower, which cannot be given yet; use compat=None"
-            )
-        return (Step("boundary", select=self._select),)
-
-    def _select(self, view: View) -> Selection:
-        assert view.text is not None
-        similarity = self.sign * text_similarity(view.tokens, view.text.tokens, view.text.instruction)
-        quality = balanced(min_max(similarity, view.real), self.theta)
-        area = view.patch_grid[0] * view.patch_grid[1]
-        views = max(rows * cols for rows, cols in view.crop_grids) + 1
-        parts = split(view.cells[..., 0], view.real, view.keep, views, min(area, view.real.shape[1]))
-        tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)
-        kept = cdpruner(tokens, weights, parts.real.flatten(0, 1), parts.keep.flatten(), min(view.most, tokens.shape[1]))
-        return Selection(keep=join_mask(kept, parts, view.real.shape[1]))
+    def choose(self, tokens: Tensor, quality: Tensor, real: Tensor, keep: Tensor, most: int) -> Tensor:
+        return cdpruner(tokens, balanced(quality, self.theta), real, keep, most)

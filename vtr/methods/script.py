@@ -14,27 +14,26 @@ wrong direction, and its determinantal point process is none; which code made th
 5. Every view of an AnyRes image is treated alike, with an equal share of the budget.
 
 Paper to code: tau -> tau, K -> least, gamma -> gamma, "released" -> `released_order`, `released_relevance`, `chosen_segments`.
-Departure: all of the above; the released selection is in the pure functions (`released_order` and what it reads), and its CLIP relevance needs a
-text tower that cannot be given yet, so `compat="authors"` is refused on a model.
+Departure: all of the above; the released selection is in the pure functions only (`released_order` and what it reads). `relevance="clip"` has CLIP's
+text tower as CDPruner has it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.methods._relevance import Relevant
 from vtr.ops.dpp import greedy_dpp, min_max
 from vtr.ops.gather import index_to_mask
 from vtr.ops.redundancy import graph_redundancy
-from vtr.ops.relevance import text_similarity
-from vtr.ops.split import gather_parts, join_mask, split
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Stage, Step, View, VtrError
+from vtr.types import Budget, Card, Stage
 
 
 def script(
@@ -111,15 +110,12 @@ def released_order(tokens: Tensor, quality: Tensor, real: Tensor, most: int) -> 
 
 @register_method("script")
 @dataclass(frozen=True, kw_only=True)
-class Script(Method):
+class Script(Relevant):
     """A working intersection of the paper's two modules, ours; the default budget is the paper's 64 of 576."""
 
-    position_ids: PositionOption = "renumber"
-    relevance: Literal["similarity"] = "similarity"
     redundant: float = 0.5
     tau: float = 0.2
     gamma: float = 1.0
-    compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
@@ -134,40 +130,22 @@ class Script(Method):
         needs_text=True,
         ours=True,
         settings={
-            "relevance": "similarity: cosine to the mean input embedding of the instruction",
+            "relevance": "similarity: cosine to the mean input embedding of the instruction; clip: cosine of CLIP's embeddings, as published",
+            "text_tower": "hub id or folder of the CLIP checkpoint that the vision tower comes from, for relevance='clip'",
+            "sign": "1: similar to the question is relevant; -1: the reverse; None: 1 for similarity, -1 for clip, as the authors do",
             "redundant": "share of the tokens above the budget that the graph module takes out; 0: query module alone, 1: graph module alone",
             "tau": "cosine from which on two tokens are neighbours",
             "gamma": "weight of the neighbours' mean similarity",
-            "compat": "authors: refused, it needs the CLIP text tower; the pure functions have it",
+            "compat": "authors: for the replay of vectors only",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.relevance != "similarity":
-            raise ValueError(
-                f"script: relevance must be 'similarity', got {self.relevance!r}; 'clip' needs a CLIP text tower, which cannot be given yet"
-            )
         if not 0 <= self.redundant <= 1:
             raise ValueError(f"script: redundant must be in [0, 1], got {self.redundant}; 0.5 takes half of the surplus")
         if not -1 <= self.tau <= 1:
             raise ValueError(f"script: tau must be a cosine, -1 to 1, got {self.tau}; the paper uses 0.2")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"script: compat must be 'authors' or None, got {self.compat!r}")
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        if self.compat == "authors":
-            raise VtrError("script: compat='authors' needs the relevance of a CLIP text tower, which cannot be given yet; use compat=None")
-        return (Step("boundary", select=self._select),)
-
-    def _select(self, view: View) -> Selection:
-        assert view.text is not None
-        quality = min_max(text_similarity(view.tokens, view.text.tokens, view.text.instruction), view.real)
-        area = view.patch_grid[0] * view.patch_grid[1]
-        views = max(rows * cols for rows, cols in view.crop_grids) + 1
-        parts = split(view.cells[..., 0], view.real, view.keep, views, min(area, view.real.shape[1]))
-        tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)
-        most = min(view.most, tokens.shape[1])
-        real, keep = parts.real.flatten(0, 1), parts.keep.flatten()
-        kept = script(tokens, weights, real, keep, most, self.redundant, self.tau, self.gamma)
-        return Selection(keep=join_mask(kept, parts, view.real.shape[1]))
+    def choose(self, tokens: Tensor, quality: Tensor, real: Tensor, keep: Tensor, most: int) -> Tensor:
+        return script(tokens, quality, real, keep, most, self.redundant, self.tau, self.gamma)

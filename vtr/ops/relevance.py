@@ -17,3 +17,21 @@ def text_similarity(visual: Tensor, text: Tensor, asked: Tensor) -> Tensor:
     mean = total / asked.sum(1, keepdim=True).clamp_min(1)
     unit, question = F.normalize(visual.to(wide), dim=-1, eps=1e-12), F.normalize(mean, dim=-1, eps=1e-12)
     return (unit * question[:, None]).sum(-1)
+
+
+def clip_relevance(image: Tensor, text: Tensor, real: Tensor | None = None) -> Tensor:
+    """Minus the cosine of CLIP's image embeddings to its text embeddings, mean over the segments of the text.
+
+    Args:
+        image: `(G, N, C)`.
+        text: `(M, C)`, or `(G, M, C)`.
+        real: `(G, M)` bool, segments that count; None for all.
+
+    Returns:
+        `(G, N)` float32.
+    """
+    text = text if text.ndim == 3 else text[None]
+    cosine = F.normalize(image.float(), dim=-1, eps=0) @ F.normalize(text.float(), dim=-1, eps=0).mT  # (G, N, M)
+    if real is None:
+        return -cosine.mean(-1)
+    return -torch.where(real[:, None], cosine, 0).sum(-1) / real.sum(1, keepdim=True)

@@ -15,6 +15,7 @@ from vtr.types.contract import (
     Stage,
     Step,
     Text,
+    TextEmbedding,
     View,
     VtrError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Stage",
     "Step",
     "Text",
+    "TextEmbedding",
     "View",
     "VtrError",
 ]

@@ -93,7 +93,19 @@ class Geometry:
 
 
 SignalKind = Literal[
-    "cls_row", "cls_v", "pooled_row", "rows", "q", "k", "v", "next_q", "next_k", "attention_io", "mlp_io", "mlp_activation"
+    "cls_row",
+    "cls_v",
+    "pooled_row",
+    "rows",
+    "q",
+    "k",
+    "v",
+    "next_q",
+    "next_k",
+    "attention_io",
+    "mlp_io",
+    "mlp_activation",
+    "text_embedding",
 ]
 
 
@@ -109,6 +121,7 @@ class Signal:
         softmax: False gives scaled logits instead of attention weights (`cls_row`, `pooled_row`).
         queries: for `rows`: the last real token, the text tokens or the visual tokens of the group's row.
         keys: for `rows`: columns returned; the softmax always runs over every key that a query may see.
+        source: for `text_embedding`: hub id or folder of the CLIP checkpoint whose text tower embeds the question.
 
     Shapes:
         cls_row, pooled_row: `(G, N)` or `(G, H, N)`, float32; softmax over all tokens of the view, prefix tokens then cut off.
@@ -117,6 +130,7 @@ class Signal:
         q, k, v, next_q, next_k: tower `(G, N, H, d)`; LLM `PerToken` of `(G, N | M, H, d)`, after the rotary embedding.
         attention_io, mlp_io: pair (input, output) of that block, each as the tokens are.
         mlp_activation: what enters the MLP's last projection, as the tokens are.
+        text_embedding: `TextEmbedding` of the question of the group's row, at the boundary.
     """
 
     kind: SignalKind
@@ -126,6 +140,7 @@ class Signal:
     softmax: bool = True
     queries: Literal["last", "text", "visual"] = "last"
     keys: Literal["visual", "text"] = "visual"
+    source: str | None = None
 
 
 class PerToken(NamedTuple):
@@ -133,6 +148,18 @@ class PerToken(NamedTuple):
 
     visual: Tensor
     text: Tensor
+
+
+class TextEmbedding(NamedTuple):
+    """The question in the joint space of a CLIP checkpoint.
+
+    `text (G, M, C)` float32, one row per segment of the question, `real (G, M)` bool; `joint` takes features of the vision tower
+    `(..., D)` to that space `(..., C)` float32.
+    """
+
+    text: Tensor
+    real: Tensor
+    joint: Callable[[Tensor], Tensor]
 
 
 class Text(NamedTuple):
