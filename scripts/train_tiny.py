@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoints: `python scripts/train_tiny.py --out models/tiny-llava` (also writes models/tiny-llava-next).
+"""Train the embedded checkpoints: `python scripts/train_tiny.py` writes models/tiny-llava and models/tiny-llava-next,
+`--model tiny-vit-seg` starts from the tower of models/tiny-llava and writes models/tiny-vit-seg.
 
 On CUDA when there is one (minutes), otherwise on the CPU (about two hours on two cores). Continues where it was stopped.
 """
@@ -13,12 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from vtr.tiny.run import train
+from vtr.tiny import run, segmentation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="checkpoint folder; the AnyRes one gets '-next'")
+    parser.add_argument("--model", choices=("tiny-llava", "tiny-vit-seg"), default="tiny-llava")
+    parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="folder of tiny-llava; others lie beside it")
     parser.add_argument("--state", type=Path, default=Path("out/train-tiny"), help="training states and the log")
     parser.add_argument("--stage", help="only this stage: tower, llava96, llava192 or next")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +33,10 @@ def main() -> None:
     handlers = [logging.FileHandler(given.state / "log.txt"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    train(given.out, given.state, given.stage, given.device, given.seed)
+    if given.model == "tiny-vit-seg":
+        segmentation.train(given.out.with_name(given.model), given.state, given.out, given.device, given.seed)
+    else:
+        run.train(given.out, given.state, given.stage, given.device, given.seed)
 
 
 if __name__ == "__main__":

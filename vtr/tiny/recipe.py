@@ -5,38 +5,24 @@ have there, for the tower and for the LLM, so that whole pictures need no new po
 a share of the steps, and now and then there are none: less work, and a model that copes with fewer.
 """
 
-import logging
-import math
-import os
-import time
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from vtr.data.scenes import CANVAS, Dice
 
+from . import training
 from .batches import FAMILIES, Batches
 from .model import CONTEXT, GRID, HEADS, Supervision, anyres_layout, grid_positions, llm_pass, take, tower_pass
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage: `steps` batches of `batch` scenes of `canvas` pixels, learning rate from `rate` down to a fiftieth."""
+class Stage(training.Stage):
+    """A stage of tiny-llava; lengths in scene pixels."""
 
-    name: str
-    steps: int
-    batch: int
-    canvas: int
-    rate: float
     closeups: int = 0
     questions: bool = True
     anyres: bool = False  # thumbnail and crops, with the tower as it is
@@ -60,8 +46,8 @@ NO_IMAGE = 3  # percent of steps without visual tokens
 RENUMBERED = 25  # percent of pruned steps whose positions close the gaps
 
 
-class Trainer:
-    """Trains one model through its stages and survives being killed.
+class Trainer(training.Training):
+    """Trains one LLaVA through its stages.
 
     Args:
         model: LLaVA to train, in place.
@@ -74,116 +60,23 @@ class Trainer:
     """
 
     def __init__(self, model, tokenizer, folder: Path, stages=STAGES, device: str = "cpu", seed: int = 0, save_every_s: int = 180):
-        self.model, self.tokenizer, self.folder, self.stages = model.to(device), tokenizer, folder, stages
+        super().__init__(model, folder, stages, device, seed, save_every_s)
+        self.tokenizer = tokenizer
         if device == "cpu":
             model.set_attn_implementation("eager")  # its backward pass in bf16 takes a fifth of the time of SDPA's
-        self.device, self.seed, self.save_every_s = device, seed, save_every_s
         self.heads = Supervision(model.config.vision_config.hidden_size).to(device)
-        self.done = {stage.name: 0 for stage in stages}
-        self.seconds = 0.0
-        self.optimizer_state: dict | None = None
 
-    @property
-    def state_file(self) -> Path:
-        return self.folder / "state.pt"
-
-    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write the whole state at once: a killed run loses minutes, never the file."""
-        state = {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": optimizer.state_dict() if optimizer else None,
-            "done": self.done,
-            "seconds": self.seconds,
-        }
-        part = self.state_file.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, self.state_file)
-
-    def resume(self) -> bool:
-        """Load the state of an earlier run of the same recipe, if there is one."""
-        if not self.state_file.exists():
-            return False
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"], strict=False)
-        self.optimizer_state, self.seconds = state["optimizer"], state["seconds"]
-        self.done.update({name: steps for name, steps in state["done"].items() if name in self.done})
-        log.info("resumed: %s", self.done)
-        return True
-
-    @property
-    def left(self) -> list[str]:
-        """Stages that are not done yet."""
-        return [stage.name for stage in self.stages if self.done[stage.name] < stage.steps]
-
-    def run(self, only: str | None = None) -> bool:
-        """Train the stages that are not done yet, or only the one named; True where this finished the last one."""
-        before = self.left
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for stage in self.stages:
-            if only in (None, stage.name) and stage.name in self.left:
-                self._stage(stage)
-        return bool(before) and not self.left
-
-    def _loader(self, stage: Stage, first: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, stage: Stage) -> Batches:
         asking = self.tokenizer if stage.questions else None
-        data = Batches(asking, stage.steps, stage.batch, stage.canvas, stage.closeups, stage.anyres, self.seed)
-        workers = 1 if self.device == "cpu" else min(12, os.cpu_count() or 1)
-        return iter(DataLoader(Subset(data, range(first, stage.steps)), batch_size=None, num_workers=workers, prefetch_factor=4))
+        return Batches(asking, stage.steps, stage.batch, stage.canvas, stage.closeups, stage.anyres, self.seed)
 
-    def _stage(self, stage: Stage) -> None:
+    def groups(self, stage: Stage) -> list[dict]:
         tower = set(self.model.model.vision_tower.parameters())
         others = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p not in tower]
-        groups = [
+        return [
             {"params": [p for p in self.model.parameters() if p in tower], "scale": TOWER_RATE if stage.questions else 1.0},
             {"params": others, "scale": 1.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
-        first = self.done[stage.name]
-        if first and self.optimizer_state:
-            optimizer.load_state_dict(self.optimizer_state)
-        self.optimizer_state = None
-        self.model.train()
-        scores: dict[str, list[float]] = defaultdict(list)
-        saved = started = time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
-        with Progress(*columns) as progress:
-            task = progress.add_task(stage.name, total=stage.steps, completed=first)
-            try:
-                for step, batch in enumerate(self._loader(stage, first), start=first):
-                    for group in optimizer.param_groups:
-                        group["lr"] = stage.rate * group["scale"] * schedule(step, stage.steps)
-                    for name, value in self._step(stage, step, batch, optimizer).items():
-                        scores[name].append(value)
-                    self.done[stage.name] = step + 1
-                    progress.advance(task)
-                    now = time.monotonic()
-                    if (step + 1) % 50 == 0 or step + 1 == stage.steps:
-                        self._report(stage, step + 1, scores, (step + 1 - first) * stage.batch / (now - started))
-                        scores.clear()
-                    if now - saved > self.save_every_s:
-                        self.seconds += now - saved
-                        saved = now
-                        self.save(optimizer)
-            finally:  # also on Ctrl-C
-                self.seconds += time.monotonic() - saved
-                self.save(optimizer if stage.name in self.left else None)
-
-    def _step(self, stage: Stage, step: int, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        with torch.autocast(self.device, dtype=torch.bfloat16):
-            loss, scores = self.loss(stage, step, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-        optimizer.step()
-        return {"loss": float(loss.detach()), **scores}
-
-    def _report(self, stage: Stage, step: int, scores: dict[str, list[float]], speed: float) -> None:
-        means = {name: sum(v for v in values if v == v) / max(1, sum(v == v for v in values)) for name, values in scores.items()}
-        text = " ".join(f"{name}={value:.3f}" for name, value in means.items())
-        log.info("%s %d/%d %.1f img/s %s", stage.name, step, stage.steps, speed, text)
 
     def loss(self, stage: Stage, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch and the share of questions answered right per family (on fresh scenes: a held-out score)."""
@@ -233,7 +126,12 @@ class Trainer:
         where = where if kept is None else take(where, kept)
         aux, found = self.heads(features, cls, batch) if learns else (features.new_zeros(()), {})
         if stage.questions:
-            return model.multi_modal_projector(features), where, aux, {name: found[name] for name in ("char", "word", "alike", "place") if learns}
+            return (
+                model.multi_modal_projector(features),
+                where,
+                aux,
+                {name: found[name] for name in ("char", "word", "alike", "place") if learns},
+            )
         return features, where, aux, found
 
     def _answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -246,9 +144,3 @@ class Trainer:
         wrong = torch.zeros(len(asked) * 64 + 64, device=asked.device).index_add(0, which, (logits.argmax(-1) != target).float())
         right = (wrong[which] == 0).float()
         return loss, {name: float(right[family == n].mean()) for n, name in enumerate(FAMILIES) if (family == n).any()}
-
-
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 3 % of the steps (at most 200), then cosine down to 2 %."""
-    warm = max(1, min(200, steps * 3 // 100))
-    return min(1.0, (step + 1) / warm) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
