@@ -1,8 +1,9 @@
 """Cost formulas against published numbers and against counting by hand."""
 
 import pytest
+import torch
 
-from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, layer_flops, prefill_flops
+from vtr.cost import GIGA, TERA, TransformerShape, average_tokens, clustering_flops, encoder_flops, kv_bytes, layer_flops, prefill_flops
 
 LLAVA_7B = TransformerShape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128)
 
@@ -52,3 +53,39 @@ def test_average_over_layers():
     assert average_tokens([576, 576, 64, 64]) == 320
     with pytest.raises(ValueError, match="at least one layer"):
         average_tokens([])
+
+
+def test_vit_l_of_segmenter():  # arXiv 2210.01035 publishes 659.0 GFLOPs with a decoder of two more layers
+    shape = TransformerShape(24, 1024, 4096, 16, 16, 64, mlp_matrices=2)
+    assert round(encoder_flops(shape, [1601] * 24, 1600, 3 * 16 * 16) / GIGA, 1) == 610.7
+
+
+def test_dense_formulas_equal_the_flop_counter_of_torch():
+    """A timm ViT with 8 x 12 tokens and CLS; clustering to 4 x 6 and reconstruction by the library's own functions."""
+    timm = pytest.importorskip("timm")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vtr.ops.clusters import cluster, tiles_of
+    from vtr.ops.reconstruct import reconstruct, reconstruction
+
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(64, 96), patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0
+    ).eval()
+    for block in vit.blocks:
+        block.attn.fused_attn = False  # torch has no formula for every fused kernel
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vit.forward_features(torch.randn(1, 3, 64, 96))
+    shape = TransformerShape(3, 32, 128, 2, 2, 16, mlp_matrices=2)
+    assert counter.get_total_flops() / 2 == encoder_flops(shape, [97] * 3, 96, 3 * 8 * 8)
+
+    tokens = torch.randn(1, 96, 32)
+    with FlopCounterMode(display=False) as counter:
+        centres = cluster(tokens, (8, 12), (4, 6), tau=0.1, iterations=3, window=3)
+        weights = reconstruction(tokens, centres, tau=0.1, neighbours=5)
+        for _ in range(2):
+            reconstruct(weights, centres)
+    tiles = tiles_of((8, 12), (4, 6), 3, torch.device("cpu"))
+    compared = tiles.bias.numel() / 96
+    assert 9 <= compared <= 24
+    assert counter.get_total_flops() / 2 == clustering_flops(32, 96, 24, 3, compared, restored=2)

@@ -1,4 +1,4 @@
-"""Closed-form cost of a prefill: FLOPs and KV-cache bytes from the number of tokens at each layer.
+"""Closed-form cost of a prefill or of a dense encoder: FLOPs and KV-cache bytes from the number of tokens at each layer.
 
 Convention: a multiply-add counts once, as in this literature. LLaVA-1.5-7B with 576 visual tokens in all 32 layers: 3.82 TFLOPs.
 Attention is counted as the full square, causality not subtracted; norms, softmax, rotary embedding and the vocabulary projection are left
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TERA = 1e12
+GIGA = 1e9
 CONVENTION = "a multiply-add counts once"
 
 
@@ -88,6 +89,36 @@ def prefill_flops(
         raise ValueError(f"prefill_flops: lengths must have one number per layer ({shape.layers}), got {len(lengths)}")
     texts = text if isinstance(text, Sequence) else [text] * shape.layers
     return sum(layer_flops(shape, texts[i], n) if i in frozen else layer_flops(shape, n) for i, n in enumerate(lengths))
+
+
+def encoder_flops(shape: TransformerShape, lengths: Sequence[float], patches: int, patch_values: int) -> float:
+    """Multiply-adds of a ViT: patch embedding and every layer, without a head.
+
+    Args:
+        shape: the encoder, `mlp_matrices=2` for a plain MLP.
+        lengths: tokens at each layer, prefix tokens included.
+        patches: tokens of the picture.
+        patch_values: numbers in a patch, e.g. 3 * 16 * 16.
+
+    ViT-L/16 at 640 pixels, as in Segmenter (1601 tokens, 24 layers): 610.7 GFLOPs.
+    """
+    return patches * patch_values * shape.hidden + prefill_flops(shape, lengths)
+
+
+def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1) -> float:
+    """Multiply-adds of clustering a token grid and restoring it (arXiv 2210.01035, both layers).
+
+    Args:
+        hidden: width of a token.
+        tokens, clusters: before and after.
+        iterations: of the clustering; each compares and averages.
+        compared: centres that a token is compared with; window^2 at least, more where tokens are compared in tiles.
+        restored: how often the full grid is restored with the same weights; 0 = never, and no weights are needed.
+
+    Pooling, norms and the softmax are left out as they are elsewhere.
+    """
+    restoring = tokens * clusters * hidden * (1 + restored) if restored else 0
+    return 2 * iterations * tokens * compared * hidden + restoring
 
 
 def kv_bytes(shape: TransformerShape, lengths: Sequence[float], bytes_per_value: int) -> float:
