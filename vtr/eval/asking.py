@@ -50,18 +50,32 @@ def build_prompt(processor: Any, question: str, images: int) -> str:
         ValueError: the question has another number of `<image>` than there are images.
         VtrError: the processor has no chat template.
     """
+    return fill_template(processor, [{"role": "user", "content": build_content(question, images)}])
+
+
+def build_content(question: str, images: int) -> list[dict[str, str]]:
+    """Parts of one turn, see `build_prompt`."""
     marks = question.count(MARK)
     if marks not in (0, images):
         raise ValueError(f"question: has {marks} x {MARK} but {images} image(s) were given; give one image for each, or leave {MARK} out")
-    if not getattr(processor, "chat_template", None):
-        raise VtrError("processor: has no chat template, so the prompt cannot be built; use a checkpoint that has one")
     content: list[dict[str, str]] = []
     for index, text in enumerate(question.split(MARK) if marks else [""] * images + [question]):
         if index and index <= images:
             content.append({"type": "image"})
         if text.strip():
             content.append({"type": "text", "text": text.strip() if marks else text})
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return content
+
+
+def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
+    """The processor's own chat template filled with `turns`, up to where the answer starts.
+
+    Raises:
+        VtrError: the processor has no chat template.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise VtrError("processor: has no chat template, so the prompt cannot be built; use a checkpoint that has one")
+    return processor.apply_chat_template(list(turns), add_generation_prompt=True)
 
 
 def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:

@@ -1,0 +1,57 @@
+"""What is written behind `--model_args`: which settings belong to the method, and errors before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from vtr.eval.cells import FULL
+from vtr.registry import closest, create_method, method_class
+from vtr.types import Method
+
+NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_new_tokens", "batch_size", "max_batch_size")
+
+
+def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
+    """The method with its settings, None for `full`.
+
+    Args:
+        name: registry name or `full`.
+        settings: arguments that are none of `NAMES`; text is JSON where it can be.
+
+    Raises:
+        ValueError, TypeError: unknown method or setting with the closest names, or a value that is out of range.
+    """
+    name = str(name)
+    known = [*NAMES, *([] if name == FULL else [f.name for f in fields(method_class(name))])]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"vtr: unknown entry {setting!r} in model_args for method {name!r}{closest(setting, known)}")
+    return None if name == FULL else create_method(name, **{key: _value(value) for key, value in settings.items()})
+
+
+def read_count(name: str, value: Any) -> int:
+    """A number from 1 on.
+
+    Raises:
+        ValueError: anything else, `auto` too.
+    """
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(value, float):
+        raise ValueError(f"vtr: {name} must be a whole number from 1 on, got {value!r}")
+    return count
+
+
+def _value(value: Any) -> Any:
+    """lmms-eval turns numbers and booleans into such; lists and null arrive as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return None if value == "None" else json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,230 @@
+"""The model `vtr` of lmms-eval: any checkpoint with a host, with or without a reduction, in batches of any images.
+
+Everything here is about lmms-eval's side: requests in, answers out in their order. Prompts, generation and token counts are the same code as
+in `vtr eval`, so that scores agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from tqdm import tqdm
+
+from vtr.apply import apply, reduced
+from vtr.eval.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
+from vtr.eval.cells import FULL
+from vtr.eval.lmms.arguments import read_count, read_method
+from vtr.eval.lmms.prompts import Prompt, chat_prompt, plain_prompt
+from vtr.eval.lmms.scoring import continuation_tokens, score
+from vtr.models.loading import load_model
+from vtr.types import VtrError
+
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty")
+_DEFAULT_STOP = "\n\n"  # lmms-eval adds it where a task says nothing; its own chat models ignore it, as answers with paragraphs need
+
+
+@dataclass
+class Measured(TokenCounts):
+    """What is logged with each sample, beside the text tokens.
+
+    Args:
+        measured: `visual_tokens` before the reduction, `retained_tokens` after it, `average_tokens` over the LLM's layers, all without newline
+            tokens and summed over images, and `latency_ms`, the sample's share of its batch.
+    """
+
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **self.measured}
+
+
+class Vtr(lmms):
+    """A checkpoint under a reduction.
+
+    Args:
+        pretrained: hub id, local folder, or a name of `vtr models`.
+        method: registry name, or `full` for no reduction.
+        device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
+        frames: most frames of a video, shown as images.
+        max_new_tokens: for tasks that set none.
+        batch_size: prompts at once; changes times, not answers.
+        max_batch_size: not used.
+        **settings: of the method, e.g. `keep=64`.
+
+    Raises:
+        ValueError, TypeError: an argument that does not exist or makes no sense.
+        VtrError: the checkpoint cannot be loaded, or cannot be reduced so.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        method: str = FULL,
+        device: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        frames: int = 8,
+        max_new_tokens: int = 1024,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        if pretrained is None:
+            raise ValueError("vtr: model_args need pretrained=, a hub id, a folder or a name of vtr models")
+        chosen = read_method(method, settings)
+        self.batch_size, self.frames = read_count("batch_size", batch_size), read_count("frames", frames)
+        self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self._world_size > 1 and device in (None, "cuda"):
+            device = str(self.accelerator.device)
+        self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
+        with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
+            self.layouts = reduction.host.layouts
+        self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model; lmms-eval gathers counts there."""
+        return self.accelerator.device if self._world_size > 1 else self.model.device
+
+    def clean(self) -> None:
+        """Restores the model and lets go of it."""
+        if self.reduction:
+            self.reduction.remove()
+        self.reduction = None
+        del self.layouts  # holds the model
+        super().clean()
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """An answer to every request, in their order; requests with equal generation settings share batches."""
+        answers: dict[int, GenerationResult] = {}
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(json.dumps(_generation(request), sort_keys=True, default=str), []).append(index)
+        for indices in groups.values():
+            settings = _generation(requests[indices[0]])
+            for batch in self._batches(indices, "answers"):
+                prompts = [self._prompt(requests[index]) for index in batch]
+                answers.update(zip(batch, self._answer(prompts, settings), strict=True))
+        self._log(answers.values())
+        return [answers[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Of every continuation its mean cross-entropy per token and whether it is the greedy answer.
+
+        A loss, not a probability: lmms-eval picks the choice with the smallest value, and its own models return the same.
+        """
+        results: list[tuple[float, bool]] = []
+        for batch in self._batches(list(range(len(requests))), "choices"):
+            asked = [self._continuation(requests[index]) for index in batch]
+            tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            continuations = [continuation_tokens(tokenizer, prompt.text, text) for prompt, text in asked]
+            losses, greedy, _ = score(self.model, self.processor, self._encode([prompt for prompt, _ in asked]), continuations)
+            results += zip(losses, greedy, strict=True)
+        return results
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Not supported: a later turn would answer on a cache that the reduction of the first has shortened."""
+        raise VtrError("vtr: tasks with several rounds are not supported; choose tasks of type generate_until or multiple_choice")
+
+    def _batches(self, indices: Sequence[int], what: str) -> Iterator[list[int]]:
+        with tqdm(total=len(indices), desc=f"vtr: {what}", disable=self.rank != 0) as bar:
+            for start in range(0, len(indices), self.batch_size):
+                batch = list(indices[start : start + self.batch_size])
+                yield batch
+                bar.update(len(batch))
+
+    def _document(self, document: Any, task: str, split: str) -> Any:
+        return self.task_dict[task][split][document]
+
+    def _prompt(self, request: Instance) -> Prompt:
+        """Of a request to generate, from a chat task (a function of messages comes second) or a simple one."""
+        text, second, third, *place = request.args
+        if callable(second):
+            return chat_prompt(self.processor, second(self._document(*place)), self.frames)
+        return plain_prompt(self.processor, text, third(self._document(*place)), self.frames)
+
+    def _continuation(self, request: Instance) -> tuple[Prompt, str]:
+        """Prompt and continuation; without images where the continuation is scored for itself."""
+        text, continuation, *rest = request.args
+        if not rest:
+            return plain_prompt(self.processor, text, None, self.frames), continuation
+        visuals, *place = rest
+        document = self._document(*place)
+        return plain_prompt(self.processor, text, visuals(document), self.frames), (
+            continuation(document) if callable(continuation) else continuation
+        )
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Any:
+        inputs = encode_prompts(self.processor, [prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
+        return to_model(inputs, self.model)
+
+    def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[GenerationResult]:
+        inputs = self._encode(prompts)
+        sampling = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
+        if not sampling.get("do_sample", True) or not sampling.get("temperature"):
+            sampling = {key: value for key, value in sampling.items() if key in ("num_beams", "repetition_penalty")}
+        else:
+            sampling["do_sample"] = True
+        longest = settings.get("max_new_tokens") or self.max_new_tokens
+        tokens, elapsed = generate_tokens(self.model, self.processor, inputs, int(longest), **sampling)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
+        written = (~torch.isin(tokens, special)).sum(1).tolist()
+        counts = zip(prompt_lengths(inputs), written, self._visual_tokens(prompts, inputs), strict=True)
+        return [
+            GenerationResult(_cut(text.strip(), settings.get("until")), Measured(before, after, measured={**own, "latency_ms": share}))
+            for text, (before, after, own) in zip(tokenizer.batch_decode(tokens, skip_special_tokens=True), counts, strict=True)
+            for share in [round(elapsed / len(prompts), 3)]
+        ]
+
+    def _visual_tokens(self, prompts: Sequence[Prompt], inputs: Any) -> list[dict[str, float]]:
+        """Visual tokens of every prompt, summed over its images: before, at the end of the LLM, and mean over its layers."""
+        rows = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
+        if self.reduction and rows:
+            images = [(i.row, i.visual_tokens, len(i.retained), fmean(i.per_layer)) for i in self.reduction.report().images]
+        else:
+            images = [
+                (row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(dict(inputs)) if rows else [], strict=True)
+            ]
+        names = ("visual_tokens", "retained_tokens", "average_tokens")
+        own = [[counts for at, *counts in images if at == row] for row in range(len(prompts))]
+        return [dict(zip(names, map(sum, zip(*counts, strict=True)), strict=True)) if counts else dict.fromkeys(names, 0) for counts in own]
+
+    def _log(self, answers: Any) -> None:
+        counts = [answer.token_counts for answer in answers]
+        seconds, written = sum(c.measured["latency_ms"] for c in counts) / 1000, sum(c.output_tokens for c in counts)
+        means = {name: fmean(c.measured[name] for c in counts) for name in ("visual_tokens", "retained_tokens", "average_tokens")}
+        log_metrics(seconds, written, written / seconds, {**means, "total_requests": len(counts)})
+
+
+class SimpleVtr(Vtr):
+    """The same for `--force_simple`, without which lmms-eval builds no multiple-choice requests."""
+
+    is_simple = True
+
+
+def _generation(request: Instance) -> dict[str, Any]:
+    """Generation settings of a request: third in a chat task, second in a simple one."""
+    return request.args[2] if callable(request.args[1]) else request.args[1]
+
+
+def _cut(text: str, until: str | Sequence[str] | None) -> str:
+    """Up to the first stop string that the task itself asks for."""
+    for stop in [until] if isinstance(until, str) else until or []:
+        if stop and stop != _DEFAULT_STOP:
+            text = text.split(stop)[0]
+    return text.strip()
