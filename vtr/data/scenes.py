@@ -26,8 +26,8 @@ COLORS = {
 }
 SIZES = {"small": (15, 19), "large": (29, 36)}  # smallest and largest radius in pixels at 384
 SIGNS = {"white": ((235, 235, 235), (20, 20, 20)), "black": ((20, 20, 20), (235, 235, 235))}  # plate, ink
-CELL = 3  # side of a glyph's cell: print is 21 pixels high, 10.5 at 192
-PITCH = 16  # from one character to the next
+CELL = 4  # side of a glyph's cell: print is 28 pixels high, 14 at 192
+PITCH = 24  # from one character to the next
 LATTICE = 8  # corners of signs are multiples of this
 
 
@@ -87,7 +87,7 @@ class Sign:
     color: str
     left: int = 0
     top: int = 0
-    height: ClassVar[int] = 32
+    height: ClassVar[int] = 40
 
     @property
     def width(self) -> int:
