@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import vtr
+from vtr.cli.list_ import facts, markdown_table
 from vtr.registry import method_class
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -12,17 +13,9 @@ BEGIN, END = "<!-- methods:begin -->\n", "<!-- methods:end -->"
 
 
 def table() -> str:
-    """One row per method of the toolkit itself, sorted by stage, then name."""
-    rows = ["| method | stage | title | reads | paper |", "|---|---|---|---|---|"]
-    own = [name for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
-    for name in sorted(own, key=lambda name: (vtr.types.STAGES.index(method_class(name).stages[0]), name)):
-        cls = method_class(name)
-        marks = "".join(f" ({mark})" for mark in ("experimental", "ours") if getattr(cls.card, mark))
-        paper = f"{cls.card.venue}, arXiv {cls.card.arxiv}" if cls.card.arxiv else cls.card.paper
-        rows.append(
-            f"| [`{name}`](docs/methods/{name}.md){marks} | {', '.join(cls.stages)} | {cls.card.title} | {cls.card.signals} | {paper} |"
-        )
-    return "\n".join(rows) + "\n"
+    """What `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
+    own = [facts(name) for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
+    return markdown_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"]))) + "\n"
 
 
 def updated(readme: str) -> str:

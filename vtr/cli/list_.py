@@ -10,6 +10,8 @@ import typer
 from vtr.cli._common import out, reported
 from vtr.registry import list_methods, method_class
 
+COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget", "mark")
+
 
 @reported
 def list_(
@@ -26,16 +28,17 @@ def list_(
         out.print_json(json.dumps(rows))
         return
     if markdown:
-        out.print(_markdown(rows), markup=False, soft_wrap=True)
+        out.print(markdown_table(rows), markup=False, soft_wrap=True)
         return
     if not rows:
         out.print("no method matches")
         return
     from rich.table import Table
 
-    table = Table("method", "stage", "what it does", "paper", box=None, header_style="bold", pad_edge=False)
+    table = Table(*COLUMNS, box=None, header_style="bold", pad_edge=False)
+    table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(row["name"], ", ".join(row["stages"]), row["title"], _paper(row))
+        table.add_row(row["name"], *_cells(row))
     out.print(table)
 
 
@@ -59,13 +62,16 @@ def facts(name: str) -> dict[str, Any]:
     }
 
 
-def _paper(row: dict[str, Any]) -> str:
-    parts = [row["venue"] or row["paper"], f"arXiv {row['arxiv']}" if row["arxiv"] else "", *row["marks"]]
-    return ", ".join(part for part in parts if part)
+def _cells(row: dict[str, Any]) -> list[str]:
+    """The columns behind the name."""
+    paper = ", ".join(part for part in (row["venue"] or row["paper"], f"arXiv {row['arxiv']}" if row["arxiv"] else "") if part)
+    needs = ", ".join({"cls": "CLS", "anyres": "AnyRes"}.get(need, need) for need in row["needs"]) or "-"
+    exact = "yes" if row["exact"] else "not always"
+    return [", ".join(row["stages"]), row["title"], paper, row["signals"], needs, exact, ", ".join(row["marks"]) or "-"]
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| method | stage | what it does | paper |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(f"| `{row['name']}` | {', '.join(row['stages'])} | {row['title']} | {_paper(row)} |")
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table, names linked to their pages."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| [`{row['name']}`](docs/methods/{row['name']}.md) | " + " | ".join(_cells(row)) + " |" for row in rows]
     return "\n".join(lines)
