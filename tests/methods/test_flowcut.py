@@ -66,7 +66,7 @@ def signals(images):
     return signal
 
 
-def slow(view, g, image, keep, feature, anyres, cls=True):
+def slow(view, g, image, keep, feature, anyres, cls=True, history=0.5, interval=2):
     """The tower part for one image in float64, view by view. Returns the patches left and their numbers behind every pruning layer."""
     patch, cell = view.patch[g][view.real[g]], view.cells[g, :, 0][view.real[g]]
     views = {int(v): patch[cell == v] for v in cell.unique()}
@@ -82,13 +82,13 @@ def slow(view, g, image, keep, feature, anyres, cls=True):
             s = torch.einsum("hd,nhd->hn", cls_values[v], own).softmax(-1)[:, 1:].mean(0)
             strength = values[p].mean(1).abs().sum(-1)
             score = (a / a.sum() + s / s.sum()) * strength if cls else a * strength
-            cumulative[v] = 0.5 * cumulative[v] + 0.5 * score if v in cumulative else score
+            cumulative[v] = history * cumulative[v] + (1 - history) * score if v in cumulative else score
             n, share = len(p), a / a.sum()
             if n > target[v] and feature - 1 - layer > 0:
                 entropy = -(share * share.log()).sum().item()
                 amounts.append((n - target[v]) / math.sqrt(feature - 1 - layer) * (1 - (entropy / math.log(n)) ** 2))
         remaining = feature - 1 - layer
-        if remaining % 2:
+        if remaining % interval:
             continue
         for v, p in views.items():
             n = target[v] if remaining == 0 else max(len(p) - round(max(amounts, default=0)), target[v])
@@ -112,6 +112,21 @@ def test_the_tower_is_the_algorithm_for_every_image_of_a_ragged_batch(geometry, 
         assert torch.equal(behind[-1].patch[g][behind[-1].real[g]].sort().values, expected)
         pruning = [after for step, after in zip(method.steps(geometry), behind) if step.action == "remove"]
         assert [int(after.real[g].sum()) for after in pruning] == log
+
+
+@pytest.mark.parametrize(("history", "interval"), [(0.0, 2), (0.75, 2), (0.5, 1), (0.25, 3), (0.5, 99)])
+def test_history_and_interval(history, interval):
+    images = [ONE, ((0, 0), (30, 48))]
+    view, geometry, method = (
+        make_view(images, [7, 12], filler=2),
+        replace(LLAVA, feature_layer=5),
+        FlowCut(history=history, interval=interval),
+    )
+    last = run(method, geometry, view, signals(images))[-1]
+    for g, image in enumerate(images):
+        expected, log = slow(view, g, image, int(view.keep[g]), 5, False, history=history, interval=interval)
+        assert torch.equal(last.patch[g][last.real[g]], expected)
+        assert len(log) == sum(step.action == "remove" for step in method.steps(geometry)) == len(range(0, 5, interval))
 
 
 def test_the_schedule_prunes_before_the_last_layer():
@@ -231,6 +246,12 @@ def test_settings_are_checked():
         FlowCut(llm_layer=0)
     with pytest.raises(ValueError, match="llm_layer=9 is not one of the LLM's layers 1 to 7"):
         FlowCut(llm_layer=9).steps(NEXT)
+    with pytest.raises(ValueError, match=r"history must be in \[0, 1\), got 1"):
+        FlowCut(history=1)
+    with pytest.raises(TypeError, match="history must be a number, got 'half'"):
+        FlowCut(history="half")
+    with pytest.raises(ValueError, match="interval must be an integer from 1 on, got 0"):
+        FlowCut(interval=0)
     with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         FlowCut(compat="code")
     with pytest.raises(vtr.VtrError, match="leave compat out"):

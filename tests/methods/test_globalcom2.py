@@ -133,6 +133,14 @@ def test_the_crop_under_the_bright_block_keeps_most():
     assert abs(int(per_view[0]) - 40 // 5) <= 1
 
 
+def test_even_allocation_asks_no_thumbnail():
+    view = make_view([((2, 2), (96, 96))], 40)
+    bright = (view.cells[..., 0] == 0) & (view.cells[..., 1] >= 3) & (view.cells[..., 2] < 3)
+    (step,) = GlobalCom2(allocation="even").steps(NEXT)
+    view.signals = {step.needs[0]: logits_of(view, 0.1) + 3 * bright}
+    assert torch.bincount(view.cells[0, :, 0][step.select(view).keep[0]], minlength=5).tolist() == [8] * 5
+
+
 def test_shares_of_absent_crops_are_zero_and_the_mean_is_one():
     sums = torch.tensor([[1.0, 50.0, 3.0, 2.0], [5.0, 1.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     share = crop_shares(sums, torch.tensor([[2, 2], [1, 2], [1, 1], [0, 0]]), 10.0)
@@ -213,5 +221,7 @@ def test_signals_and_errors():
         GlobalCom2(score="siglip")
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         GlobalCom2(temperature=0)
+    with pytest.raises(ValueError, match="allocation must be 'thumbnail' or 'even', got 'equal'"):
+        GlobalCom2(allocation="equal")
     with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         GlobalCom2(compat="yes")

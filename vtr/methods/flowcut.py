@@ -110,9 +110,9 @@ def flow_score(attention: Tensor, semantic: Tensor | None, strength: Tensor, par
     return (attention + semantic) * strength
 
 
-def accumulate(previous: Tensor | None, score: Tensor) -> Tensor:
-    """Step 2."""
-    return score if previous is None else 0.5 * previous + 0.5 * score
+def accumulate(previous: Tensor | None, score: Tensor, history: float = 0.5) -> Tensor:
+    """Step 2; `history` is the weight of the old."""
+    return score if previous is None else history * previous + (1 - history) * score
 
 
 def last_row(last: Tensor, others: Tensor, real: Tensor) -> Tensor:
@@ -146,6 +146,8 @@ class FlowCut(Method):
 
     position_ids: PositionOption = "renumber"
     llm_layer: int | None = 2
+    history: float = 0.5
+    interval: int = 2
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower", "prefill")
@@ -160,6 +162,8 @@ class FlowCut(Method):
         cost="two rows of N per tower layer, a sort of N every second layer",
         settings={
             "llm_layer": "AnyRes only: LLM layer from whose input on exactly `keep` are left; None: the tower prunes down to `keep` itself",
+            "history": "weight of the scores of earlier layers against the score of this one, in [0, 1)",
+            "interval": "tower layers from one pruning to the next; the last always prunes",
             "compat": "'authors': all images of a batch share one prune count per layer; refused for AnyRes",
         },
     )
@@ -168,6 +172,12 @@ class FlowCut(Method):
         super().__post_init__()
         if self.llm_layer is not None and self.llm_layer < 1:
             raise ValueError(f"flowcut: llm_layer must be at least 1 or None, got {self.llm_layer}; the paper's 'after layer 1' is 2")
+        if isinstance(self.history, bool) or not isinstance(self.history, (int, float)):
+            raise TypeError(f"flowcut: history must be a number, got {self.history!r}")
+        if not 0 <= self.history < 1:
+            raise ValueError(f"flowcut: history must be in [0, 1), got {self.history}; the paper uses 0.5, 0 forgets earlier layers")
+        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
+            raise ValueError(f"flowcut: interval must be an integer from 1 on, got {self.interval!r}; the paper prunes every second layer")
         if self.compat not in (None, "authors"):
             raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")
 
@@ -203,7 +213,7 @@ class FlowCut(Method):
         values = Signal("v", layer=layer)
         row = Signal("cls_row" if has_cls else "pooled_row", layer=layer)
         cls = Signal("cls_v", layer=layer) if has_cls else None
-        observe = remaining % 2 == 1
+        observe = remaining % self.interval != 0
         select: Callable[[View], Selection | None] = lambda view: self._in_tower(view, row, values, cls, remaining, final)  # noqa: E731
         return Step(
             "tower",
@@ -219,8 +229,8 @@ class FlowCut(Method):
         parts = max(rows * cols for rows, cols in view.crop_grids) + 1
         semantic = None if cls is None else semantic_row(value, view.signals[cls][:, :parts], part, view.real)
         score = flow_score(attention, semantic, value_strength(value), part, view.real, parts)
-        view.per_token[STATE] = cumulative = accumulate(view.per_token.get(STATE), score)
-        if remaining % 2 == 1:
+        view.per_token[STATE] = cumulative = accumulate(view.per_token.get(STATE), score, self.history)
+        if remaining % self.interval != 0:
             return None
         target = view_targets(view.memory[KEEP], members(part, view.real, parts).sum(-1), final)
         authors = self.compat == "authors"

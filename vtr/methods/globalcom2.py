@@ -18,6 +18,7 @@ thumbnail by score (`authors_sequence`). As in the code, logits replace the pape
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -147,6 +148,7 @@ class GlobalCom2(Method):
     position_ids: PositionOption = "renumber"
     score: Literal["auto", "cls", "similarity"] = "auto"
     temperature: float = 10.0
+    allocation: Literal["thumbnail", "even"] = "thumbnail"
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
@@ -162,6 +164,7 @@ class GlobalCom2(Method):
         settings={
             "score": "cls: CLS logits; similarity: minus the cosine to the view's mean; auto: cls where the tower has a CLS token",
             "temperature": "of the softmax over crops; larger shares the budget out more evenly",
+            "allocation": "thumbnail: crops share the budget by what the thumbnail finds interesting; even: by their size alone",
             "compat": "'authors': the released counts and token order; pure functions and replay only",
         },
     )
@@ -172,6 +175,8 @@ class GlobalCom2(Method):
             raise ValueError(f"globalcom2: score must be 'auto', 'cls' or 'similarity', got {self.score!r}")
         if not self.temperature > 0:
             raise ValueError(f"globalcom2: temperature must be above 0, got {self.temperature}; the paper uses 10")
+        if self.allocation not in ("thumbnail", "even"):
+            raise ValueError(f"globalcom2: allocation must be 'thumbnail' or 'even', got {self.allocation!r}")
         if self.compat not in (None, "authors"):
             raise ValueError(f"globalcom2: compat must be None or 'authors', got {self.compat!r}")
 
@@ -197,7 +202,8 @@ class GlobalCom2(Method):
             score = similarity_scores(view.tokens, view.cells, view.real, crops + 1)
         grid = on_device(view.crop_grids, view.real.device)
         score = score.to(torch.promote_types(score.dtype, torch.float32)).nan_to_num()
-        keep = globalcom2(score, view.cells, view.real, view.keep, grid, crops, view.patch_grid, self.temperature)
+        temperature = self.temperature if self.allocation == "thumbnail" else math.inf  # every crop the same share
+        keep = globalcom2(score, view.cells, view.real, view.keep, grid, crops, view.patch_grid, temperature)
         return Selection(keep=keep)
 
 
