@@ -38,7 +38,7 @@ def test_without_budgets_the_default_budget_is_run():
 
 def test_settings_reach_their_method_and_a_budget_there_wins():
     cells = plan_cells(["fastv", "uniform"], KEEPS, [TASK], settings={"fastv": {"layer": 3, "keep": 32}})
-    assert labels(cells) == ["fastv keep=32", "uniform keep=192", "uniform keep=64"]
+    assert labels(cells) == ["fastv keep=32 layer=3", "uniform keep=192", "uniform keep=64"]
     assert cells[0].settings["layer"] == 3
 
 

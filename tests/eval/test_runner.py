@@ -90,11 +90,6 @@ def test_samples_keep_their_order_and_progress_is_told(loaded):
     assert told == [3, 3, 3, 1]
 
 
-def test_a_method_that_does_not_fit_is_known_before_anything_runs(loaded):
-    with pytest.raises(ValueError, match="fastv: layer 99"):
-        runner(loaded).check([cell(None), cell(create_method("fastv", keep=64, layer=99))])
-
-
 def test_batch_size_is_checked(loaded):
     with pytest.raises(ValueError, match="batch size: must be at least 1, got 0"):
         runner(loaded, batch_size=0)

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, err, load, out, parse_list, parse_settings, progress, reported
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, load, out, parse_list, parse_settings, reported
+from vtr.cli._watching import Watcher
+from vtr.types import VtrError
 
 
 @reported
@@ -62,31 +64,26 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Run what is not finished, with progress; returns the contents of all these cells in order."""
     from vtr.eval import results
-    from vtr.eval.runner import Runner, pending
-    from vtr.models.loading import find_checkpoint, identify
+    from vtr.eval.forecast import check_cells
+    from vtr.eval.work import run_jobs
+    from vtr.eval.workers import Job, LocalPool, Setup
 
     if batch_size < 1:
         raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")
     results.prepare_folder(folder)
-    for problem in results.read_folder(folder)[1]:
-        err.print(f"[yellow]ignored:[/] {problem}", soft_wrap=True)
-    loaded, processor = load(model, device, dtype, attention, quiet)
-    runner = Runner(loaded, processor, identify(find_checkpoint(model)), attention, str(device or loaded.device), batch_size, share_tower)
-    prints = [(cell, runner.fingerprint(cell)) for cell in cells]
-    todo, _ = pending(prints, folder)
-    runner.check(todo)
-    if len(todo) < len(cells) and not quiet:
-        err.print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already", style="dim")
-    with progress(quiet) as bars:
-        total = bars.add_task("all cells", total=len(todo))
-        for cell in todo:
-            bar = bars.add_task(cell.label, total=len(cell.task.samples(cell.limit)))
-            runner.run(cell, folder, lambda count, bar=bar: bars.advance(bar, count))  # type: ignore[misc]
-            bars.remove_task(bar)
-            bars.advance(total)
-            if not quiet and not err.is_terminal:  # a log gets a line per cell instead of bars
-                err.print(f"finished: {cell.label}")
-    return [results.read_cell(results.cell_path(folder, wanted)) for _, wanted in prints]
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
+    pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet))
+    pool.describe(setup)
+    check_cells(setup, cells)
+    with Watcher(quiet) as watcher:
+        for problem in results.read_folder(folder)[1]:
+            watcher.problem(problem)
+        done = run_jobs([Job(setup, cell) for cell in cells], folder, pool, watcher)
+    if done.failures:
+        job, failure = done.failures[0]
+        many = f"{len(done.failures)} of {len(cells)} cells failed, the first" if len(cells) > 1 else "the cell"
+        raise VtrError(f"{many} ({job.cell.label}): {failure.error}; details in {folder}/failed, finished cells are kept")
+    return [results.read_cell(results.cell_path(folder, wanted)) for wanted in done.fingerprints]
 
 
 def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:

@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import vtr
+from vtr.eval.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
-from vtr.registry import create_method, method_class
+from vtr.registry import create_method, default_settings, method_class
 from vtr.types import Budget, Method
 
 FULL = "full"  # a row of every table, not a method: the model without any reduction
-_VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+BUDGETS = ("keep", "keep_ratio", "average_keep")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment: one method with all its settings on one task.
+    """One experiment: one method, or several as a plan, with all settings on one task.
 
     Args:
-        method: the method to apply, None for the full model.
+        method: the method to apply, a tuple of methods for a plan, None for the full model.
         task: what is asked.
         seed: of the method's random choices, None for a method without.
         limit: at most so many samples of each family, None for all.
         max_new_tokens: None for the task's own.
     """
 
-    method: Method | None
+    method: Method | tuple[Method, ...] | None
     task: Task
     seed: int | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """What is applied, in order; nothing for the full model."""
+        return self.method if isinstance(self.method, tuple) else () if self.method is None else (self.method,)
+
+    @property
     def name(self) -> str:
-        """Name of the method, `full` without one."""
-        return self.method.name if self.method else FULL
+        """Name of the method, `full` without one, names joined by `+` for a plan."""
+        return "+".join(method.name for method in self.methods) or FULL
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting but the seed, which has its own place."""
-        return {k: v for k, v in asdict(self.method).items() if k != "seed"} if self.method else {}
+        """Every setting but the seed, which has its own place; those of a plan under `plan`, with the budget that it ends at on top."""
+        own = [{k: v for k, v in asdict(method).items() if k != "seed" or isinstance(self.method, tuple)} for method in self.methods]
+        if not isinstance(self.method, tuple):
+            return own[0] if own else {}
+        last = {k: own[-1][k] for k in BUDGETS if own[-1][k] is not None}
+        return {"plan": [{"method": m.name, **settings} for m, settings in zip(self.methods, own, strict=True)], **last}
 
     @property
     def label(self) -> str:
-        """For progress and tables: `fastv keep=64 seed 1`."""
-        budget = [f"{k}={self.settings[k]}" for k in ("keep", "keep_ratio", "average_keep") if self.settings.get(k) is not None]
-        return " ".join([self.name, *budget, *([f"seed {self.seed}"] if self.seed is not None else [])])
+        """For progress and tables: `fastv keep=64 layer=3 seed 1`, with the settings that are not the default."""
+        changed = [f"{k}={v}" for method in self.methods[-1:] for k, v in changed_settings(method).items()]
+        return " ".join([self.name, *changed, *([f"seed {self.seed}"] if self.seed is not None else [])])
 
     @property
     def answer_length(self) -> int:
         """Most new tokens of an answer."""
         return self.max_new_tokens or self.task.max_new_tokens
+
+
+def changed_settings(method: Method) -> dict[str, Any]:
+    """Settings that differ from the class's defaults, without the seed."""
+    return {k: v for k, v in asdict(method).items() if k != "seed" and v != default_settings(type(method)).get(k)}
 
 
 def plan_cells(
@@ -91,21 +102,26 @@ def plan_cells(
     cells: list[Cell] = []
     for task in tasks:
         for name in dict.fromkeys(methods):
-            for method, seed in _variants(name, budgets, seeds, dict(settings.get(name, {}))):
+            for method, seed in variants(name, budgets, seeds, dict(settings.get(name, {}))):
                 cells.append(Cell(method, task, seed, limit, max_new_tokens))
     return cells
 
 
-def _variants(
+def variants(
     name: str, budgets: Iterable[Budget], seeds: Sequence[int], settings: dict[str, Any]
 ) -> list[tuple[Method | None, int | None]]:
+    """A method, or `full`, with every budget and seed that makes a difference.
+
+    Raises:
+        ValueError, TypeError: unknown method or setting, impossible value.
+    """
     if name == FULL:
         if settings:
             raise ValueError(f"full: is the model without reduction and has no settings, got {', '.join(settings)}")
         return [(None, None)]
     cls = method_class(name)
     given = [] if cls.default_budget is None else [{k: v for k, v in asdict(b).items() if v is not None} for b in budgets]
-    if any(k in settings for k in ("keep", "keep_ratio", "average_keep")):
+    if any(k in settings for k in BUDGETS):
         given = []  # the method's own budget wins over the list for all
     has_seed = any(f.name == "seed" for f in fields(cls)) and "seed" not in settings
     return [
@@ -115,9 +131,11 @@ def _variants(
     ]
 
 
-def fingerprint(cell: Cell, model: Mapping[str, Any], dtype: torch.dtype, attention: str, device: str) -> dict[str, Any]:
+def fingerprint(
+    cell: Cell, model: Mapping[str, Any], dtype: torch.dtype, attention: str, device: str, model_type: str | None = None
+) -> dict[str, Any]:
     """What makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice."""
-    return {
+    content = {
         "method": cell.name,
         "settings": cell.settings,
         "seed": cell.seed,
@@ -127,39 +145,7 @@ def fingerprint(cell: Cell, model: Mapping[str, Any], dtype: torch.dtype, attent
         "dtype": str(dtype).removeprefix("torch."),
         "attention": attention,
         "device": device_name(device),
-        "versions": {"vtr": vtr.__version__, **{name: _version(name) for name in _VERSIONED}},
+        "versions": versions(),
+        "code": code_hash(cell.methods, model_type),
     }
-
-
-def device_name(device: str) -> str:
-    """`cpu`, or the kind with the name of the hardware: `cuda NVIDIA H200`."""
-    kind = device.split(":")[0]
-    cuda = torch.cuda.is_available() and (kind == "cuda" or device == "auto")
-    return f"{kind} {torch.cuda.get_device_name()}" if cuda else kind
-
-
-def conditions(batch_size: int) -> dict[str, Any]:
-    """What may change times but not answers."""
-    return {
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "git": _git_commit(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    root = Path(vtr.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    return json.loads(json.dumps(content))  # tuples are lists there, and a fingerprint is compared with one that was read

@@ -1,24 +1,23 @@
-"""Runs cells: batched greedy answers in the order of the samples, one file per finished cell, finished cells never again."""
+"""Runs cells: batched greedy answers in the order of the samples, and what they sum up to."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from vtr.apply import apply, reduced
+from vtr.apply import reduced
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
-from vtr.eval import results
 from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
-from vtr.eval.cells import Cell, conditions, fingerprint
+from vtr.eval.cells import Cell, fingerprint
 from vtr.eval.compare import frozen_layers
+from vtr.eval.provenance import conditions
 from vtr.eval.sharing import TowerCache
-from vtr.eval.stats import macro_accuracy, wilson
+from vtr.eval.stats import accuracy, macro_accuracy
 
 
 @dataclass
@@ -49,17 +48,7 @@ class Runner:
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Of a cell on this model."""
-        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device)
-
-    def check(self, cells: Iterable[Cell]) -> None:
-        """Apply and remove every method once, so that what cannot work is known before anything runs.
-
-        Raises:
-            ValueError, VtrError: the method with these settings does not fit the model.
-        """
-        for cell in cells:
-            if cell.method:
-                apply(self.model, cell.method).remove()
+        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, self.model.config.model_type)
 
     def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
         """Outcomes of all samples of a cell, in order.
@@ -69,31 +58,32 @@ class Runner:
             advance: called with the number of samples after each batch.
         """
         outcomes: list[dict[str, Any]] = []
-        with reduced(self.model, cell.method) if cell.method else nullcontext() as reduction, self._tower(reduction):
+        with (
+            reduced(self.model, cell.method, processor=self.processor) if cell.method else nullcontext() as reduction,
+            self._tower(reduction),
+        ):
             for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
                 outcomes += self._batch(cell, batch, reduction)
                 advance(len(batch))
         return outcomes
 
-    def run(self, cell: Cell, folder: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
-        """Run a cell and write its file; returns what `read_cell` would."""
+    def measure(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+        """Run a cell: the parts of its result file (see `vtr.eval.results`)."""
         started, clock = datetime.now(UTC), time.perf_counter()
         samples = self.answer(cell, advance)
         took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
         summary = summarise(samples, cell.task.families, self.model.config, self._frozen(cell))
-        path = results.write_cell(
-            folder,
-            fingerprint=self.fingerprint(cell),
-            conditions={**conditions(self.batch_size), "tower": "shared" if self.share_tower else "own", **took},
-            summary=summary,
-            samples=samples,
-        )
-        return results.read_cell(path)
+        return {
+            "fingerprint": self.fingerprint(cell),
+            "conditions": {**conditions(self.batch_size), "tower": "shared" if self.share_tower else "own", **took},
+            "summary": summary,
+            "samples": samples,
+        }
 
     def _frozen(self, cell: Cell) -> list[int]:
         if cell.method is None:
             return []
-        with reduced(self.model, cell.method) as reduction:
+        with reduced(self.model, cell.method, processor=self.processor) as reduction:
             return frozen_layers(reduction)
 
     def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
@@ -151,21 +141,6 @@ class Runner:
         return self._counts[size]
 
 
-def pending(runner_fingerprints: Iterable[tuple[Cell, dict[str, Any]]], folder: Path) -> tuple[list[Cell], list[str]]:
-    """Cells without a finished file, and a line for each file in the way that cannot be trusted (it will be written again)."""
-    todo, problems = [], []
-    for cell, wanted in runner_fingerprints:
-        path = results.cell_path(folder, wanted)
-        if path.exists():
-            try:
-                if results.read_cell(path)["fingerprint"] == wanted:
-                    continue
-            except results.ResultError as error:
-                problems.append(str(error))
-        todo.append(cell)
-    return todo, problems
-
-
 def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any, frozen: Sequence[int] = ()) -> dict[str, Any]:
     """Scores with 95 % intervals (shares, 0 to 1), and means over samples of what was measured.
 
@@ -178,7 +153,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
     flops = [prefill_flops(shape, n, frozen, s["text_tokens"]) for n, s in zip(lengths, samples, strict=True)]
     return {
         "samples": len(samples),
-        "families": {family: wilson(int(sum(v)), len(v))._asdict() for family, v in outcomes.items()},
+        "families": {family: accuracy(v)._asdict() for family, v in outcomes.items()},
         "macro": macro_accuracy(outcomes)._asdict(),
         "visual_tokens": statistics.fmean(sum(s["visual_tokens"]) for s in samples),
         "retained": statistics.fmean(sum(s["retained"]) for s in samples),

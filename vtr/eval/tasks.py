@@ -34,6 +34,7 @@ class Task:
         samples: `(limit) -> samples`, at most `limit` of each family.
         is_correct: `(prediction, answer)`.
         max_new_tokens: enough for the longest answer.
+        remote: the samples may have to be downloaded, so that nobody should ask for them just to count them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     samples: Callable[[int | None], Sequence[Sample]]
     is_correct: Callable[[str, str], bool]
     max_new_tokens: int
+    remote: bool = False
 
     @property
     def identity(self) -> dict[str, str]:

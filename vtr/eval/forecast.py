@@ -1,0 +1,188 @@
+"""What cells will cost, and whether they fit their model, before weights are loaded.
+
+The model is built from its config on torch's meta device, which takes no memory; methods are applied to it as they are later to the real one.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtr.apply import reduced
+from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
+from vtr.eval import results
+from vtr.eval.cells import Cell
+from vtr.eval.compare import frozen_layers
+from vtr.eval.workers import Job, Setup, describe
+from vtr.models.loading import find_checkpoint, load_config
+from vtr.registry import create_method
+from vtr.types import VtrError
+
+TEXT_TOKENS = 40
+"""Assumed for the text of a prompt; the visual tokens outweigh it."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one cell, for an image with the most visual tokens that the model can have.
+
+    Args:
+        retained: visual tokens left at the end of the LLM.
+        average: visual tokens of a layer, mean over the LLM's layers.
+        adaptive: the method decides itself how much stays; both numbers are then upper bounds.
+        tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
+    """
+
+    retained: int
+    average: float
+    adaptive: bool
+    tflops: float
+
+
+@cache
+def sketch(setup: Setup) -> Any:
+    """The model of a setup without weights.
+
+    Raises:
+        ValueError: unknown model.
+        VtrError: its config cannot be read, or not be built with this attention backend.
+    """
+    checkpoint = find_checkpoint(setup.model)
+    config = load_config(checkpoint)
+    from transformers import AutoModelForImageTextToText
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, attn_implementation=setup.attention)
+    except (ImportError, ValueError) as error:
+        raise VtrError(f"{checkpoint.name}: cannot be built with attention={setup.attention!r} ({str(error).splitlines()[0]})") from None
+    finally:
+        logger.setLevel(level)
+
+
+def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
+    """Cells whose method cannot be applied to the model, with the reason.
+
+    Raises:
+        ValueError, VtrError: see `sketch`.
+    """
+    found = []
+    for cell in cells:
+        try:
+            with _applied(setup, cell):
+                pass
+        except (ValueError, TypeError, VtrError) as error:
+            found.append((cell, str(error)))
+    return found
+
+
+def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
+    """Refuse cells that do not fit the model.
+
+    Raises:
+        ValueError: the first reason, and how many more there are; also see `sketch`.
+    """
+    found = misfits(setup, cells)
+    if found:
+        more = len({reason for _, reason in found}) - 1
+        raise ValueError(found[0][1] + (f" (and {more} more)" if more else ""))
+
+
+def forecast(setup: Setup, cell: Cell) -> Forecast:
+    """Tokens and cost of a cell.
+
+    Raises:
+        ValueError, VtrError: the method does not fit the model; see also `sketch`.
+    """
+    model = sketch(setup)
+    shape = TransformerShape.from_config(model.config.get_text_config())
+    with _applied(setup, cell) as reduction:
+        most = count = reduction.host.most_tokens
+        adaptive, per_layer = False, [float(most)] * shape.layers
+        for item in [step for step in reduction.plan.steps if step.removes]:
+            adaptive = adaptive or (item.last and not reduction.plan.counted(item) and item.name != "none")
+            count = 0 if item.name == "none" else reduction.plan.targets(item, [most], [count])[0]
+            first = item.step.layer if item.step.stage == "prefill" else 0
+            per_layer[first:] = [float(count)] * (shape.layers - first)
+        frozen, tower = frozen_layers(reduction), _tower_flops(reduction.host)
+    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], frozen, TEXT_TOKENS) + tower
+    return Forecast(count, average_tokens(per_layer), adaptive, flops / TERA)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell of an estimate; `samples` is None where they are not known without downloading them."""
+
+    forecast: Forecast
+    samples: int | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cells in order, and what those cost that are not finished; `time` is a sentence, empty when nothing was measured yet."""
+
+    lines: list[Line]
+    finished: int
+    tflops: float
+    time: str
+
+
+def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
+    """Cost of jobs, with the time that the finished ones of the same model took as a measure.
+
+    Args:
+        jobs: that fit their models.
+        folder: of results; need not exist.
+    """
+    lines, speeds, hours, known = [], {}, 0.0, True
+    for job in jobs:
+        made = forecast(job.setup, job.cell)
+        samples = None if job.cell.task.remote else len(job.cell.task.samples(job.cell.limit))
+        path = _result(job, folder)
+        try:
+            content = results.read_cell(path) if path and path.exists() else None
+        except results.ResultError:
+            content = None
+        if content:
+            took = content["conditions"].get("seconds", 0) / max(content["summary"]["samples"], 1)
+            speeds.setdefault(job.setup, []).append(took)
+        lines.append(Line(made, samples, content is not None))
+    left = [(job, line) for job, line in zip(jobs, lines, strict=True) if not line.finished]
+    for job, line in left:
+        known = known and job.setup in speeds and line.samples is not None
+        hours += statistics.median(speeds[job.setup]) * (line.samples or 0) / 3600 if job.setup in speeds else 0.0
+    time = f", about {hours:.1f} h on one worker as fast as those that finished" if left and known else ""
+    return Estimate(lines, len(jobs) - len(left), sum(line.forecast.tflops * (line.samples or 0) for _, line in left), time)
+
+
+def _result(job: Job, folder: Path) -> Path | None:
+    """Where the result of a job is; None when the checkpoint is not on this machine."""
+    try:
+        return results.cell_path(folder, _around(job.setup).fingerprint(job.cell))
+    except (ValueError, OSError, VtrError):
+        return None
+
+
+_around = cache(describe)
+
+
+def _tower_flops(host: Any) -> float:
+    config = host.model.config.vision_config
+    shape = TransformerShape.from_config(config, mlp_matrices=2)
+    views = -(-host.most_tokens // host.area)
+    return views * prefill_flops(shape, [host.area + host.prefix_tokens] * shape.layers)
+
+
+def _applied(setup: Setup, cell: Cell) -> Any:
+    return reduced(sketch(setup), cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one

@@ -1,0 +1,129 @@
+"""Where a result comes from: library versions, the exact sources that made it, git, and the hardware."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vtr
+from vtr.registry import find_host, list_hosts
+from vtr.types import Method
+
+_VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+_ALWAYS = ("vtr.apply", "vtr.eval.asking", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
+_ALONE = ("vtr.eval.runner",)  # what it imports only sums up
+_PACKAGE = Path(vtr.__file__).resolve().parent
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Of vtr and of what can change an answer; None for a library that is not installed."""
+    return {"vtr": vtr.__version__, **{name: _version(name) for name in _VERSIONED}}
+
+
+def device_name(device: str) -> str:
+    """`cpu`, or the kind with the name of the hardware: `cuda NVIDIA H200`."""
+    kind = device.split(":")[0]
+    cuda = torch.cuda.is_available() and (kind == "cuda" or device == "auto")
+    return f"{kind} {torch.cuda.get_device_name()}" if cuda else kind
+
+
+def conditions(batch_size: int) -> dict[str, Any]:
+    """What may change times but not answers."""
+    return {
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "git": git_state(),
+    }
+
+
+@cache
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that vtr runs from and whether tracked files differ from it; None outside of git.
+
+    For reading, not for comparing: a commit that touches only a page changes it, an edit that is not committed does not. What is compared is
+    `code_hash`.
+    """
+    if not (_PACKAGE.parent / ".git").exists():
+        return None
+    commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", "vtr"))
+    return {"commit": commit.strip(), "dirty": bool(changes)} if commit else None
+
+
+def code_hash(methods: Iterable[Method], model_type: str | None) -> str:
+    """sha256 of the sources that can change an answer: methods, host, engine and tasks with all they import of ours, committed or not.
+
+    Args:
+        methods: that are applied; a new method or an edit of another one changes nothing.
+        model_type: of the model, for its host; None = all hosts.
+    """
+    hosts = [find_host(kind) for kind in ([model_type] if model_type else list_hosts())]
+    modules = {type(method).__module__ for method in methods} | {host.__module__ for host in hosts if host is not None}
+    return _hash_of(tuple(sorted(modules)))
+
+
+@cache
+def _hash_of(modules: tuple[str, ...]) -> str:
+    waiting, files = [*_ALWAYS, *modules], {name: _source(name) for name in _ALONE}
+    while waiting:
+        name = waiting.pop()
+        if name in files:
+            continue
+        files[name] = _source(name)
+        waiting += [found for found in _imported(files[name]) if _file(found)] if files[name] else []
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(f"{name} {hashlib.sha256(files[name].encode()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _imported(source: str) -> list[str]:
+    """Dotted names of ours that a source imports, of modules and of what may be modules; ours are always absolute."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.startswith("vtr.")]
+
+
+def _file(name: str) -> Path | None:
+    """File of a module of ours, None when it is not one."""
+    base = _PACKAGE.joinpath(*name.split(".")[1:])
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _source(name: str) -> str:
+    path = _file(name) if name.startswith("vtr.") else None
+    if path:
+        return path.read_text(encoding="utf-8")
+    try:  # somebody else's method or host
+        return inspect.getsource(sys.modules[name])
+    except (KeyError, OSError, TypeError):
+        return ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=False).stdout
