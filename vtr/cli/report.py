@@ -1,50 +1,75 @@
-"""`vtr report`: tables from folders of result files."""
+"""`vtr report`: tables, plots and checks from folders of result files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import err, out, reported
+from vtr.cli._common import Quiet, err, out, progress, reported
 
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
 
 @reported
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that `vtr eval --out` filled.")],
-    times: Annotated[Path | None, typer.Option(help="Folder of the same experiments without --share-tower, for milliseconds.")] = None,
-    target: Annotated[
-        Path | None, typer.Option("--out", help="Markdown file; what stands between its table marks is replaced, else the file is written.")
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `vtr eval --out` or `vtr sweep` filled.")],
+    form: Annotated[
+        str | None, typer.Option("--format", "-f", help="md, csv, latex or html. Default: what --out ends with, else md.")
     ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="File; in a Markdown file with table marks only what stands between them is replaced.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG and SVG; html has them inside anyway.")] = None,
+    times: Annotated[Path | None, typer.Option(help="Folder of the same experiments without --share-tower, for milliseconds.")] = None,
+    timings: Annotated[
+        bool, typer.Option("--timings/--no-timings", help="Milliseconds and memory, which are never twice the same.")
+    ] = True,
+    quiet: Quiet = False,
 ) -> None:
-    """Accuracy per family with 95 % intervals, every method against random at its budget."""
+    """Scores with 95 % intervals, cost, rankings and plots of what was measured; every method against random at its budget."""
     from vtr.eval import results
-    from vtr.eval.report import markdown
+    from vtr.eval.report import build, find_format, render, write_figures
 
-    cells = [cell for folder in folders for cell in _read(folder)]
+    form = find_format(form, target)
+    cells, problems = _read(folders, quiet)
     if not cells:
+        for problem in problems:
+            _warn(problem)
         raise ValueError(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
-    text = markdown(cells, _read(times) if times else [])
+    timed, more = _read([times], quiet) if times else ([], [])
+    document = build(cells, timed, [*problems, *more], timings, plots=bool(plots) or form == "html")
+    for warning in document.warnings:
+        _warn(warning)
+    if plots:
+        drawn = write_figures(document, plots)
+        err.print(f"{len(drawn)} plots written to {plots}", soft_wrap=True, markup=False)
+    beside = os.path.relpath(plots, target.parent) if plots and target else str(plots or "")
+    text = render(document, form, Path(beside).as_posix() if plots else "")
     if target is None:
-        out.print(text, soft_wrap=True, markup=False)
+        typer.echo(text, nl=False)
         return
-    old = target.read_text(encoding="utf-8") if target.is_file() else ""
+    old = target.read_text(encoding="utf-8") if form == "md" and target.is_file() else ""
     if BEGIN in old and END in old:
-        text = f"{old.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{old.split(END)[1]}"
-    results.write_atomic(target, text.rstrip() + "\n")
-    out.print(f"{len(cells)} results written to {target}", soft_wrap=True)
+        text = f"{old.split(BEGIN)[0]}{BEGIN}\n\n{text}\n{END}{old.split(END)[1]}"
+    results.prepare_folder(target.parent)
+    results.write_atomic(target, text)
+    out.print(f"{len(cells)} results written to {target}", soft_wrap=True, markup=False)
 
 
-def _read(folder: Path) -> list[dict]:
-    """Contents of a folder's result files; what cannot be trusted is named and left out."""
-    from vtr.eval import results
+def _read(folders: list[Path], quiet: bool) -> tuple[list[Any], list[str]]:
+    """What `read_folders` finds, with progress."""
+    from vtr.eval.report import read_folders
 
-    if not folder.is_dir():
-        raise ValueError(f"report: no folder {str(folder)!r}; fill one with vtr eval --out first")
-    cells, problems = results.read_folder(folder)
-    for problem in problems:
-        err.print(f"[yellow]ignored:[/] {problem}", soft_wrap=True)
-    return cells
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"report: no folder {str(folder)!r}; fill one with vtr eval --out first")
+    with progress(quiet) as bars:
+        bar = bars.add_task("reading results", total=sum(1 for folder in folders for _ in folder.glob("*.json")))
+        return read_folders(folders, lambda: bars.advance(bar))
+
+
+def _warn(line: str) -> None:
+    err.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False, emoji=False)

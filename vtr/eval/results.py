@@ -72,12 +72,12 @@ def _one_line_per_sample(content: dict[str, Any]) -> str:
     return frame.replace(f'"samples {mark}"', "[\n  " + ",\n  ".join(lines) + "\n ]") + "\n"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds the old content or the new, never a part of it."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes so that `path` holds the old content or the new, never a part of it."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)

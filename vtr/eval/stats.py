@@ -1,17 +1,19 @@
 """95 % intervals for accuracies and for differences of accuracies over the same samples.
 
-Everything is in shares (0 to 1). Random numbers come from a fixed seed, so that a table made twice is the same table.
+Everything is in shares (0 to 1). Random numbers come from fixed seeds, so that a table made twice is the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 Z95 = 1.959963984540054
 RESAMPLES = 4000
+_AT_ONCE = 4_000_000  # random numbers drawn together
 
 
 class Interval(NamedTuple):
@@ -37,32 +39,36 @@ def wilson(correct: int, total: int) -> Interval:
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def accuracy(outcomes: Sequence[float]) -> Interval:
-    """Interval of the mean outcome of one group of samples.
+def accuracy(outcomes: Sequence[float] | np.ndarray, key: str = "") -> Interval:
+    """Interval of the mean outcome of one group of samples: Wilson where every outcome is 0 or 1, else bootstrap.
 
     Args:
-        outcomes: per sample 0 or 1, or a mean over seeds in between; Wilson for the former, bootstrap over samples for the latter.
+        outcomes: per sample `(n,)`, or per seed and sample `(S, n)`.
+        key: of the row, see `resampled_means`.
     """
-    if not outcomes:
+    values = np.atleast_2d(np.asarray(outcomes, dtype=float))
+    if not values.size:
         raise ValueError("accuracy: every group needs at least one sample, got an empty one")
-    if all(value in (0, 1) for value in outcomes):
-        return wilson(int(sum(outcomes)), len(outcomes))
-    return _bootstrap([np.asarray(outcomes, dtype=float)])
+    means = values.mean(0)
+    if np.isin(means, (0, 1)).all():
+        return wilson(int(means.sum()), len(means))
+    return interval(float(means.mean()), resampled_means([values], keys=[key])[:, 0].clip(0, 1))
 
 
-def macro_accuracy(groups: Mapping[str, Sequence[float]]) -> Interval:
-    """Interval of the unweighted mean over groups of their mean outcomes.
+def macro_accuracy(groups: Mapping[str, Sequence[float] | np.ndarray], key: str = "") -> Interval:
+    """Interval of the unweighted mean over groups of their mean outcomes; arguments as for `accuracy`."""
+    return combine([accuracy(values, key) for values in groups.values()])
+
+
+def combine(groups: Sequence[Interval]) -> Interval:
+    """Interval of the unweighted mean of independent estimates.
 
     The groups' own intervals are combined by their distances from the estimates (MOVER: Zou and Donner, Statistics in Medicine 2008), so that
     groups with all answers right or wrong still count with their uncertainty.
-
-    Args:
-        groups: group -> outcomes as for `accuracy`.
     """
-    own = [accuracy(values) for values in groups.values()]
-    mean = sum(one.value for one in own) / len(own)
-    down = sum((one.value - one.low) ** 2 for one in own) ** 0.5 / len(own)
-    up = sum((one.high - one.value) ** 2 for one in own) ** 0.5 / len(own)
+    mean = sum(one.value for one in groups) / len(groups)
+    down = sum((one.value - one.low) ** 2 for one in groups) ** 0.5 / len(groups)
+    up = sum((one.high - one.value) ** 2 for one in groups) ** 0.5 / len(groups)
     return Interval(mean, max(0.0, mean - down), min(1.0, mean + up))
 
 
@@ -77,14 +83,64 @@ def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[
     """
     if {g: set(s) for g, s in first.items()} != {g: set(s) for g, s in second.items()}:
         raise ValueError("paired_difference: both need outcomes of the same samples; evaluate both on the same task and limit")
-    return _bootstrap([np.asarray([samples[i] - second[group][i] for i in samples]) for group, samples in first.items()])
+    differences = {g: np.asarray([[samples[i] - second[g][i] for i in samples]]) for g, samples in first.items()}
+    means = np.mean([resampled_means([values], name)[:, 0] for name, values in differences.items()], axis=0)
+    return interval(float(np.mean([values.mean() for values in differences.values()])), means)
 
 
-def _bootstrap(groups: Sequence[np.ndarray]) -> Interval:
-    """Percentile bootstrap of the mean over groups, resampled inside each group."""
-    dice = np.random.default_rng(0)
-    means = np.zeros(RESAMPLES)
-    for values in groups:
-        means += values[dice.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means / len(groups), (0.025, 0.975))
-    return Interval(float(np.mean([values.mean() for values in groups])), float(low), float(high))
+def resampled_means(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] = ()) -> np.ndarray:
+    """Mean outcomes of many rows over the same resampled samples, so that any two columns can be compared in pairs.
+
+    Seeds of one row are averaged on each sample before the samples are resampled; what moves a seed on all samples alike is resampled over the
+    seeds on top of that. O(RESAMPLES x samples x rows), as a matrix product.
+
+    Args:
+        rows: per row the outcomes `(S, n)` of its S seeds on the same n samples.
+        group: name of the group of samples; other names give independent samples.
+        keys: name of each row; a row's seeds are resampled alike in every group.
+
+    Returns:
+        Means `(RESAMPLES, rows)` float64.
+    """
+    columns = np.stack([np.asarray(row, dtype=float).mean(0) for row in rows], axis=1)  # (n, rows)
+    means = np.concatenate([counts @ columns for counts in _sample_counts(len(columns), group)]) / len(columns)
+    for index, row in enumerate(rows):
+        if len(row) > 1:
+            means[:, index] += _seed_shares(len(row), keys[index] if keys else "") @ _seed_effects(np.asarray(row, dtype=float))
+    return means
+
+
+def _seed_effects(outcomes: np.ndarray) -> np.ndarray:
+    """How much better each seed is on all samples alike `(S,)`, from outcomes `(S, n)`.
+
+    Seeds also differ by chance when they act on every sample independently. The variance of their means is reduced by that part (variance
+    components of a two-way layout by the method of moments: Searle, Casella and McCulloch, Variance Components, 1992), to zero at least.
+    """
+    seeds, samples = outcomes.shape
+    means = outcomes.mean(1)
+    between = means.var(ddof=1)
+    chance = (outcomes - means[:, None] - outcomes.mean(0) + means.mean()).var() * seeds / (seeds - 1) / samples
+    shared = max(0.0, 1 - chance / between) if between > 0 else 0.0
+    return (means - means.mean()) * (shared * seeds / (seeds - 1)) ** 0.5
+
+
+def interval(value: float, resampled: np.ndarray) -> Interval:
+    """The percentile interval `(RESAMPLES,)` around an estimate."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Interval(value, float(low), float(high))
+
+
+def _sample_counts(samples: int, group: str) -> Iterator[np.ndarray]:
+    """How often each sample was drawn: `(some resamples, samples)` float64, all resamples in pieces."""
+    dice = np.random.default_rng((0, zlib.crc32(group.encode())))
+    piece = max(1, _AT_ONCE // samples)
+    for start in range(0, RESAMPLES, piece):
+        count = min(piece, RESAMPLES - start)
+        drawn = dice.integers(0, samples, (count, samples)) + np.arange(count)[:, None] * samples
+        yield np.bincount(drawn.ravel(), minlength=count * samples).reshape(count, samples).astype(float)
+
+
+def _seed_shares(seeds: int, key: str) -> np.ndarray:
+    """Share of each seed in each resample `(RESAMPLES, seeds)`."""
+    dice = np.random.default_rng((1, zlib.crc32(key.encode())))
+    return dice.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds

@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from vtr.eval.cells import FULL
-from vtr.eval.results import content_hash
-from vtr.eval.stats import Interval, accuracy, macro_accuracy
-from vtr.registry import default_settings, method_class
+import numpy as np
+
+from vtr.eval.results import ResultError, content_hash
+from vtr.eval.stats import Interval, accuracy, combine
+from vtr.registry import default_settings, list_methods, method_class
 
 BUDGETS = ("keep", "keep_ratio", "average_keep")
 
 
+class Outcomes(NamedTuple):
+    """Outcomes of one family: sample ids in order, and `(S, n)` float64 in 0 to 1 of S seeds on n samples."""
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+
+
 @dataclass(frozen=True)
+class Condensed:
+    """What tables need of a result file, about a hundredth of its size.
+
+    Args:
+        key: of the file; equal keys are the same experiment.
+        fingerprint: of the file.
+        numbers: the numbers of its summary; milliseconds only where the tower ran in this cell.
+        metrics: what the task's own harness made of all samples, by its names and in its units.
+        families: family -> outcomes of one seed.
+        most_retained: the largest number of visual tokens left of one image.
+    """
+
+    key: str
+    fingerprint: Mapping[str, Any]
+    numbers: Mapping[str, float]
+    metrics: Mapping[str, float]
+    families: Mapping[str, Outcomes]
+    most_retained: int | None
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """One experiment over all its seeds.
 
     Args:
+        key: hash of the fingerprint without seed.
         fingerprint: of its first cell; the seed there is one of `seeds`.
         seeds: empty for a method without random choices.
-        outcomes: family -> sample id -> mean outcome over seeds, 0 to 1.
+        groups: family -> outcomes of every seed.
         families: family -> accuracy with its 95 % interval.
         macro: unweighted mean over families.
-        means: means over seeds of the numbers in the cells' summaries.
+        means, metrics: means over seeds of the numbers that all its cells have.
+        most_retained: see `Condensed`.
     """
 
+    key: str
     fingerprint: Mapping[str, Any]
     seeds: tuple[int, ...]
-    outcomes: Mapping[str, Mapping[str, float]]
+    groups: Mapping[str, Outcomes]
     families: Mapping[str, Interval]
     macro: Interval
     means: Mapping[str, float]
+    metrics: Mapping[str, float]
+    most_retained: int | None
+
+    @cached_property
+    def outcomes(self) -> dict[str, dict[str, float]]:
+        """Family -> sample id -> mean outcome over seeds."""
+        return {name: dict(zip(group.ids, group.values.mean(0).tolist(), strict=True)) for name, group in self.groups.items()}
+
+    @property
+    def samples(self) -> dict[str, tuple[str, ...]]:
+        """Family -> ids of its samples."""
+        return {name: group.ids for name, group in self.groups.items()}
 
     @property
     def method(self) -> str:
@@ -51,12 +96,12 @@ class Row:
         return self.fingerprint["settings"].get("keep")
 
     def changed_settings(self) -> dict[str, Any]:
-        """Settings beside the budget that differ from the method's defaults."""
-        if self.method == FULL:
-            return {}
+        """Settings beside the budget that differ from the method's defaults; all of them where the method is not known here."""
+        given = {k: v for k, v in self.fingerprint["settings"].items() if k not in BUDGETS}
+        if self.method not in list_methods():
+            return given
         defaults = default_settings(method_class(self.method))
-        given = self.fingerprint["settings"]
-        return {k: v for k, v in given.items() if k not in BUDGETS and _plain(v) != _plain(defaults.get(k))}
+        return {k: v for k, v in given.items() if _plain(v) != _plain(defaults.get(k))}
 
 
 def _plain(value: Any) -> Any:
@@ -64,35 +109,79 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def make_rows(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Rows in the order in which their experiments first appear.
+def condense(content: Mapping[str, Any]) -> Condensed:
+    """What tables need of the content of a result file.
+
+    Raises:
+        ResultError: something that every result has is missing.
+    """
+    try:
+        fingerprint = content["fingerprint"]
+        found: dict[str, dict[str, float]] = {}
+        for sample in content["samples"]:
+            found.setdefault(sample["family"], {})[sample["id"]] = float(sample["correct"])
+        retained = [count for sample in content["samples"] for count in sample.get("retained", ())]
+        timed = content.get("conditions", {}).get("tower") != "shared"
+        return Condensed(
+            key=content_hash(fingerprint),
+            fingerprint=fingerprint,
+            numbers={k: v for k, v in _numbers(content["summary"]).items() if timed or not k.endswith("_ms")},
+            metrics=_numbers(content["summary"].get("metrics") or {}),
+            families={family: _outcomes(own) for family, own in found.items()},
+            most_retained=max(retained, default=None),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"result: {type(error).__name__} {error} in its content; run the cell again with this version") from None
+
+
+_known_ids: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+
+def _outcomes(values: Mapping[str, float]) -> Outcomes:
+    """Ordered by id; equal ids of many cells are kept once."""
+    ids = tuple(sorted(values))
+    return Outcomes(_known_ids.setdefault(ids, ids), np.asarray([[values[i] for i in ids]]))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+def make_rows(cells: Iterable[Mapping[str, Any] | Condensed]) -> list[Row]:
+    """Rows in the order in which their experiments first appear; a cell that comes twice counts once.
 
     Args:
-        cells: contents of result files of one task.
+        cells: contents of result files of one task, or what `condense` left of them.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault(content_hash({**cell["fingerprint"], "seed": None}), []).append(cell)
-    return [_row(group) for group in groups.values()]
+    groups: dict[Any, dict[str, Condensed]] = {}
+    for given in cells:
+        cell = given if isinstance(given, Condensed) else condense(given)
+        experiment = content_hash({**cell.fingerprint, "seed": None})
+        samples = tuple(sorted((family, outcomes.ids) for family, outcomes in cell.families.items()))
+        groups.setdefault((experiment, samples), {}).setdefault(cell.key, cell)
+    return [_row(key, list(group.values())) for (key, _), group in groups.items()]
 
 
-def _row(cells: Sequence[Mapping[str, Any]]) -> Row:
-    sums: dict[str, dict[str, float]] = {}
-    for cell in cells:
-        for sample in cell["samples"]:
-            family = sums.setdefault(sample["family"], {})
-            family[sample["id"]] = family.get(sample["id"], 0.0) + float(sample["correct"])
-    outcomes = {family: {i: total / len(cells) for i, total in samples.items()} for family, samples in sums.items()}
-    numbers = [name for name, value in cells[0]["summary"].items() if isinstance(value, (int, float))]
-    seeds = sorted(cell["fingerprint"]["seed"] for cell in cells if cell["fingerprint"]["seed"] is not None)
+def _row(key: str, cells: list[Condensed]) -> Row:
+    cells.sort(key=lambda cell: str(cell.fingerprint["seed"]))
+    first = cells[0]
+    groups = {f: Outcomes(own.ids, np.concatenate([cell.families[f].values for cell in cells])) for f, own in first.families.items()}
+    families = {family: accuracy(group.values, key) for family, group in groups.items()}
     return Row(
-        fingerprint=cells[0]["fingerprint"],
-        seeds=tuple(seeds),
-        outcomes=outcomes,
-        families={family: accuracy(list(samples.values())) for family, samples in outcomes.items()},
-        macro=macro_accuracy({family: list(samples.values()) for family, samples in outcomes.items()}),
-        means={name: sum(cell["summary"][name] for cell in cells) / len(cells) for name in numbers},
+        key=key,
+        fingerprint=first.fingerprint,
+        seeds=tuple(sorted(cell.fingerprint["seed"] for cell in cells if cell.fingerprint["seed"] is not None)),
+        groups=groups,
+        families=families,
+        macro=combine(list(families.values())),
+        means=_means([cell.numbers for cell in cells]),
+        metrics=_means([cell.metrics for cell in cells]),
+        most_retained=max((cell.most_retained for cell in cells if cell.most_retained is not None), default=None),
     )
+
+
+def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(own[name] for own in numbers) / len(numbers) for name in numbers[0] if all(name in own for own in numbers)}
 
 
 def percent(interval: Interval) -> str:

@@ -1,0 +1,155 @@
+"""Tables: every row against random at its own budget, missing baselines named, nothing invented."""
+
+from typing import NamedTuple
+
+import pytest
+
+from tests.eval.report.made import cell, table
+from vtr.eval.report import build, render
+from vtr.eval.report.section import Section
+from vtr.eval.report.tables import published_table
+
+
+def cells_of(document, title, row):
+    """Column -> cell of a row that begins so, in the table of that title."""
+    own = next(t for part in document.parts for t in part.tables if t.title == title)
+    line = next(line for line in own.rows if line[0].text.startswith(row))
+    return dict(zip(own.columns, line, strict=True))
+
+
+def titles(document):
+    return [t.title for part in document.parts for t in part.tables]
+
+
+def test_every_budget_has_scores_cost_and_ranking_from_the_largest():
+    found = titles(build(table()))
+    assert found == [f"keep {keep}{what}" for keep in (192, 64) for what in ("", ": cost", ": ranking")]
+
+
+@pytest.mark.parametrize("keep", [192, 64])
+def test_rows_are_compared_with_random_and_with_full(keep):
+    document = build(table())
+    fastv, uniform = (cells_of(document, f"keep {keep}", name) for name in ("fastv", "uniform"))
+    assert fastv["against random"].text.startswith("worse -30.0 (") and fastv["against random"].mark == ""
+    assert uniform["against random"].text.startswith("not distinguishable") and uniform["against random"].mark == "same"
+    assert uniform["relative accuracy"].value == pytest.approx(100 * 0.6 / 0.95)
+    assert uniform["relative accuracy"].low < 63.1 < uniform["relative accuracy"].high
+    assert cells_of(document, f"keep {keep}", "random (2 seeds)")["against random"].text == ""
+    assert cells_of(document, f"keep {keep}", "full")["relative accuracy"].text == ""
+
+
+def test_baselines_stand_in_every_table_and_missing_ones_are_named():
+    cells = [c for c in table() if c.fingerprint["method"] not in ("pool", "none")]
+    document = build(cells)
+    for title in ("keep 192", "keep 64", "keep 64: cost"):
+        assert cells_of(document, title, "pool (not run)")
+        assert cells_of(document, title, "none (not run)")
+        assert cells_of(document, title, "full")
+    assert "tiny on shapes v1: keep 64: rows that belong here and are missing: pool, none" in document.warnings
+
+
+def test_a_figure_that_was_not_measured_is_a_blank_and_a_column_without_any_is_named():
+    cells = [cell("full", 0.9), cell("fastv", 0.5, keep=64, summary={"prefill_ms": 12.0, "prefill_floor_ms": 8.0})]
+    document = build(cells)
+    assert cells_of(document, "keep 64: cost", "fastv")["prefill ms"].value == 12.0
+    assert cells_of(document, "keep 64: cost", "fastv")["prefill floor ms"].value == 8.0
+    assert cells_of(document, "keep 64: cost", "full")["prefill ms"].text == ""
+    assert "peak MiB" in document.parts[0].scope.split("Not measured")[1]
+    assert "blank: not measured in that run" in document.legend
+
+
+def test_milliseconds_of_a_shared_tower_are_not_shown_and_come_from_the_timed_runs():
+    shared = cell("fastv", 0.3, keep=64, conditions={"tower": "shared"})
+    assert "total ms" not in cells_of(build([shared]), "keep 64: cost", "fastv")
+    limited = {"task": {"name": "shapes", "version": "v1", "limit": 4}}
+    timed = cell("fastv", 0.3, keep=64, summary={"latency_ms": 12.3}, fingerprint=limited)
+    assert cells_of(build([shared], [timed]), "keep 64: cost", "fastv")["total ms"].value == 12.3
+    other = cell("fastv", 0.3, keep=64, layer=3, fingerprint=limited)
+    assert "total ms" not in cells_of(build([shared], [other]), "keep 64: cost", "fastv")
+
+
+def test_without_timings_nothing_depends_on_a_clock():
+    slow = [cell("full", 0.9, summary={"latency_ms": 1.0, "peak_mib": 3.0}), cell("random", 0.5, keep=64, summary={"latency_ms": 9.0})]
+    fast = [cell("full", 0.9, summary={"latency_ms": 2.0}), cell("random", 0.5, keep=64)]
+    for form in ("md", "csv", "latex", "html"):
+        assert render(build(slow, timings=False, plots=True), form) == render(build(fast, timings=False, plots=True), form)
+        assert render(build(slow), form) != render(build(fast), form)
+
+
+def test_changed_settings_budgets_and_conditions_tell_rows_apart():
+    bfloat16 = {"dtype": "bfloat16"}
+    section = Section(
+        [
+            cell("fastv", 0.5, keep=64, layer=2),
+            cell("fastv", 0.5, keep=64, layer=3),
+            cell("fastv", 0.5, average_keep=64, layer=2),
+            cell("fastv", 0.5, keep=64, layer=2, fingerprint=bfloat16),
+            cell("divprune+fastv", 0.5, plan=[{"method": "divprune", "keep": 128}, {"method": "fastv", "keep": 64, "layer": 3}], keep=64),
+            cell("gone", 0.5, keep=64, color="blue"),
+        ]
+    )
+    assert list(section.labels.values()) == [
+        "fastv dtype float32",
+        "fastv layer=3 dtype float32",
+        "fastv by average_keep dtype float32",
+        "fastv dtype bfloat16",
+        "divprune+fastv [divprune keep=128; fastv keep=64 layer=3] dtype float32",
+        "gone color=blue dtype float32",
+    ]
+
+
+def test_an_experimental_method_is_marked():
+    assert cells_of(build([cell("tokencorr", 0.5, keep=64)]), "keep 64", "tokencorr (experimental)")
+
+
+def test_average_keep_is_compared_with_random_at_the_same_number():
+    document = build([*table((64,)), cell("fastv", 0.9, average_keep=64.0, layer=2)])
+    fastv = cells_of(document, "keep or average_keep 64", "fastv by average_keep")
+    assert fastv["against random"].text.startswith("better +30.0")
+
+
+def test_other_weights_under_one_name_are_another_section():
+    retrained = {"model": {"name": "tiny", "sha256": "1"}}
+    document = build([cell("full", 0.9), cell("full", 0.5, fingerprint=retrained)])
+    assert len(document.parts) == 2 and len({part.title for part in document.parts}) == 2
+
+
+class Found(NamedTuple):
+    values: tuple
+    conflict: bool = True
+    lowest: float = 52.7
+    highest: float = 57.1
+
+    def __str__(self):
+        return "52.7 (2505.19536), 57.1 (RESTORE)"
+
+
+class Value(NamedTuple):
+    unit: str
+
+
+def test_published_numbers_stand_beside_measured_ones_at_default_settings_only():
+    asked = []
+
+    def find(model, method, tokens, visual_tokens, task):
+        asked.append((model, method, tokens, visual_tokens, task))
+        return Found((Value("percent"), Value("percent"))) if method == "fastv" else ()
+
+    cells = [
+        cell("fastv", 0.5, task="lmms:gqa", keep=64, layer=2),
+        cell("fastv", 0.6, task="lmms:gqa", keep=64, layer=3),
+        cell("full", 0.9),
+    ]
+    found = published_table(Section(cells[:2]), find)
+    assert [c.text for c in found.rows[0]][-3:] == ["52.7 (2505.19536), 57.1 (RESTORE)", "percent", "52.7 to 57.1"]
+    assert len(found.rows) == 1 and found.rows[0][3].value == 50.0
+    assert asked == [("tiny", "fastv", 64.0, 576.0, "gqa")]
+    assert published_table(Section(cells[2:]), find) is None
+
+
+def test_published_numbers_of_the_literature_are_found():
+    llava = {"model": {"name": "llava-hf/llava-1.5-7b-hf", "sha256": "0"}}
+    made = cell("fastv", 0.5, task="lmms:gqa", keep=None, average_keep=192, layer=2, fingerprint=llava, summary={"average_tokens": 192.0})
+    line = cells_of(build([made]), "measured against published", "fastv")
+    assert "52.7" in line["published (source)"].text and "2505.19536" in line["published (source)"].text
+    assert line["sources disagree"].text

@@ -1,0 +1,6 @@
+"""Tables, plots and checks from result files: `vtr report`."""
+
+from vtr.eval.report.build import build, read_folders
+from vtr.eval.report.output import FORMATS, find_format, render, write_figures
+
+__all__ = ["FORMATS", "build", "find_format", "read_folders", "render", "write_figures"]

@@ -1,0 +1,159 @@
+"""Sanity checks of every report: each finds what would make a table say something that was not measured.
+
+Peaks are dense tensor-core rates of the makers' data sheets (NVIDIA: V100 2017, T4 2018, A100 2020, L4 and L40S 2023, H100 and H200 SXM 2023,
+B200 2024), the highest for any accumulation type; for float32 with TF32 where the device has it, because results do not say whether it was on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from vtr.eval.cells import FULL
+from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
+from vtr.eval.report.tables import missing_baselines
+from vtr.eval.summary import Row, percent
+
+_PEAKS = {  # device name contains -> TFLOP/s of 16-bit floats, of float32
+    "B200": (2250.0, 1125.0),
+    "H200": (989.4, 494.7),
+    "H100": (989.4, 494.7),
+    "A100": (312.0, 156.0),
+    "L40S": (362.0, 183.0),
+    "L4": (121.0, 60.0),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+}
+FEW = 30
+"""Samples of a family below which a percentile bootstrap is too narrow to be trusted."""
+
+
+def check(section: Section, timings: bool = True) -> list[str]:
+    """Warnings about one model on one task, each a sentence that names the rows.
+
+    Args:
+        section: what was measured.
+        timings: whether to look at milliseconds too.
+    """
+    checks = [_missing, _samples, _few, _mixed, _positions, _twice, _monotone, _above_request]
+    checks += [_above_peak, _below_floor] if timings else []
+    return [f"{section.title}: {line}" for one in checks for line in one(section)]
+
+
+def check_models(sections: Sequence[Section]) -> list[str]:
+    """Warnings about the tables over all tasks of one model."""
+    found = [f"{name} {', '.join(values)}" for name, values in _varying([row for section in sections for row in section.rows])]
+    own = {name for section in sections for name, _ in _varying(section.rows)}
+    across = [line for line in found if line.split()[0] not in own]
+    return [f"{sections[0].name} over all tasks: mixes {line}" for line in across]
+
+
+def _missing(section: Section) -> Iterator[str]:
+    for rows in section.budgets.values() or [section.free]:
+        title = budget_title(rows) if section.budgets else "without a budget"
+        if missing := missing_baselines(section, rows):
+            yield f"{title}: rows that belong here and are missing: {', '.join(missing)}"
+
+
+def _samples(section: Section) -> Iterator[str]:
+    reference = sum(map(len, section.reference.values()))
+    for row in section.rows:
+        if row.samples != section.reference:
+            families = {family: set(ids) for family, ids in section.reference.items()}
+            shared = sum(len(families.get(family, set()).intersection(ids)) for family, ids in row.samples.items())
+            count = sum(map(len, row.samples.values()))
+            yield f"{_name(section, row)} has {count} samples, {shared} of the {reference} of the others; it is not compared, ranked or drawn"
+
+
+def _few(section: Section) -> Iterator[str]:
+    if small := {family: len(ids) for family, ids in section.reference.items() if len(ids) < FEW}:
+        counts = ", ".join(f"{family} {count}" for family, count in small.items())
+        yield f"fewer than {FEW} samples ({counts}); differences and ranks at this size are hints, not findings"
+
+
+def _mixed(section: Section) -> Iterator[str]:
+    for name, values in _varying(section.rows):
+        yield f"mixed {name} in one table: {', '.join(values)}"
+
+
+def _varying(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    fields = [{**{k: row.fingerprint.get(k) for k in CONTEXT[:-1]}, **(row.fingerprint.get("versions") or {})} for row in rows]
+    names = dict.fromkeys(name for own in fields for name in own)
+    values = {name: sorted({str(own.get(name)) for own in fields}) for name in names}
+    return [(name, found) for name, found in values.items() if len(found) > 1]
+
+
+def _positions(section: Section) -> Iterator[str]:
+    found: dict[object, dict[str, list[Row]]] = {}
+    for row in section.rows:
+        setting = str(row.fingerprint["settings"].get("position_ids"))
+        found.setdefault((row.method, budget_key(row)), {}).setdefault(setting, []).append(row)
+    for own in found.values():
+        if len(own) > 1:
+            first = next(iter(own.values()))[0]
+            yield f"{first.method} {first.budget} stands with position_ids {' and '.join(sorted(own))}; these are different experiments"
+
+
+def _twice(section: Section) -> Iterator[str]:
+    found: dict[str, list[Row]] = {}
+    for row in section.rows:
+        found.setdefault(_name(section, row, plain=True), []).append(row)
+    for name, rows in found.items():
+        if len(rows) > 1:
+            code = {str(row.fingerprint.get("code"))[:12] for row in rows}
+            why = f"code {', '.join(sorted(code))}" if len(code) > 1 else "other samples, versions or settings that the table does not show"
+            yield f"{name} stands in {len(rows)} rows: {why}"
+
+
+def _monotone(section: Section) -> Iterator[str]:
+    series: dict[str, list[Row]] = {}
+    for row in section.comparable:
+        if budget_key(row) is not None:
+            series.setdefault(section.labels[row].rpartition(" #")[0] or section.labels[row], []).append(row)
+    for rows in series.values():
+        ordered = sorted(rows, key=lambda row: budget_key(row) or ())
+        for more, fewer in pairwise(ordered):
+            if budget_key(more) != budget_key(fewer) and section.resamples.difference(more, fewer).high < 0:
+                yield (
+                    f"{_name(section, fewer)} ({percent(fewer.macro)}) is above {more.budget} ({percent(more.macro)}) beyond the paired interval"
+                )
+
+
+def _above_request(section: Section) -> Iterator[str]:
+    for row in section.rows:
+        if row.keep is not None and row.most_retained is not None and row.most_retained > row.keep:
+            yield f"{_name(section, row)} left {row.most_retained} visual tokens of one image"
+
+
+def _above_peak(section: Section) -> Iterator[str]:
+    for row in section.rows:
+        peak, own = peak_tflops(row), section.measured(row)
+        ms = own.get("prefill_ms", own.get("latency_ms"))
+        if peak is None or not ms or "tflops" not in own:
+            continue
+        rate = 2 * own["tflops"] / (ms / 1000)
+        if rate > peak:
+            device = row.fingerprint["device"]
+            yield f"{_name(section, row)}: {rate:.0f} TFLOP/s in {ms:.3g} ms is above the {peak:.0f} of {device}; its time or tokens are wrong"
+
+
+def peak_tflops(row: Row) -> float | None:
+    """The most that the row's device can do in its dtype, in TFLOP/s with multiply and add counted apart; None where it is not known."""
+    device = str(row.fingerprint.get("device", ""))
+    words = device.replace("-", " ").split()
+    found = next((peaks for name, peaks in _PEAKS.items() if name in words), None)
+    return None if found is None else found[0] if row.fingerprint.get("dtype") in ("float16", "bfloat16") else found[1]
+
+
+def _below_floor(section: Section) -> Iterator[str]:
+    for row in section.rows:
+        own = section.measured(row)
+        for time, floor in (("prefill_ms", "prefill_floor_ms"), ("latency_ms", "latency_floor_ms")):
+            if row.method != FULL and own.get(time, 0) < 0.95 * own.get(floor, 0) and time in own:
+                yield f"{_name(section, row)}: {time} {own[time]:.3g} is below its floor {own[floor]:.3g}; they were not measured alike"
+
+
+def _name(section: Section, row: Row, plain: bool = False) -> str:
+    """Label and budget; plain without what only tells equal names apart."""
+    label = section.labels[row]
+    return f"{label.rpartition(' #')[0] or label if plain else label} {row.budget}".strip()

@@ -1,0 +1,178 @@
+"""One model on one task: its rows with names that tell them apart, their budgets, and whom each is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from vtr.eval.cells import FULL
+from vtr.eval.report.resamples import Resamples
+from vtr.eval.results import content_hash
+from vtr.eval.summary import BUDGETS, Condensed, Row, make_rows
+from vtr.registry import default_settings, list_methods, method_class
+
+AT_A_BUDGET = ("random", "uniform", "pool", "resize")
+BASELINES = (FULL, *AT_A_BUDGET, "none")
+"""Rows without which a comparison means little."""
+
+CONTEXT = ("dtype", "attention", "device", "max_new_tokens")
+
+
+class BudgetKey(NamedTuple):
+    """Rows with one key are compared: `keep` and `average_keep` of one number, or one ratio. Sorts from the largest budget to the smallest."""
+
+    is_ratio: bool
+    negative: float
+
+
+class Section:
+    """All rows of one model on one task.
+
+    Args:
+        cells: of that model and task.
+        times: of the same experiments where they were timed; their milliseconds are shown in place of the cells' own.
+        unique: False where the model's name stands for other weights elsewhere in the report, so that the title needs its hash.
+    """
+
+    def __init__(self, cells: Sequence[Condensed], times: Sequence[Condensed] = (), unique: bool = True) -> None:
+        self.rows = make_rows(cells)
+        first = self.rows[0].fingerprint
+        self.model, self.task = str(first["model"]["name"]), str(first["task"]["name"])
+        self.name = self.model if unique else f"{self.model} {content_hash(first['model'])[:8]}"
+        self.version = str(first["task"].get("version", ""))
+        self.title = f"{self.name} on {self.task} {self.version}".strip()
+        self._times = {_experiment(row): row.means for row in make_rows(times)}
+        self.labels = self._name_rows()
+
+    @cached_property
+    def reference(self) -> dict[str, tuple[str, ...]]:
+        """The samples that most rows have; of `full` where that is a tie."""
+        sets = Counter(tuple(sorted(row.samples.items())) for row in self.rows)
+        full = [tuple(sorted(row.samples.items())) for row in self.rows if row.method == FULL]
+        most = max(sets, key=lambda samples: (sets[samples], samples in full))
+        return next(row.samples for row in self.rows if tuple(sorted(row.samples.items())) == most)
+
+    @cached_property
+    def comparable(self) -> list[Row]:
+        """Rows with the reference samples; only these are averaged, compared, ranked and drawn."""
+        return [row for row in self.rows if row.samples == self.reference]
+
+    @cached_property
+    def resamples(self) -> Resamples:
+        """Of the comparable rows."""
+        return Resamples(self.comparable, self.task)
+
+    @cached_property
+    def budgets(self) -> dict[BudgetKey, list[Row]]:
+        """Rows at each budget, from the largest."""
+        found: dict[BudgetKey, list[Row]] = {}
+        for row in self.rows:
+            if (key := budget_key(row)) is not None:
+                found.setdefault(key, []).append(row)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def free(self) -> list[Row]:
+        """Rows without a budget."""
+        return [row for row in self.rows if budget_key(row) is None]
+
+    def shown(self, row: Row) -> str:
+        """The label with the number of seeds, for tables."""
+        return self.labels[row] + (f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else "")
+
+    def full(self, row: Row) -> Row | None:
+        """The row `full` that `row` is compared with."""
+        return self._partner(row, [other for other in self.free if other.method == FULL])
+
+    def random(self, row: Row) -> Row | None:
+        """The row `random` at the budget of `row`."""
+        key = budget_key(row)
+        others = [other for other in self.budgets[key] if other.method == "random"] if key is not None else []
+        return self._partner(row, others)
+
+    def measured(self, row: Row) -> dict[str, float]:
+        """Means of what was measured, times from the timed runs where there are some."""
+        times = self._times.get(_experiment(row), {})
+        return {**row.means, **{name: value for name, value in times.items() if is_timing(name)}}
+
+    def _partner(self, row: Row, others: Sequence[Row]) -> Row | None:
+        """Of rows with the same samples the one whose budget, settings and conditions are most alike."""
+        if row.samples != self.reference:
+            return None
+        fit = [other for other in others if other.samples == self.reference]
+        alike = [(o.budget == row.budget, sum(_context(o)[k] == _context(row)[k] for k in CONTEXT), not o.changed_settings()) for o in fit]
+        return fit[alike.index(max(alike))] if fit else None
+
+    def _name_rows(self) -> dict[Row, str]:
+        contexts = {row: _context(row) for row in self.rows}
+        varying = [name for name in next(iter(contexts.values())) if len({str(context[name]) for context in contexts.values()}) > 1]
+        mixed = any(len({row.budget.split()[0] for row in rows}) > 1 for rows in self.budgets.values())
+        found: dict[Row, str] = {}
+        for row in self.rows:
+            words = [row.method, *remarks(row), *settings_text(row)]
+            if mixed and row.budget.startswith("average_keep"):
+                words.append("by average_keep")
+            words += [f"{name} {contexts[row][name]}" for name in varying]
+            found[row] = " ".join(words)
+        same = Counter((label, budget_key(row)) for row, label in found.items())
+        return {row: f"{label} #{row.key[:6]}" if same[label, budget_key(row)] > 1 else label for row, label in found.items()}
+
+
+def budget_key(row: Row) -> BudgetKey | None:
+    """None for a row without a budget."""
+    settings = row.fingerprint["settings"]
+    return next((BudgetKey(name == "keep_ratio", -float(settings[name])) for name in BUDGETS if settings.get(name) is not None), None)
+
+
+def budget_title(rows: Sequence[Row]) -> str:
+    """`keep 64`, or `keep or average_keep 64` where both stand in one table."""
+    kinds = sorted({row.budget.split()[0] for row in rows}, key=BUDGETS.index)
+    return f"{' or '.join(kinds)} {float(rows[0].budget.split()[-1]):g}"
+
+
+def is_timing(name: str) -> bool:
+    """Whether a number changes from run to run: milliseconds and memory."""
+    return name.endswith("_ms") or name.startswith("peak_")
+
+
+def remarks(row: Row) -> list[str]:
+    """What a reader must know about a method wherever it appears."""
+    if row.method not in list_methods():
+        return []
+    card = method_class(row.method).card
+    return ["(experimental)"] * card.experimental + ["(ours)"] * (card.ours and row.method not in BASELINES)
+
+
+def settings_text(row: Row) -> list[str]:
+    """`layer=3` for every setting that is not the method's default; the members of a plan with theirs."""
+    found = []
+    for name, value in row.changed_settings().items():
+        if name == "plan" and isinstance(value, list):
+            found.append("[" + "; ".join(_member(one) for one in value) + "]")
+        else:
+            found.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return found
+
+
+def _member(settings: Mapping[str, Any]) -> str:
+    """A method of a plan: `divprune keep=128`."""
+    name = str(settings.get("method"))
+    known = default_settings(method_class(name)) if name in list_methods() else {}
+    own = {k: v for k, v in settings.items() if k in BUDGETS or (k not in ("method", "seed") and v != known.get(k))}
+    return " ".join([name, *(f"{k}={v}" for k, v in own.items() if v is not None)])
+
+
+def _context(row: Row) -> dict[str, Any]:
+    """What should be equal in a whole table."""
+    versions = row.fingerprint.get("versions") or {}
+    named = {name: versions.get(name) for name in ("torch", "transformers")}
+    return {**{name: row.fingerprint.get(name) for name in CONTEXT}, "limit": row.fingerprint["task"].get("limit"), **named}
+
+
+def _experiment(row: Row) -> str:
+    """Names an experiment whatever its number of samples, seeds and code."""
+    task = {k: v for k, v in row.fingerprint["task"].items() if k != "limit"}
+    return content_hash({**row.fingerprint, "seed": None, "code": None, "task": task})

@@ -1,0 +1,171 @@
+"""The tables of one model on one task: scores, cost and ranking at every budget, and measured against published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vtr.cost import CONVENTION
+from vtr.eval.cells import FULL
+from vtr.eval.published import find_published
+from vtr.eval.report.document import Cell, Table, number, share
+from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Section, budget_title, is_timing
+from vtr.eval.stats import Interval
+from vtr.eval.summary import Row, percent
+
+
+class Measure(NamedTuple):
+    """A measured number: its name in results, its column, and what the column's unit is of the stored one."""
+
+    name: str
+    column: str
+    scale: float = 1.0
+
+
+MEASURES = (
+    Measure("retained", "tokens left"),
+    Measure("average_tokens", "average tokens"),
+    Measure("tflops", "GFLOPs", 1000),
+    Measure("kv_mib_fp16", "KV MiB"),
+    Measure("choosing_ms", "choosing ms"),
+    Measure("prefill_ms", "prefill ms"),
+    Measure("prefill_floor_ms", "prefill floor ms"),
+    Measure("prefill_kept_floor_ms", "prefill kept floor ms"),
+    Measure("latency_ms", "total ms"),
+    Measure("latency_floor_ms", "total floor ms"),
+    Measure("peak_mib", "peak MiB"),
+)
+
+LEGEND = (
+    "scores: percent with 95 % intervals over samples (Wilson; with several seeds a bootstrap over samples and seeds); "
+    "macro: unweighted mean over families",
+    "relative accuracy: macro in percent of that of `full`, paired bootstrap over samples and seeds",
+    "against random: macro minus that of `random` at the same budget in points, paired bootstrap; 'not distinguishable' = the interval "
+    "contains 0; every interval is at 95 %, not corrected for the number of rows",
+    "tokens left: visual tokens measured at the end of the LLM; average tokens: mean over its layers",
+    f"GFLOPs: prefill of the LLM from the measured tokens of every layer, {CONVENTION}; KV MiB: keys and values after it, 16 bits each",
+    "rank: 1 is best, with the interval that 95 % of the resampled rankings give it",
+)
+TIMES_LEGEND = (
+    "ms: per sample, vision tower and choosing included; floor: the same weights hand-cut to the same tokens of every layer, without selection; "
+    "kept floor: given only the kept tokens from the start"
+)
+
+
+def make_tables(section: Section, timings: bool = True) -> list[Table]:
+    """All tables of a section, from the largest budget to the smallest, rows without a budget first.
+
+    Args:
+        section: what was measured.
+        timings: whether to show milliseconds and memory.
+    """
+    tables = []
+    others = [row for row in section.free if row.method not in (FULL, "none")]
+    if others or not section.budgets:
+        tables += _group(section, "without a budget", section.free, [], timings)
+    for rows in section.budgets.values():
+        shared = [row for row in section.free if row.method in (FULL, "none")]
+        tables += _group(section, budget_title(rows), rows, shared, timings)
+    published = published_table(section)
+    return tables + ([published] if published else [])
+
+
+def _group(section: Section, title: str, rows: Sequence[Row], shared: Sequence[Row], timings: bool) -> list[Table]:
+    shown = sorted([*rows, *shared], key=lambda row: (row.method != FULL, -row.macro.value, section.labels[row]))
+    tables = [_scores(section, title, shown), _cost(section, f"{title}: cost", shown, timings)]
+    ranked = [row for row in rows if row in section.resamples and row.method not in (FULL, "none")]
+    if len(ranked) > 1:
+        tables.append(_ranking(section, f"{title}: ranking", ranked))
+    return tables
+
+
+def missing_baselines(section: Section, rows: Sequence[Row]) -> list[str]:
+    """Baselines that should stand beside these rows of one budget, or beside rows without a budget."""
+    wanted = (
+        BASELINES if any(row.budget for row in rows) else [name for name in BASELINES if name not in AT_A_BUDGET or not section.budgets]
+    )
+    there = {row.method for row in [*rows, *section.free]}
+    return [name for name in wanted if name not in there]
+
+
+def _scores(section: Section, title: str, rows: Sequence[Row]) -> Table:
+    families = list(dict.fromkeys(family for row in rows for family in row.families))
+    metrics = sorted({name for row in rows for name in row.metrics})
+    macro = ("macro",) if len(families) > 1 else ()
+    columns = ("method", *families, *macro, *metrics, "relative accuracy", "against random")
+    lines = []
+    for row in rows:
+        complete = set(row.families) == set(section.reference)
+        scores = [share(row.families.get(family)) for family in families]
+        scores += [share(row.macro) if complete else Cell()] if macro else []
+        scores += [number(row.metrics.get(name)) for name in metrics]
+        full = section.full(row)
+        relative = section.resamples.relative(row, full) if full and full is not row else None
+        lines.append((Cell(section.shown(row)), *scores, share(relative), against(section, row)))
+    return Table(title, columns, (*lines, *_not_run(section, rows, len(columns))))
+
+
+def _not_run(section: Section, rows: Sequence[Row], width: int) -> list[tuple[Cell, ...]]:
+    missing = missing_baselines(section, rows)
+    return [(Cell(f"{name} (not run)", mark="missing"), *[Cell()] * (width - 1)) for name in missing]
+
+
+def against(section: Section, row: Row) -> Cell:
+    """How a row compares with `random` at its budget: better, worse, or not distinguishable."""
+    random = section.random(row)
+    if random is None or row.method == "random":
+        return Cell()
+    step = section.resamples.difference(row, random)
+    verdict = "better" if step.low > 0 else "worse" if step.high < 0 else "not distinguishable"
+    value, low, high = (100 * end for end in step)
+    return Cell(f"{verdict} {value:+.1f} ({low:+.1f} to {high:+.1f})", value, low, high, "same" if step.low <= 0 <= step.high else "")
+
+
+def _cost(section: Section, title: str, rows: Sequence[Row], timings: bool) -> Table:
+    measured = {row: section.measured(row) for row in rows}
+    shown = [m for m in MEASURES if (timings or not is_timing(m.name)) and any(m.name in own for own in measured.values())]
+    lines = [(Cell(section.shown(row)), *(number(measured[row].get(m.name), m.scale) for m in shown)) for row in rows]
+    return Table(title, ("method", *(m.column for m in shown)), (*lines, *_not_run(section, rows, 1 + len(shown))))
+
+
+def not_measured(section: Section, timings: bool) -> list[str]:
+    """Columns that no row of the section has a number for."""
+    there = {name for row in section.rows for name in section.measured(row)}
+    return [m.column for m in MEASURES if m.name not in there and (timings or not is_timing(m.name))]
+
+
+def _ranking(section: Section, title: str, rows: Sequence[Row]) -> Table:
+    families: list[str | None] = list(section.reference)
+    families += [None] if len(families) > 1 else []
+    ranks = [section.resamples.ranks(rows, family) for family in families]
+    order = sorted(range(len(rows)), key=lambda i: (ranks[-1][i].value, section.labels[rows[i]]))
+    lines = tuple((Cell(section.shown(rows[i])), *(_rank(column[i]) for column in ranks)) for i in order)
+    return Table(title, ("method", *(family or "macro" for family in families)), lines)
+
+
+def _rank(rank: Interval) -> Cell:
+    return Cell(f"{rank.value:.0f} ({rank.low:.0f}-{rank.high:.0f})", *rank)
+
+
+def published_table(section: Section, find: Callable = find_published) -> Table | None:
+    """Every published number for what was measured here, by source; None where nothing was published.
+
+    Args:
+        section: what was measured.
+        find: as `vtr.eval.published.find_published`.
+    """
+    lines = []
+    for row in section.rows:
+        if row.changed_settings() or not {"average_tokens", "visual_tokens"} <= set(row.means):
+            continue  # papers publish their own settings, which are the defaults
+        tokens = row.means["average_tokens"]
+        found = find(section.model, row.method, tokens, row.means["visual_tokens"], section.task.removeprefix("lmms:"))
+        if not found:
+            continue
+        measured = "; ".join([f"{percent(row.macro)} %", *(f"{name} {value:.4g}" for name, value in row.metrics.items())])
+        unit = ", ".join(dict.fromkeys(value.unit for value in found.values))
+        conflict = f"{found.lowest:g} to {found.highest:g}" if found.conflict else ""
+        score = Cell(measured, 100 * row.macro.value)
+        lines.append((Cell(section.shown(row)), Cell(row.budget), number(tokens), score, Cell(str(found)), Cell(unit), Cell(conflict)))
+    columns = ("method", "budget", "average tokens", "measured", "published (source)", "unit", "sources disagree")
+    return Table("measured against published", columns, tuple(lines)) if lines else None
