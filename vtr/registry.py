@@ -47,7 +47,10 @@ def register_method(name: str) -> Callable[[M], M]:
 
 
 def register_host(*model_types: str) -> Callable[[F], F]:
-    """Decorator: `build(model) -> Host` serves models whose `config.model_type` is one of `model_types`."""
+    """Decorator: `build(model) -> Host | DenseHost` serves models whose `config.model_type` is one of `model_types`.
+
+    Models without a config are named by library and class, `"timm:VisionTransformer"`; subclasses are served, too.
+    """
 
     def decorate(build: F) -> F:
         for model_type in model_types:
@@ -120,10 +123,10 @@ def default_settings(cls: type[Method]) -> dict[str, Any]:
     }
 
 
-def find_host(model_type: str) -> Callable[..., Any] | None:
-    """The builder of the host for `model_type`, or None."""
+def find_host(*names: str) -> Callable[..., Any] | None:
+    """The builder of the host for the first of these model types or `library:Class` names that has one, or None."""
     _load("hosts")
-    return _HOSTS.get(model_type)
+    return next((_HOSTS[name] for name in names if name in _HOSTS), None)
 
 
 def list_hosts() -> list[str]:
@@ -141,7 +144,12 @@ def closest(name: str, known: list[str]) -> str:
 
 
 def _add(table: dict[str, Any], kind: str, name: str, value: Any) -> None:
-    if not name.replace("-", "_").isidentifier() or name != name.lower():
+    library, is_class, class_name = name.partition(":")
+    if is_class and kind == "host":
+        valid = library.isidentifier() and class_name.isidentifier()
+    else:
+        valid = name.replace("-", "_").isidentifier() and name == name.lower()
+    if not valid:
         raise ValueError(f"register_{kind}: name must be a lower-case identifier, got {name!r}")
     old = table.get(name)
     if old is not None and (old.__module__, old.__qualname__) != (value.__module__, value.__qualname__):

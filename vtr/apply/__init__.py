@@ -18,7 +18,7 @@ class Reduction:
     """A reduction that is installed on a model. Use it as a context manager, or call `remove()`.
 
     Args:
-        model: a pretrained model whose `config.model_type` has a host.
+        model: a pretrained model with a host.
         method: registry name, method instance, or list of instances (a plan).
         history: keep the reports of all prefills in `reports`, not only the last.
         processor, question: where a method needs the question as text, see `apply`.
@@ -35,14 +35,16 @@ class Reduction:
         question: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
+        from vtr.apply.dense import DenseHooks
         from vtr.apply.labels import LabelHooks
         from vtr.apply.llm import LlmHooks
         from vtr.apply.plan import make_plan
         from vtr.apply.text_tower import Questions
         from vtr.apply.tower import TowerHooks
+        from vtr.hosts._dense import DenseHost
         from vtr.hosts._host import host_of
 
-        self.host = host_of(model)
+        self.host: Any = host_of(model)
         holder = _ACTIVE.get(self.host.base)
         if holder is not None and holder() is not None:
             raise VtrError("vtr.apply: this model is reduced already; remove() that reduction first, or give one list of methods as a plan")
@@ -52,10 +54,17 @@ class Reduction:
         self.history = history
         self.reports: list[Report] = []
         self._warned = False
-        self._llm = LlmHooks(self.host, self.plan, self._finished, questions)
         self._undo: list[Any] = []
+        self._state: Any
+        installed: tuple[Any, ...]
+        if isinstance(self.host, DenseHost):
+            self._state = DenseHooks(self.host, self.plan, self._append)
+            installed = (self._state,)
+        else:
+            self._state = LlmHooks(self.host, self.plan, self._finished, questions)
+            installed = (self._state, TowerHooks(self.host, self.plan, self._state), LabelHooks(self.host, self._state))
         try:
-            for hooks in (self._llm, TowerHooks(self.host, self.plan, self._llm), LabelHooks(self.host, self._llm)):
+            for hooks in installed:
                 hooks.install(self._undo)
         except BaseException:
             self.remove()
@@ -71,13 +80,13 @@ class Reduction:
         """Restores the model exactly; reports stay valid. A second call does nothing."""
         while self._undo:
             self._undo.pop()()
-        self._llm.clear()
+        self._state.clear()
         holder = _ACTIVE.get(self.host.base)
         if holder is not None and holder() is self:
             del _ACTIVE[self.host.base]
 
-    def report(self) -> Report:
-        """What the last prefill with images really did.
+    def report(self) -> Any:
+        """What the last prefill with images really did (`Report`), or the last batch of a ViT without an LLM (`DenseReport`).
 
         Raises:
             VtrError: no prompt with an image was run under this reduction yet.
@@ -94,12 +103,15 @@ class Reduction:
     def __exit__(self, *_error: object) -> None:
         self.remove()
 
+    def _append(self, report: Any) -> None:
+        if not self.history:
+            self.reports.clear()
+        self.reports.append(report)
+
     def _finished(self, call: Any) -> None:
         from vtr.apply.report import warn_small_images
 
-        if not self.history:
-            self.reports.clear()
-        self.reports.append(Report(self.plan, call))
+        self._append(Report(self.plan, call))
         self._warned = self._warned or warn_small_images(self.plan, call)
 
 
@@ -115,7 +127,8 @@ def apply(
     """Reduces the visual tokens of `model` until `Reduction.remove()`.
 
     Args:
-        model: a pretrained model whose `config.model_type` has a host; it is not copied and only hooked.
+        model: a pretrained model whose `config.model_type` or class has a host (`vtr.registry.list_hosts()`), or a module around one such
+            ViT; it is not copied and only hooked.
         method: registry name (`vtr.list_methods()`), method instance, or a list of instances that composes in model order.
         history: keep the reports of all prefills.
         processor: the model's processor, for methods that need the question as text: it decodes what stands behind the image.

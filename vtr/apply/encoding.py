@@ -148,6 +148,14 @@ def _view(host: Host, plan: Plan, run: Encoding, item: PlanStep, patches: Tensor
     return view, located, keep
 
 
+def row_view(host: Host, plan: Plan, run: Encoding, item: PlanStep, tokens: Tensor) -> View:
+    """The View of full rows, one per view, with `tokens (V, K, D)` in their place (K tokens made of all of them, or all)."""
+    made = _view(host, plan, run, item, tokens.new_zeros(len(tokens), run.area, 0))
+    assert made is not None
+    made[0].tokens = tokens
+    return made[0]
+
+
 def _row_groups(sequence: Sequence, area: int) -> Sequence:
     """The same rows with ids `row * area + patch`, so that every row is a group of its own."""
     ids = torch.arange(len(sequence.column), device=sequence.column.device)[:, None] * area

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
 from vtr.registry import create_method
 from vtr.types import Budget, Geometry, Method, NewlineOption, PositionOption, Signal, Step, VtrError
@@ -53,6 +54,11 @@ class Plan:
                 if not _untapped(signal) and (signal.tower or s.step.stage in ("tower", "input")) == tower:
                     found.setdefault(signal_layer(signal, s.step), set()).add(signal)
         return found
+
+    @property
+    def restoring(self) -> set[int]:
+        """Methods that give back all tokens they merged."""
+        return {s.method for s in self.steps if s.step.action == "restore"}
 
     def counted(self, item: PlanStep) -> bool:
         """Whether a step has a budget to meet; the others decide themselves how much stays."""
@@ -119,7 +125,7 @@ def signal_layer(signal: Signal, step: Step) -> int:
     return signal.layer if signal.layer is not None else step.layer - 1
 
 
-def make_plan(host: Host, method: str | Method | Sequence[Method], settings: dict[str, Any]) -> Plan:
+def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], settings: dict[str, Any]) -> Plan:
     """Resolves what the user gave into a plan, and refuses what cannot be done.
 
     Raises:
@@ -127,10 +133,16 @@ def make_plan(host: Host, method: str | Method | Sequence[Method], settings: dic
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
+    from vtr.apply.restoring import check_dense, check_restoring
+
     methods = _methods(method, settings)
     geometry = host.geometry()
     items: list[PlanStep] = []
     for number, one in enumerate(methods):
+        if one.stages and not set(one.stages) & set(host.stages):
+            raise VtrError(
+                f"{one.name}: acts at stage {one.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
+            )
         steps = one.steps(geometry)
         removals = [s for s in steps if s.action in ("remove", "merge", "input")]
         for step in steps:
@@ -144,6 +156,9 @@ def make_plan(host: Host, method: str | Method | Sequence[Method], settings: dic
     plan = Plan(tuple(methods), tuple(items), len(host.layers))
     _check_budgets(plan, host)
     _check_backend(plan, host)
+    check_restoring(plan)
+    if isinstance(host, DenseHost):
+        check_dense(plan, host)
     return plan
 
 
@@ -168,8 +183,8 @@ def _model_order(step: Step, order: dict[str, int]) -> float:
     return 1.5 if step.side == "before_projector" and step.stage == "boundary" else order[step.stage]
 
 
-def _check_step(name: str, step: Step, host: Host, geometry: Geometry) -> None:
-    if step.stage == "decode" or step.action == "restore":
+def _check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry) -> None:
+    if step.stage not in host.stages or step.stage == "decode" or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
     if step.stage == "prefill":
         deepest = geometry.llm_layers - 1
@@ -179,7 +194,7 @@ def _check_step(name: str, step: Step, host: Host, geometry: Geometry) -> None:
                 f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
             )
     if step.stage == "tower":
-        deepest = min(host.feature_layers)
+        deepest = min(host.feature_layers) + (step.action == "restore")
         if not 0 <= step.layer <= deepest:
             raise ValueError(
                 f"{name}: tower layer {step.layer} must be 0 to {deepest}, the layer whose output becomes features "
@@ -205,7 +220,7 @@ def _check_step(name: str, step: Step, host: Host, geometry: Geometry) -> None:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
 
 
-def _check_budgets(plan: Plan, host: Host) -> None:
+def _check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     left: float = host.most_tokens
     for number, method in enumerate(plan.methods):
         budget = method.budget
@@ -227,7 +242,7 @@ def _check_budgets(plan: Plan, host: Host) -> None:
             left = min(left, budget.keep)
 
 
-def _check_backend(plan: Plan, host: Host) -> None:
+def _check_backend(plan: Plan, host: Host | DenseHost) -> None:
     for tower in (True, False):
         name = host.attention_name(tower)
         if name.startswith("paged"):

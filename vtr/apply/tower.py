@@ -22,6 +22,7 @@ from vtr.apply.plan import Plan, signal_layer
 from vtr.apply.signals import Tap, io_recorder
 from vtr.apply.tower_input import embed_hooks, plan_resize
 from vtr.apply.tower_merge import merge_hooks
+from vtr.apply.tower_restore import restore_hooks
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
 
@@ -33,10 +34,10 @@ class TowerHooks:
         self.host, self.plan, self.llm = host, plan, llm
         self.runs: dict[int, Encoding] = {}
         self.watched = plan.signals(tower=True)
-        self.layer_steps = [s for s in plan.steps if s.step.stage == "tower"]
+        self.layer_steps = [s for s in plan.steps if s.step.stage == "tower" and s.method not in plan.restoring]
         self.edge_steps = plan.at("boundary", side="before_projector")
         self.inputs = plan.at("input")
-        self.acts = bool(self.layer_steps or self.edge_steps or self.inputs)
+        self.acts = bool(self.layer_steps or self.edge_steps or self.inputs or plan.restoring)
         self.last_use = {  # tower layer -> last tower layer whose steps read it; its tap is dropped after that
             i: max((s.step.layer for s in self.layer_steps if any(signal_layer(n, s.step) == i for n in s.step.needs)), default=-1)
             for i in self.watched
@@ -71,6 +72,7 @@ class TowerHooks:
             undo.append(host.tower_layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
             if self.plan.at("tower", i, at="mlp"):
                 undo += merge_hooks(host, self.plan, i, self.run)
+        undo += restore_hooks(host, self.plan, self.run)
         undo.append(host.projector.register_forward_pre_hook(self._edge).remove)
         undo.append(host.projector.register_forward_hook(self._restore).remove)
 
@@ -132,7 +134,7 @@ class TowerHooks:
                 plan_resize(self.host, run, item.step.select(view), pixels)
 
     def _layer_hook(self, i: int) -> Any:
-        steps = self.plan.at("tower", i, at="layer")
+        steps = [s for s in self.layer_steps if s.step.layer == i and s.step.at == "layer"]
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.run()

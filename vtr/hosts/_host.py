@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.hosts._dense import DenseHost
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import Geometry, VtrError
 
@@ -93,6 +94,7 @@ class Host:
     llm_mlp: str = "mlp"
     llm_down: str = "down_proj"
     renumber: bool = True
+    stages: tuple[str, ...] = ("input", "tower", "boundary", "prefill", "decode")
 
     @property
     def area(self) -> int:
@@ -149,8 +151,8 @@ class Host:
         return int(window) if window and slides else None
 
 
-def host_of(model: nn.Module) -> Host:
-    """The host of a model, by `model.config.model_type`.
+def host_of(model: nn.Module) -> Host | DenseHost:
+    """The host of a model, by `model.config.model_type` or by its class; of a module that wraps one known ViT, that ViT's.
 
     Raises:
         TypeError: not a torch module.
@@ -159,7 +161,15 @@ def host_of(model: nn.Module) -> Host:
     if not isinstance(model, nn.Module):
         raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    build = find_host(model_type) if model_type else None
+    build = find_host(*_names(model))
+    if build is None and model_type is None:
+        inner = _topmost_known(model)
+        if len(inner) > 1:
+            raise VtrError(
+                f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them"
+            )
+        if inner:
+            return host_of(next(iter(inner.values())))
     if build is None:
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
@@ -168,3 +178,21 @@ def host_of(model: nn.Module) -> Host:
             f"register one with @vtr.register_host({model_type or 'model_type'!r})"
         )
     return build(model)
+
+
+def _names(model: nn.Module) -> list[str]:
+    """What a host may be registered as: the model type, then `library:Class` of the class and its bases."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    classes = [f"{cls.__module__.partition('.')[0]}:{cls.__name__}" for cls in type(model).__mro__]
+    return [model_type, *classes] if isinstance(model_type, str) else classes
+
+
+def _topmost_known(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """Name -> module of the outermost submodules that have a host."""
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        if find_host(*_names(child)):
+            found[prefix + name] = child
+        else:
+            found |= _topmost_known(child, f"{prefix}{name}.")
+    return found

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Grid = tuple[int, int]
+MEDIAN_LOGIT = 2.0
+"""Median of tau * distance^2 over candidates that calibration aims at: several centres share a token, far ones do not."""
 GATHER = 64
 """What fetching and adding back one number of a box of centres costs, in multiply-adds; decides how large tiles are, not what comes out."""
 
@@ -88,6 +90,22 @@ def candidate_distances(tokens: Tensor, grid: Grid, clusters: Grid, window: int 
     return distance.gather(2, index.expand(len(tokens), -1, -1)).masked_fill(~real, torch.nan)
 
 
+def calibrate_tau(tokens: Tensor, grid: Grid, clusters: Grid, window: int, image: Tensor) -> Tensor:
+    """Sharpness at which the median of tau times the squared distance to a token's candidate centres is 2.
+
+    Args:
+        tokens, grid, clusters, window: as for `cluster`.
+        image: `(B,)` int64 below B: rows of one image (attention windows, crops) get one tau, from the mean of their medians.
+
+    Returns:
+        `(B,)` float32 at least, one value per row; 1 for images whose tokens are all the same.
+    """
+    median = candidate_distances(tokens, grid, clusters, window).flatten(1).nanmedian(1).values
+    some = (median > 0).to(median)
+    total, count = (torch.zeros_like(median).index_add(0, image, value) for value in (median, some))
+    return torch.where(count > 0, MEDIAN_LOGIT * count / total, 1.0)[image]
+
+
 def cell_means(tokens: Tensor, grid: Grid, clusters: Grid) -> Tensor:
     """Adaptive average pooling of `tokens (B, H*W, D)` to `(B, h*w, D)`, both in raster order."""
     if grid == clusters:
@@ -100,6 +118,21 @@ def home_cells(grid: Grid, clusters: Grid, device: torch.device | None = None) -
     """`(H*W,)` int64: the cell `floor(y h / H) * w + floor(x w / W)` that each token lies in."""
     rows, cols = (torch.arange(n, device=device) * c // n for n, c in zip(grid, clusters, strict=True))
     return (rows[:, None] * clusters[1] + cols).flatten()
+
+
+def cell_pivots(grid: Grid, clusters: Grid, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The real token nearest to the centre of each cell (ties: lowest index).
+
+    Args:
+        grid, clusters: as for `cluster`.
+        real: `(B, H*W)` bool.
+
+    Returns:
+        `(B, h*w)` int64, distinct, and `(B, h*w)` bool: whether the cell has a real token; where not, its nearest token stands in.
+    """
+    table, inside = _members(grid, clusters, real.device)
+    there = real[:, table] & inside  # (B, h*w, most tokens of a cell)
+    return table.expand(len(real), -1, -1).gather(2, there.to(torch.uint8).argmax(2, keepdim=True))[..., 0], there.any(2)
 
 
 def hard_labels(tokens: Tensor, centres: Tensor) -> Tensor:
@@ -124,6 +157,23 @@ def check_grids(grid: Grid, clusters: Grid) -> None:
         raise ValueError(f"cluster: clusters {clusters} must be from (1, 1) to the token grid {grid}; ask for a smaller grid")
 
 
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=32)
+def _members(grid: Grid, clusters: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens of each cell by distance from its centre, `(h*w, most)` int64, and which entries are its own."""
+    home = home_cells(grid, clusters)
+    away = torch.zeros(len(home), dtype=torch.float64)
+    for at, n, c in ((torch.arange(len(home)) // grid[1], grid[0], clusters[0]), (torch.arange(len(home)) % grid[1], grid[1], clusters[1])):
+        away += ((at + 0.5) * c / n - at * c // n - 0.5).square() * (n / c) ** 2
+    order = away.argsort(stable=True)
+    order = order[home[order].argsort(stable=True)]  # by cell, inside it by distance
+    count = torch.bincount(home, minlength=clusters[0] * clusters[1])
+    place = torch.arange(int(count.max()))
+    inside = place < count[:, None]
+    first = (count.cumsum(0) - count)[:, None]
+    return order[torch.where(inside, first + place, first)].to(device), inside.to(device)
+
+
 class Tiles(NamedTuple):
     """How a grid is cut: T tiles of n tokens, each with a box of m centres.
 
@@ -137,6 +187,7 @@ class Tiles(NamedTuple):
     real: Tensor | None
 
 
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=32)
 def candidates(grid: Grid, clusters: Grid, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Centres that each token may join: `index (H*W, window^2)` int64 (clipped at borders) and `real (H*W, window^2)` bool."""

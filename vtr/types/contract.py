@@ -79,6 +79,9 @@ class Geometry:
         llm_layers: number of LLM layers.
         most_tokens: the most visual tokens (newlines excluded) that one image can have.
         text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
+        fixed_grid: every input has `patch_grid`; False: it is that of the model's own size, and others are possible.
+
+    A ViT without an LLM has `llm_layers` 0 and its last block as `feature_layer`.
     """
 
     host: str
@@ -90,6 +93,7 @@ class Geometry:
     llm_layers: int
     most_tokens: int
     text_config: Mapping[str, Any] = field(default_factory=dict)
+    fixed_grid: bool = True
 
 
 SignalKind = Literal[
@@ -233,6 +237,7 @@ class Selection:
         tokens: new values: `(G, N, D)` beside `keep` (only kept rows are read), `(G, K, D)` beside `index`.
         assign: `(G, N)` int64 into N: the pivot a token was merged into (a kept token names itself), -1 pruned without trace.
         order: "position" (default) or "given": the order of `index` in the LLM.
+        grid: `(rows, cols)` where the K tokens of `index` form a smaller grid in raster order; needed by rotary and windowed ViTs.
     """
 
     keep: Tensor | None = None
@@ -241,6 +246,7 @@ class Selection:
     tokens: Tensor | None = None
     assign: Tensor | None = None
     order: Literal["position", "given"] = "position"
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.index is None):
@@ -254,8 +260,9 @@ class Step:
     Args:
         stage: where; `input` is the pixel values in front of the tower.
         layer: 0-based; at layer k = gone from the input of layer k on. Ignored at the boundary.
-        action: what `select` answers: `remove` and `merge` a Selection, `observe` None, `restore` and `freeze` need no `select`,
-            `input` the new patch grid of a view as `(rows, cols)`.
+        action: what `select` answers: `remove` and `merge` a Selection, `observe` None, `freeze` needs no `select`, `input` the new patch
+            grid of a view as `(rows, cols)`, `restore` the values `(G, n, D)` of all tokens that the method's merge found (tower only; from
+            the input of `layer` on, and for every output read before that; without a `select` each token gets its pivot's value).
         needs: signals read.
         select: `View -> Selection | None`.
         share: what an earlier removal of a schedule leaves, as the share of the way from keep (0) to N (1).

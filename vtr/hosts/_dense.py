@@ -1,0 +1,176 @@
+"""What the engine must know about a ViT without an LLM: its blocks, its token grid, and where tokens must be full length again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.ops.rotary import cell_rotation
+from vtr.types import Geometry, VtrError
+
+Grid = tuple[int, int]
+Taps = Callable[[Mapping[str, Any]], Sequence[int] | None]
+
+
+@dataclass(frozen=True)
+class MergePoint:
+    """Where a block lets tokens merge between its attention and its MLP.
+
+    Args:
+        keys: `block -> module` whose output is the keys `(B, heads, S, d)`.
+        norm: `block -> module` that gets the residual stream behind the attention.
+        branch: `block -> module` whose output is added to that stream, the last of the MLP's branch.
+        mask: keyword of the block that takes an additive attention mask `(B, 1, 1, S)`, None when it takes none.
+    """
+
+    keys: Callable[[Any], Any]
+    norm: Callable[[Any], Any]
+    branch: Callable[[Any], Any]
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class DenseHost:
+    """One ViT seen through its family. About ten lines per family fill it; windowed families override the methods.
+
+    Args:
+        name: model type, or library and class.
+        model: what the user calls.
+        blocks: transformer blocks in order; each gets and returns hidden states, alone or as the first of a tuple.
+        patches: module whose output `(B, D, rows, cols)` begins every run and shows its token grid.
+        prefix_tokens: CLS and registers in front of the patches; has_cls: the first of them is a CLS token.
+        patch_grid: `(rows, cols)` of an input of the model's own size.
+        dynamic: other sizes of input are possible.
+        entries: methods of `model` that ask for outputs of chosen blocks: name -> the blocks (0-based) that a call with these arguments
+            reads beside the last; None = all. `forward` is hooked, others are wrapped on the instance.
+        rotary: keyword of the blocks that holds the rotary table of the patches, a pair (cos, sin) `(..., rows*cols, d)` or both joined in
+            the last dimension; "" for none.
+        merge_point: where tokens merge inside a block, None when that is not known.
+    """
+
+    name: str
+    model: Any
+    blocks: Sequence[Any]
+    patches: Any
+    prefix_tokens: int
+    has_cls: bool
+    patch_grid: Grid
+    dynamic: bool = False
+    entries: Mapping[str, Taps] = field(default_factory=dict)
+    rotary: str = ""
+    merge_point: MergePoint | None = None
+
+    layers: tuple = ()
+    renumber: bool = False
+    default_layout: Any = None
+    stages: tuple[str, ...] = ("tower",)
+
+    @property
+    def base(self) -> Any:
+        """The module a reduction belongs to."""
+        return self.model
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The block whose output is used."""
+        return (len(self.blocks) - 1,)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of an image; of a dynamic model nobody knows."""
+        return 2**31 if self.dynamic else self.patch_grid[0] * self.patch_grid[1]
+
+    def geometry(self) -> Geometry:
+        """The facts that methods may build their steps from."""
+        return Geometry(
+            host=self.name,
+            tower_layers=len(self.blocks),
+            feature_layer=len(self.blocks) - 1,
+            prefix_tokens=self.prefix_tokens,
+            has_cls=self.has_cls,
+            patch_grid=self.patch_grid,
+            llm_layers=0,
+            most_tokens=self.patch_grid[0] * self.patch_grid[1],
+            fixed_grid=not self.dynamic,
+        )
+
+    def at(self, grid: Grid) -> DenseHost:
+        """The same host for inputs of this token grid."""
+        return replace(self, patch_grid=grid, dynamic=False)
+
+    def attention_name(self, tower: bool) -> str:
+        """Attention backend in use, as far as transformers knows it."""
+        return str(getattr(getattr(self.model, "config", None), "_attn_implementation", None) or "sdpa")
+
+    # ---- what a windowed family overrides
+    def split(self, hidden: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
+        """Takes a full-length block input apart.
+
+        Args:
+            hidden: what a block gets, `(B, prefix + rows*cols, D)`.
+            grid: token grid of this run.
+
+        Returns:
+            `prefix (B, P, D)` that passes by, `tokens (G, N, D)` in raster order (G rows that are clustered each on its own), and the grid
+            of such a row.
+
+        Raises:
+            VtrError: the input has another number of tokens than the grid.
+        """
+        expected = self.prefix_tokens + grid[0] * grid[1]
+        if hidden.ndim != 3 or hidden.shape[1] != expected:
+            raise VtrError(
+                f"{self.name}: a block should get {expected} tokens ({self.prefix_tokens} prefix tokens and a grid of {grid[0]} x {grid[1]}), "
+                f"got {tuple(hidden.shape)}; tokens were dropped or added outside the reduction, switch that off"
+            )
+        return hidden[:, : self.prefix_tokens], hidden[:, self.prefix_tokens :], grid
+
+    def join(self, prefix: Tensor, tokens: Tensor, grid: Grid, small: Grid | None) -> Tensor:
+        """The opposite of `split`.
+
+        Args:
+            prefix, tokens: as from `split`, the latter short or full.
+            grid: full token grid of this run.
+            small: `(rows, cols)` of a short row where its tokens form a grid; None for full rows and for tokens without a grid.
+        """
+        return torch.cat([prefix, tokens], 1)
+
+    def split_short(self, hidden: Tensor, grid: Grid, small: Grid | None) -> tuple[Tensor, Tensor]:
+        """`prefix` and `tokens (G, K, D)` of a short block output."""
+        return hidden[:, : self.prefix_tokens], hidden[:, self.prefix_tokens :]
+
+    def shortened(self, run: Any) -> Callable[[], None] | None:
+        """Called when a run has become short; changes modules (window size, bias tables) and returns what puts them back at its end."""
+        return None
+
+    def arguments(self, run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The other arguments of a block while tokens are short: the rotary table of the smaller grid.
+
+        Args:
+            run: state with the full `grid`, the `small` one (None where the tokens left form none) and `notes`, a dict of this run.
+            args: positional arguments after the hidden states.
+            kwargs: keyword arguments.
+
+        Raises:
+            VtrError: a mask over the full grid was given, or tokens left form no grid that could have rotary positions.
+        """
+        masks = [name for name in ("attn_mask", "attention_mask", "head_mask") if isinstance(kwargs.get(name), Tensor)]
+        if masks or any(isinstance(value, Tensor) for value in args):
+            raise VtrError(
+                f"{self.name}: {masks[0] if masks else 'an argument'} spans the full token grid and cannot follow it; leave it out"
+            )
+        if not self.rotary or kwargs.get(self.rotary) is None:
+            return args, kwargs
+        if run.small is None:
+            raise VtrError(f"{self.name}: its rotary positions need tokens that form a grid; use 'expedit' or 'pool'")
+        table = kwargs[self.rotary]
+        key = ("rotary", id(table[0] if isinstance(table, tuple) else table))
+        if key not in run.notes:
+            cos, sin = table if isinstance(table, tuple) else table.chunk(2, -1)  # cell_rotation treats both alike, in any order
+            short = cell_rotation(cos, sin, run.grid, run.small)
+            run.notes[key] = (table, short if isinstance(table, tuple) else torch.cat(short, -1))
+        return args, {**kwargs, self.rotary: run.notes[key][1]}

@@ -1,0 +1,217 @@
+"""Expedit: run the later blocks of a vision encoder on clusters of tokens, and give the full grid back at its end.
+
+Paper: Liang et al., NeurIPS 2022, arXiv 2210.01035.
+Code:  github.com/Expedit-LargeScale-Vision-Transformer, eight repositories (Apache-2.0, MIT, CC BY-NC): nothing copied, checked against the
+       outputs of Expedit-Segmenter at 63f4066 and Expedit-SAM at 75a1c30.
+Stage: tower. Reads: the residual stream at two points. Batch: any. Deterministic: yes.
+
+1. The first alpha blocks see all tokens.
+2. The H x W tokens are clustered to h x w centres (`vtr.ops.clusters.cluster`): soft k-means in which a token may only join centres at
+   most window // 2 cells from its own. Prefix tokens pass by.
+3. The other blocks run on the centres.
+4. Every token becomes the mean of the refined centres that were nearest to it at step 2, weighted by exp(-tau distance^2)
+   (`vtr.ops.reconstruct`). The weights are computed once and used wherever the encoder's tokens are read.
+
+Paper to code: alpha -> alpha, beta -> blocks, lambda or n_clusters -> grid, kappa -> iterations, tau -> tau, k -> neighbours.
+Departures: weights sum to 1 instead of having Euclidean norm 1 (`compat="authors"`), which would make tokens sqrt(k) too long; tau is
+calibrated to the encoder instead of one number; alpha means the same for every host: blocks at full resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from vtr.ops.clusters import calibrate_tau, cell_pivots, cluster, hard_labels, home_cells
+from vtr.ops.gather import take
+from vtr.ops.reconstruct import reconstruct, reconstruction
+from vtr.registry import register_method
+from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
+
+FULL_SHARE = 10 / 24
+"""Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
+
+
+@dataclass
+class _Clusters:
+    """What restoring needs: tokens before and centres right after clustering; weights once they are known."""
+
+    tokens: Tensor
+    centres: Tensor
+    tau: float | Tensor
+    weights: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@register_method("expedit")
+@dataclass(frozen=True, kw_only=True)
+class Expedit(Method):
+    """Clusters at depth alpha, restores at the end. Has no budget: the grid of centres decides."""
+
+    alpha: int | None = None
+    grid: tuple[int, int] | float = 0.7
+    iterations: int = 5
+    window: int = 5
+    tau: float | str = "auto"
+    neighbours: int = 20
+    blocks: int | None = None
+    reconstruct: bool | Literal["naive"] = True
+    compat: Literal["authors"] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("tower",)
+    card: ClassVar[Card] = Card(
+        title="Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning",
+        paper="Liang et al., 2022",
+        venue="NeurIPS 2022",
+        arxiv="2210.01035",
+        code="github.com/Expedit-LargeScale-Vision-Transformer (Apache-2.0, MIT, CC BY-NC, not used)",
+        signals="tokens between two blocks",
+        cost="distances of every token to window^2 centres, once per iteration, and to all of them once",
+        settings={
+            "alpha": "blocks at full resolution, counted over the whole encoder; None: 10 of 24, as published for ViT-L",
+            "grid": "(rows, cols) of clusters, or their share of each side of the token grid",
+            "iterations": "of the clustering",
+            "window": "odd; a token may join the clusters of window x window cells around its own",
+            "tau": "sharpness of both layers; 'auto' calibrates it to each image, a YAML file of `vtr calibrate expedit` to the encoder",
+            "neighbours": "clusters that a restored token is made of; negative: all",
+            "blocks": "blocks that run on clusters; None: all after alpha",
+            "reconstruct": "restore the full grid at the end; false hands the clusters to the projector, 'naive' copies the nearest cluster",
+            "compat": "'authors' gives restored tokens the released code's weights of Euclidean norm 1",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        grid = self.grid
+        if isinstance(grid, (list, tuple)):
+            if len(grid) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in grid):
+                raise ValueError(f"expedit: grid must be (rows, cols), both at least 1, got {grid!r}")
+            object.__setattr__(self, "grid", tuple(grid))  # YAML and JSON hand in lists
+        elif isinstance(grid, bool) or not isinstance(grid, (int, float)) or not 0 < grid <= 1:
+            raise ValueError(f"expedit: grid must be (rows, cols) or a share of each side in (0, 1], got {grid!r}")
+        for name, least in (("alpha", 0), ("iterations", 0), ("window", 1), ("blocks", 1)):
+            value = getattr(self, name)
+            if value is None and name in ("alpha", "blocks"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"expedit: {name} must be an integer, got {value!r}")
+            if value < least:
+                raise ValueError(f"expedit: {name} must be at least {least}, got {value}")
+        if self.window % 2 == 0:
+            raise ValueError(
+                f"expedit: window must be odd, got {self.window}; {self.window + 1} reaches {self.window // 2} cells to every side"
+            )
+        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int):
+            raise TypeError(f"expedit: neighbours must be an integer, got {self.neighbours!r}")
+        if self.neighbours == 0:
+            raise ValueError("expedit: neighbours must be at least 1, or negative for all clusters, got 0")
+        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float, str)):
+            raise TypeError(f"expedit: tau must be a number, 'auto' or a file, got {self.tau!r}")
+        if not isinstance(self.tau, str) and not 0 < self.tau < float("inf"):
+            raise ValueError(f"expedit: tau must be above 0 and finite, got {self.tau}")
+        if self.reconstruct not in (True, False, "naive"):
+            raise ValueError(f"expedit: reconstruct must be true, false or 'naive', got {self.reconstruct!r}")
+        if self.compat not in (None, "authors"):
+            raise ValueError(f"expedit: compat must be None or 'authors', got {self.compat!r}")
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        depth = geometry.feature_layer + 1
+        alpha = round(FULL_SHARE * depth) if self.alpha is None else self.alpha
+        if alpha >= depth:
+            raise ValueError(
+                f"expedit: alpha={alpha} must be below the {depth} blocks whose output is used, so that some run on clusters; "
+                "alpha counts the blocks at full resolution"
+            )
+        end = depth if self.blocks is None else alpha + self.blocks
+        if end > depth:
+            raise ValueError(
+                f"expedit: alpha={alpha} and blocks={self.blocks} are more than the {depth} blocks whose output is used; lower one"
+            )
+        if not self.reconstruct and not geometry.llm_layers:
+            raise VtrError(f"expedit: reconstruct=False hands clusters to an LLM, but host {geometry.host!r} has none; leave it out")
+        if geometry.fixed_grid:
+            self.clusters(geometry.patch_grid)
+        tau = read_tau(self.tau) if isinstance(self.tau, str) and self.tau != "auto" else self.tau
+        merge = Step("tower", alpha, "merge", select=partial(_cluster, method=self, tau=tau), counted=False, per="view", proportional=False)
+        if not self.reconstruct:
+            return (merge,)
+        return merge, Step("tower", end, "restore", select=partial(_restore, method=self), counted=False, per="view")
+
+    def clusters(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid of clusters for a token grid.
+
+        Raises:
+            ValueError: it is larger than the token grid.
+        """
+        if not isinstance(self.grid, tuple):
+            return max(round(self.grid * grid[0]), 1), max(round(self.grid * grid[1]), 1)
+        if self.grid[0] > grid[0] or self.grid[1] > grid[1]:
+            raise ValueError(f"expedit: grid {self.grid} is larger than the token grid {grid}; ask for fewer clusters along each side")
+        return self.grid
+
+    @classmethod
+    def identity(cls, n: int) -> Method:
+        """As many clusters as tokens, and every token its own cluster."""
+        return cls(grid=1.0, tau=1e6, neighbours=1)
+
+
+def read_tau(name: str) -> float:
+    """The `tau` of a YAML file that `vtr calibrate expedit` wrote, or of a recipe with calibrated settings.
+
+    Raises:
+        ValueError: not a readable file with a number.
+    """
+    import yaml
+
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"expedit: tau={name!r} is neither a number, 'auto' nor a file; write one with `vtr calibrate expedit`")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"expedit: {name} is not a readable YAML file ({error}); write it with `vtr calibrate expedit`") from error
+    found: Any = content
+    for key in ("expedit", "tau"):
+        found = found.get(key, found if key == "expedit" else None) if isinstance(found, Mapping) else None
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < float("inf"):
+        raise ValueError(f"expedit: {name} has no positive number under 'tau', got {found!r}; write it with `vtr calibrate expedit`")
+    return float(found)
+
+
+def _cluster(view: View, method: Expedit, tau: float | str) -> Selection:
+    grid = view.patch_grid
+    if view.tokens.shape[1] != grid[0] * grid[1]:
+        raise VtrError(
+            f"expedit: needs the whole token grid of {grid[0]} x {grid[1]}, got {view.tokens.shape[1]} tokens; it must come before methods "
+            "that remove tokens in the tower"
+        )
+    clusters = method.clusters(grid)
+    image = (view.cells[:, 0, 0] == 0).cumsum(0) - 1  # views and windows of an image follow its first
+    sharp = calibrate_tau(view.tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
+    centres = cluster(view.tokens, grid, clusters, tau=sharp, iterations=method.iterations, window=method.window)
+    if method.reconstruct:
+        view.memory["clusters"] = _Clusters(view.tokens, centres, sharp)
+    pivot, some = cell_pivots(grid, clusters, view.real)
+    assign = pivot[:, home_cells(grid, clusters, view.tokens.device)]
+    return Selection(index=pivot, real=some, tokens=centres, assign=assign, grid=clusters)
+
+
+def _restore(view: View, method: Expedit) -> Tensor:
+    kept: _Clusters = view.memory["clusters"]
+    if view.tokens.shape[1] != kept.centres.shape[1]:
+        raise VtrError(
+            f"expedit: made {kept.centres.shape[1]} clusters but {view.tokens.shape[1]} are left to restore; put no other method between"
+        )
+    if method.reconstruct == "naive":
+        kept.labels = hard_labels(kept.tokens, kept.centres) if kept.labels is None else kept.labels
+        return take(view.tokens, kept.labels)
+    if kept.weights is None:
+        kept.weights = reconstruction(
+            kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours, normalize="l2" if method.compat else "sum"
+        )
+    return reconstruct(kept.weights, view.tokens)
