@@ -7,7 +7,7 @@ in `vtr eval`, so that scores agree.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -28,7 +28,7 @@ from vtr.eval.lmms.scoring import continuation_tokens, score
 from vtr.models.loading import load_model
 from vtr.types import VtrError
 
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty")
+_SEARCH, _RANDOM = ("num_beams", "repetition_penalty"), ("temperature", "top_p", "top_k")
 _DEFAULT_STOP = "\n\n"  # lmms-eval adds it where a task says nothing; its own chat models ignore it, as answers with paragraphs need
 
 
@@ -88,8 +88,10 @@ class Vtr(lmms):
         self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        if self._world_size > 1 and device in (None, "cuda"):
-            device = str(self.accelerator.device)
+        if self._world_size > 1:
+            if device == "auto":
+                raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
+            device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
         with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
             self.layouts = reduction.host.layouts
@@ -174,13 +176,8 @@ class Vtr(lmms):
 
     def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[GenerationResult]:
         inputs = self._encode(prompts)
-        sampling = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
-        if not sampling.get("do_sample", True) or not sampling.get("temperature"):
-            sampling = {key: value for key, value in sampling.items() if key in ("num_beams", "repetition_penalty")}
-        else:
-            sampling["do_sample"] = True
         longest = settings.get("max_new_tokens") or self.max_new_tokens
-        tokens, elapsed = generate_tokens(self.model, self.processor, inputs, int(longest), **sampling)
+        tokens, elapsed = generate_tokens(self.model, self.processor, inputs, int(longest), **_sampling(settings))
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
         written = (~torch.isin(tokens, special)).sum(1).tolist()
@@ -204,11 +201,13 @@ class Vtr(lmms):
         own = [[counts for at, *counts in images if at == row] for row in range(len(prompts))]
         return [dict(zip(names, map(sum, zip(*counts, strict=True)), strict=True)) if counts else dict.fromkeys(names, 0) for counts in own]
 
-    def _log(self, answers: Any) -> None:
-        counts = [answer.token_counts for answer in answers]
+    def _log(self, answers: Iterable[GenerationResult]) -> None:
+        counts: list[Any] = [answer.token_counts for answer in answers]
+        if not counts:
+            return
         seconds, written = sum(c.measured["latency_ms"] for c in counts) / 1000, sum(c.output_tokens for c in counts)
         means = {name: fmean(c.measured[name] for c in counts) for name in ("visual_tokens", "retained_tokens", "average_tokens")}
-        log_metrics(seconds, written, written / seconds, {**means, "total_requests": len(counts)})
+        log_metrics(seconds, written, written / seconds if seconds else 0.0, {**means, "total_requests": len(counts)})
 
 
 class SimpleVtr(Vtr):
@@ -220,6 +219,14 @@ class SimpleVtr(Vtr):
 def _generation(request: Instance) -> dict[str, Any]:
     """Generation settings of a request: third in a chat task, second in a simple one."""
     return request.args[2] if callable(request.args[1]) else request.args[1]
+
+
+def _sampling(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of a task's settings `generate` gets: greedy unless they ask for sampling at a temperature above 0."""
+    temperature, do_sample = settings.get("temperature"), settings.get("do_sample")
+    sampled = temperature != 0 and (bool(temperature) if do_sample is None else do_sample)
+    chosen = (*_SEARCH, *_RANDOM) if sampled else _SEARCH
+    return {**{key: settings[key] for key in chosen if settings.get(key) is not None}, "do_sample": bool(sampled)}
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:
