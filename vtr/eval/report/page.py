@@ -28,7 +28,7 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: white; } 
 _SCRIPT = """
 for (const button of document.querySelectorAll('th button')) button.addEventListener('click', () => {
   const head = button.parentElement, body = head.closest('table').tBodies[0], column = head.cellIndex;
-  const up = head.getAttribute('aria-sort') === 'descending';
+  const sorted = head.getAttribute('aria-sort'), up = column ? sorted === 'descending' : sorted !== 'ascending';
   for (const other of head.parentElement.cells) other.removeAttribute('aria-sort');
   head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
   const key = row => { const cell = row.cells[column]; return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value); };

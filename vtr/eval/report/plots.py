@@ -127,8 +127,9 @@ def _heat_map(section: Section) -> Canvas:
     groups = [[row for row in rows if row in section.resamples] for rows in section.budgets.values()]
     groups = [rows for rows in groups if rows]
     labels = sorted({section.labels[row] for rows in groups for row in rows}, key=lambda label: (label.split()[0] in BASELINES, label))
-    width, height = 1.8 + 0.55 * len(families) * len(groups), 1.2 + 0.22 * len(labels)
-    canvas = Canvas(figsize=(max(width, 4), height), layout="constrained")
+    longest = max(len(_legend(label)) for label in labels), max(len(_legend(family)) for family in families)
+    width, height = 1.6 + 0.07 * longest[0] + 0.55 * len(families) * len(groups), 0.8 + 0.07 * longest[1] + 0.22 * len(labels)
+    canvas = Canvas(figsize=(max(width, 4), max(height, 2)), layout="constrained")
     FigureCanvasAgg(canvas)
     for axes, rows in zip(canvas.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups, strict=True):
         table = np.full((len(labels), len(families)), np.nan)
@@ -159,7 +160,7 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Any]:
 def _legend(label: str) -> str:
     """On one line and not too long; matplotlib leaves out labels that begin with an underscore."""
     text = re.sub(r"[\s\x00-\x1f\x7f]+", " ", label)
-    text = text if len(text) <= 60 else f"{text[:57]}..."
+    text = text if len(text) <= 40 else f"{text[:37]}..."
     return f" {text}" if text.startswith("_") else text
 
 
