@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import json
 import logging
 import pkgutil
 from collections.abc import Callable
@@ -121,6 +122,17 @@ def default_settings(cls: type[Method]) -> dict[str, Any]:
         f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
         for f in fields(cls)
     }
+
+
+def setting_value(text: str) -> Any:
+    """A setting that was written as text, on a command line for example: JSON or `True`, `False`, `None` where it is that, else the text."""
+    named = {"True": True, "False": False, "None": None}
+    if text in named:
+        return named[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def find_host(*names: str) -> Callable[..., Any] | None:

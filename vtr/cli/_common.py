@@ -7,7 +7,6 @@ not exist or makes no sense, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import sys
 import traceback
@@ -19,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vtr.registry import setting_value
 from vtr.types import VtrError
 
 P = ParamSpec("P")
@@ -82,7 +82,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set: must look like key=value, got {pair!r}")
         if name in settings:
             raise ValueError(f"--set: {name!r} is given twice")
-        settings[name] = _value(value.strip())
+        settings[name] = setting_value(value.strip())
     return settings
 
 
@@ -125,16 +125,6 @@ def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool
     checkpoint = find_checkpoint(model)
     with spinner(f"loading {checkpoint.name}", quiet):
         return load_model(checkpoint, device, dtype, attention, progress=not quiet and not checkpoint.folder)
-
-
-def _value(text: str) -> Any:
-    named = {"True": True, "False": False, "None": None}
-    if text in named:
-        return named[text]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _escape(text: str) -> str:

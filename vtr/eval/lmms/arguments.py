@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from vtr.eval.cells import FULL
-from vtr.registry import closest, create_method, method_class
+from vtr.registry import closest, create_method, method_class, setting_value
 from vtr.types import Method
 
 NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_new_tokens", "batch_size", "max_batch_size")
@@ -29,7 +28,11 @@ def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
     for setting in settings:
         if setting not in known:
             raise ValueError(f"vtr: unknown entry {setting!r} in model_args for method {name!r}{closest(setting, known)}")
-    return None if name == FULL else create_method(name, **{key: _value(value) for key, value in settings.items()})
+    return (
+        None
+        if name == FULL
+        else create_method(name, **{key: setting_value(value) if isinstance(value, str) else value for key, value in settings.items()})
+    )
 
 
 def read_count(name: str, value: Any) -> int:
@@ -45,13 +48,3 @@ def read_count(name: str, value: Any) -> int:
     if count < 1 or isinstance(value, float):
         raise ValueError(f"vtr: {name} must be a whole number from 1 on, got {value!r}")
     return count
-
-
-def _value(value: Any) -> Any:
-    """lmms-eval turns numbers and booleans into such; lists and null arrive as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return None if value == "None" else json.loads(value)
-    except ValueError:
-        return value

@@ -92,10 +92,10 @@ def read_visual(visual: Any, frames: int, kind: str | None = None) -> list[Image
 
 
 def _decode(path: str, frames: int) -> list[Image.Image]:
-    from lmms_eval.models.model_utils.load_video import read_video
-
     if not Path(path).is_file():
         raise VtrError(f"vtr: no video file {path!r}; download the videos of this task first")
+    from lmms_eval.models.model_utils.load_video import read_video
+
     try:
         return [Image.fromarray(frame) for frame in read_video(path, num_frm=frames)]
     except (OSError, ValueError, IndexError) as error:
