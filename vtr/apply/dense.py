@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -28,6 +28,7 @@ class DenseHooks:
     def __init__(self, host: DenseHost, plan: Plan, finished: Callable[[Any], None]) -> None:
         self.host, self.finished = host, finished
         self.methods: tuple[Method, ...] = plan.methods
+        self.first_plan = plan
         self.plans: dict[Grid, Plan] = {} if host.dynamic else {host.patch_grid: plan}
         self.asked: dict[int, frozenset[int]] = {}
         self.runs: dict[int, DenseRun] = {}
@@ -52,10 +53,20 @@ class DenseHooks:
                 undo.append(host.model.register_forward_hook(lambda *_: self.clear_call(), always_call=True).remove)
             else:
                 undo.append(swap(host.model, name, self._asking(getattr(host.model, name), taps)))
+        for owner, name, value in self._swaps():
+            undo.append(swap(owner, name, value))
         for i, block in enumerate(blocks):
             undo.append(block.register_forward_pre_hook(self._enter(i), with_kwargs=True).remove)
             undo.append(block.register_forward_hook(self._leave(i), prepend=True).remove)  # before transformers records the output
             undo += self._merge_hooks(i)
+
+    def _swaps(self) -> Iterator[tuple[Any, str, Any]]:
+        """What the host changes in the blocks that run on fewer tokens, for as long as the reduction is installed."""
+        plan, geometry = self.first_plan, self.host.geometry()
+        for item in plan.at("tower", action="merge"):
+            ends = [s.step.layer for s in plan.at("tower", action="restore") if s.method == item.method]
+            small = item.step.grid(geometry.patch_grid) if item.step.grid is not None and geometry.fixed_grid else None
+            yield from self.host.swaps(item.name, item.step.layer, min(ends, default=len(self.host.blocks)), small)
 
     def clear(self) -> None:
         """Forgets every run."""
@@ -71,9 +82,6 @@ class DenseHooks:
             self._end(run)
 
     def _end(self, run: DenseRun) -> None:
-        if run.undo is not None:
-            run.undo()
-            run.undo = None
         for key in [key for key, value in self.runs.items() if value is run]:
             del self.runs[key]
 
@@ -133,7 +141,7 @@ class DenseHooks:
             steps = run.plan.at("tower", i, action="merge", at="layer")
             if steps:
                 hidden = self._shorten(run, steps, hidden)
-            run.lengths.append(run.patch.shape[1] if run.short else run.n)
+            run.lengths.append(hidden[..., 0].numel() // run.images - self.host.prefix_tokens)
             rest = args[1:]
             if run.short:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
@@ -158,8 +166,6 @@ class DenseHooks:
             tokens = run.shorten(item, tokens)
         if tokens is before:
             return hidden
-        if run.undo is None:
-            run.undo = host.shortened(run)
         return host.join(prefix, tokens, run.grid, run.small)
 
     def _leave(self, i: int) -> Any:

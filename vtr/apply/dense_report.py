@@ -24,7 +24,7 @@ class DenseReport:
         self.small_grid: tuple[int, int] | None = run.small
         """`(rows, cols)` that an image (a window) was reduced to; None where what is left forms no grid."""
         self.prefix_tokens: int = run.host.prefix_tokens
-        self.tokens_per_block: list[int] = [length * run.rows // run.images if run.rows else length for length in run.lengths]
+        self.tokens_per_block: list[int] = run.lengths
         """Tokens of an image at every block that ran, prefix tokens excluded; a block that merges inside counts what it gets."""
         self._owner: Tensor | None = run.owner if run.rows else None
         self._patch: Tensor | None = run.patch if run.rows else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class DenseRun:
         sizes: `(G, K)` float32 original tokens that a token stands for; sized: they weigh in the attention.
         taps: blocks whose outputs must be full length.
         inside: the short hidden states behind a tapped block and the full ones shown outside; prefix: prefix tokens beside the rows.
-        lengths: tokens of a row at the input of each block.
+        lengths: tokens of an image at the input of each block.
     """
 
     def __init__(self, host: DenseHost, plan: Plan, grid: Grid, pixels: Tensor, taps: frozenset[int]) -> None:
@@ -47,7 +46,6 @@ class DenseRun:
         self.memory: dict[int, dict[str, Any]] = {}
         self.per_token: dict[tuple[int, str], Tensor] = {}
         self.notes: dict[Any, Any] = {}
-        self.undo: Callable[[], None] | None = None
         self.lengths: list[int] = []
         self.clock = Clock()
         self.checksum: Tensor | None = None

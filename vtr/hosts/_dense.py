@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class DenseHost:
     merge_point: MergePoint | None = None
 
     layers: tuple = ()
-    renumber: bool = False
+    renumber: bool = True
     default_layout: Any = None
     stages: tuple[str, ...] = ("tower",)
 
@@ -143,9 +143,17 @@ class DenseHost:
         """`prefix` and `tokens (G, K, D)` of a short block output."""
         return hidden[:, : self.prefix_tokens], hidden[:, self.prefix_tokens :]
 
-    def shortened(self, run: Any) -> Callable[[], None] | None:
-        """Called when a run has become short; changes modules (window size, bias tables) and returns what puts them back at its end."""
-        return None
+    def swaps(self, method: str, first: int, end: int, small: Grid | None) -> Iterable[tuple[Any, str, Any]]:
+        """Attributes that blocks need for fewer tokens (window size, bias tables), swapped while the reduction is installed.
+
+        Args:
+            method: name of the method that merges; first, end: its blocks, `end` exclusive.
+            small: what is left of `geometry().patch_grid`, None where that is not a grid.
+
+        Returns:
+            `(owner, attribute, value)`, each computed before the first is set.
+        """
+        return ()
 
     def arguments(self, run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The other arguments of a block while tokens are short: the rotary table of the smaller grid.

@@ -122,6 +122,12 @@ class Expedit(Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         depth = geometry.feature_layer + 1
         alpha = round(FULL_SHARE * depth) if self.alpha is None else self.alpha
+        first = geometry.first_layer
+        if first and not first <= alpha < depth:
+            raise ValueError(
+                f"expedit: alpha={alpha} must be from {first} to {depth - 1}, the blocks of the only stage of {geometry.host} that can be "
+                "clustered; alpha counts the blocks at full resolution over the whole encoder"
+            )
         if alpha >= depth:
             raise ValueError(
                 f"expedit: alpha={alpha} must be below the {depth} blocks whose output is used, so that some run on clusters; "
@@ -137,7 +143,8 @@ class Expedit(Method):
         if geometry.fixed_grid:
             self.clusters(geometry.patch_grid)
         tau = read_tau(self.tau) if isinstance(self.tau, str) and self.tau != "auto" else self.tau
-        merge = Step("tower", alpha, "merge", select=partial(_cluster, method=self, tau=tau), counted=False, per="view", proportional=False)
+        select = partial(_cluster, method=self, tau=tau)
+        merge = Step("tower", alpha, "merge", select=select, counted=False, per="view", proportional=False, grid=self.clusters)
         if not self.reconstruct:
             return (merge,)
         return merge, Step("tower", end, "restore", select=partial(_restore, method=self), counted=False, per="view")

@@ -79,6 +79,7 @@ class Geometry:
         llm_layers: number of LLM layers.
         most_tokens: the most visual tokens (newlines excluded) that one image can have.
         text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
+        first_layer: first tower layer whose input may be merged.
         fixed_grid: every input has `patch_grid`; False: it is that of the model's own size, and others are possible.
 
     A ViT without an LLM has `llm_layers` 0 and its last block as `feature_layer`.
@@ -94,6 +95,7 @@ class Geometry:
     most_tokens: int
     text_config: Mapping[str, Any] = field(default_factory=dict)
     fixed_grid: bool = True
+    first_layer: int = 0
 
 
 SignalKind = Literal[
@@ -270,6 +272,7 @@ class Step:
         at: `layer` = at the input of the layer; `mlp` = between its attention and its MLP (tower merging).
         per: rows of the View are images (all their views) or single views with their quota.
         proportional: after this merge, keys weigh `log(size)` in the tower's attention.
+        grid: `(rows, cols)` of tokens -> the smaller grid that this merge leaves of it; what windowed ViTs have to know before they run.
         side: boundary only: after the projector (LLM tokens) or before it (tower features).
     """
 
@@ -283,6 +286,7 @@ class Step:
     at: Literal["layer", "mlp"] = "layer"
     per: Literal["image", "view"] = "image"
     proportional: bool = True
+    grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     side: Literal["after_projector", "before_projector"] = "after_projector"
 
     def __post_init__(self) -> None:

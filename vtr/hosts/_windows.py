@@ -1,0 +1,117 @@
+"""What Swin and SAM share: a row of the engine is one attention window, and a clustered window of K x K tokens is a window of k x k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vtr.hosts._dense import DenseHost, Grid
+from vtr.ops.windows import from_windows, to_windows
+from vtr.types import Geometry, VtrError
+
+Swaps = Iterable[tuple[Any, str, Any]]
+
+
+@dataclass(frozen=True)
+class WindowedHost(DenseHost):
+    """A ViT whose blocks attend inside windows of K x K tokens, padded with zeros at the right and the bottom.
+
+    Clustering goes by window, padding included; what is left is a grid of `ceil(rows / K) k` x `ceil(cols / K) k` tokens without padding.
+
+    Args:
+        window: side K of the windows.
+        first, end: blocks between which tokens may be clustered: the first, and one past the last.
+        halvings: how often the grid of the patches is halved, rounding up, in front of those blocks.
+        flat: hidden states are `(B, rows*cols, D)` and the grid is the argument `input_dimensions`; else they are `(B, rows, cols, D)`.
+        shrink: `(block, k) -> (owner, attribute, value) ...`, what makes a block's windows k x k.
+    """
+
+    window: int = 0
+    first: int = 0
+    end: int = 0
+    halvings: int = 0
+    flat: bool = False
+    shrink: Callable[[Any, int], Swaps] = lambda block, side: ()
+
+    def geometry(self) -> Geometry:
+        """What methods see is one window."""
+        side = self.window
+        return replace(super().geometry(), feature_layer=self.end - 1, first_layer=self.first, patch_grid=(side, side), fixed_grid=True)
+
+    def swaps(self, method: str, first: int, end: int, small: Grid | None) -> Swaps:
+        """What makes the windows of `blocks[first:end]` smaller.
+
+        Raises:
+            ValueError: the smaller grid is not square.
+            VtrError: the tokens left form no grid.
+        """
+        if small is None:
+            raise VtrError(f"{method}: leaves no grid of tokens, which the attention windows of {self.name} need; use 'expedit'")
+        if small[0] != small[1]:
+            raise ValueError(
+                f"{method}: grid must be square for the windows of {self.name}, {self.window} x {self.window}, got {small}; give (k, k)"
+            )
+        return [swap for block in self.blocks[first:end] for swap in self.shrink(block, small[0])]
+
+    def split(self, hidden: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
+        rows, cols = self._here(grid)
+        if hidden.shape[1:-1] != ((rows * cols,) if self.flat else (rows, cols)):
+            raise VtrError(f"{self.name}: a block should get a grid of {rows} x {cols} tokens, got {tuple(hidden.shape)}")
+        tokens = hidden.unflatten(1, (rows, cols)) if self.flat else hidden
+        return hidden[:0], to_windows(tokens, self.window), (self.window, self.window)
+
+    def join(self, prefix: Tensor, tokens: Tensor, grid: Grid, small: Grid | None) -> Tensor:
+        hidden = from_windows(tokens, self._count(grid), self._here(grid) if small is None else None)
+        return hidden.flatten(1, 2) if self.flat else hidden
+
+    def split_short(self, hidden: Tensor, grid: Grid, small: Grid | None) -> tuple[Tensor, Tensor]:
+        assert small is not None  # `swaps` refused others
+        tokens = hidden.unflatten(1, (self._count(grid)[0] * small[0], -1)) if self.flat else hidden
+        return hidden[:0], to_windows(tokens, small[0])
+
+    def arguments(self, run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not self.flat:
+            return args, kwargs
+        rows, cols = (count * side for count, side in zip(self._count(run.grid), run.small, strict=True))
+        return ((rows, cols), *args[1:]) if args else args, kwargs if args else {**kwargs, "input_dimensions": (rows, cols)}
+
+    def _here(self, grid: Grid) -> Grid:
+        """Token grid at the blocks that may be clustered, from that of the patches."""
+        scale = 2**self.halvings  # rounding up once is rounding up every time
+        return -(-grid[0] // scale), -(-grid[1] // scale)
+
+    def _count(self, grid: Grid) -> Grid:
+        rows, cols = self._here(grid)
+        return -(-rows // self.window), -(-cols // self.window)
+
+
+def relative_bias(table: Tensor, window: int, side: int) -> Tensor:
+    """Swin's relative position bias of a smaller window.
+
+    Args:
+        table: `((2K-1)^2, H)`, of windows of K x K; window: K.
+        side: k.
+
+    Returns:
+        `(1, H, k*k, k*k)`: the table resized bilinearly per head, looked up for every pair of tokens of a k x k window.
+    """
+    old, new = 2 * window - 1, 2 * side - 1
+    plane = table.mT.unflatten(1, (old, old))[None]
+    if new != old:
+        plane = F.interpolate(plane.float(), (new, new), mode="bilinear").to(table.dtype)
+    return plane.flatten(2)[..., _apart(side, table.device)]
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=32)
+def _apart(side: int, device: torch.device) -> Tensor:
+    """`(k*k, k*k)` int64: entry of the table `(2k-1)^2` for a query and a key."""
+    at = torch.arange(side, device=device)
+    apart = at[:, None] - at + side - 1
+    return (apart[:, None, :, None] * (2 * side - 1) + apart[None, :, None, :]).flatten(2).flatten(0, 1)
