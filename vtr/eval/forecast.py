@@ -22,6 +22,7 @@ from vtr.eval.cells import Cell
 from vtr.eval.compare import frozen_layers
 from vtr.eval.workers import Job, Setup, describe
 from vtr.models.loading import find_checkpoint, load_config
+from vtr.models.recipes import find_recipe
 from vtr.registry import create_method
 from vtr.types import VtrError
 
@@ -54,9 +55,13 @@ def sketch(setup: Setup) -> Any:
         ValueError: unknown model.
         VtrError: its config cannot be read, or not be built with this attention backend.
     """
-    checkpoint = find_checkpoint(setup.model)
-    config = load_config(checkpoint)
-    from transformers import AutoModelForImageTextToText
+    checkpoint, recipe = find_checkpoint(setup.model), find_recipe(setup.model)
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    if checkpoint.folder is None and recipe is not None and recipe.config is not None:
+        config = AutoConfig.for_model(recipe.host, **recipe.config)
+    else:
+        config = load_config(checkpoint)
 
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -145,7 +150,9 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
         jobs: that fit their models.
         folder: of results; need not exist.
     """
-    lines, speeds, hours, known = [], {}, 0.0, True
+    lines: list[Line] = []
+    speeds: dict[Setup, list[float]] = {}
+    hours, known = 0.0, True
     for job in jobs:
         made = forecast(job.setup, job.cell)
         samples = None if job.cell.task.remote else len(job.cell.task.samples(job.cell.limit))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vtr.eval import results
 from vtr.eval.claims import Claim
@@ -16,8 +16,8 @@ from vtr.eval.workers import Job, Pool, Setup
 POLL_S = 0.5
 
 
-class Listener:
-    """Is told what happens; the base does nothing."""
+class Listener(Protocol):
+    """Is told what happens."""
 
     def problem(self, text: str) -> None:
         """A file in the way that cannot be trusted, or another thing worth a line."""
@@ -27,13 +27,32 @@ class Listener:
 
     def started(self, job: Job) -> Callable[[int], None]:
         """A cell begins; returns what is told the number of samples after each batch."""
-        return lambda count: None
 
     def ended(self, job: Job, failure: Failure | None) -> None:
         """A cell has a result, or a failure."""
 
     def waiting(self, count: int) -> None:
         """Only cells are left that other processes run."""
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def problem(self, text: str) -> None:
+        """See `Listener`."""
+
+    def planned(self, total: int, finished: int, failed: int) -> None:
+        """See `Listener`."""
+
+    def started(self, job: Job) -> Callable[[int], None]:
+        """See `Listener`."""
+        return lambda count: None
+
+    def ended(self, job: Job, failure: Failure | None) -> None:
+        """See `Listener`."""
+
+    def waiting(self, count: int) -> None:
+        """See `Listener`."""
 
 
 @dataclass
@@ -75,7 +94,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, pool: Pool, listener: Listener |
         OSError: a result cannot be written.
         ValueError, VtrError: a model of the jobs does not exist or is not complete.
     """
-    listener = listener or Listener()
+    listener = listener or Silent()
     items, done = _items(jobs, folder, pool)
     todo: list[_Item] = []
     for item in items:

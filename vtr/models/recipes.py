@@ -30,6 +30,7 @@ class Recipe:
         prompt: the template, `{question}` filled in; the processor's own chat template is what is used.
         revision: pinned commit on the hub; None = the newest.
         notes: remarks for `vtr models`.
+        config: how the checkpoint's config differs from the host's default one, where that is known; plans can then be checked before it is here.
         file: where the recipe was read from.
     """
 
@@ -44,6 +45,7 @@ class Recipe:
     prompt: str
     revision: str | None = None
     notes: str = ""
+    config: dict[str, Any] | None = None
     file: Path = field(default=Path(), compare=False)
 
     @property
@@ -70,7 +72,7 @@ def load_recipe(path: str | Path) -> Recipe:
     for key in content:
         if key not in known:
             raise ValueError(f"recipe {path}: unknown key {key!r}{closest(str(key), known)}")
-    missing = [key for key in known if key not in ("revision", "notes") and key not in content]
+    missing = [key for key in known if key not in ("revision", "notes", "config") and key not in content]
     if missing:
         raise ValueError(f"recipe {path}: keys missing: {', '.join(missing)}")
     return Recipe(name=path.stem, file=path.resolve(), **content)

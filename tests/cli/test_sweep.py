@@ -1,0 +1,128 @@
+"""`vtr sweep` from outside: killed and resumed, failing cells, dry runs, two at once."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydantic")
+
+from typer.testing import CliRunner
+
+from tests.embedded import random_checkpoint
+from vtr.cli import app
+from vtr.eval import results
+from vtr.eval.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder, keeps="[192, 64]", **more):
+    path = folder / "small.yaml"
+    lines = {
+        "models": random_checkpoint(),
+        "methods": "[full, random, uniform, fastv]",
+        "plans": "[[{divprune: {keep: 200}}, fastv]]",
+        "budgets": f"{{keep: {keeps}}}",
+        "settings": "{fastv: {layer: 1}}",
+        "equalise": "keep",
+        "tasks": "shapes",
+        "seeds": "[0, 1]",
+        "limit": 1,
+        "max_new_tokens": 2,
+        "batch_size": 5,
+        **more,
+    }
+    path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    return path
+
+
+def vtr(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def start(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vtr", "sweep", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def without_times(folder):
+    """Contents of a result folder but for when and how fast."""
+    cells, problems = results.read_folder(folder)
+    assert problems == []
+    for cell in cells:
+        del cell["conditions"]
+        cell["summary"] = {k: v for k, v in cell["summary"].items() if not k.endswith("_ms")}
+        cell["samples"] = [{k: v for k, v in sample.items() if not k.endswith("_ms")} for sample in cell["samples"]]
+    return [json.dumps(cell, sort_keys=True) for cell in cells]
+
+
+@pytest.mark.slow
+def test_killed_three_times_and_resumed_it_is_the_same(tmp_path):
+    file, whole, broken = write(tmp_path, keeps=[*range(20, 60)]), tmp_path / "whole", tmp_path / "broken"
+    dice, finished = random.Random(0), 0
+    for _ in range(3):
+        process = start(file, "--out", broken, "--resume")
+        end = time.monotonic() + 500
+        wanted = finished + dice.randint(3, 12)
+        while len(list(broken.glob("*.json"))) < wanted:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.01)
+        time.sleep(dice.random() / 10)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        cells, problems = results.read_folder(broken)
+        assert problems == [] and len(cells) >= wanted
+        finished = len(cells)
+    before = {path: path.stat().st_mtime_ns for path in broken.glob("*.json")}
+    processes = [start(file, "--out", folder) for folder in (broken, broken, whole)]  # two at once finish the broken one
+    for process in processes:
+        said = process.communicate(timeout=1000)
+        assert process.returncode == 0, said
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished cells are never run twice"
+    assert without_times(broken) == without_times(whole)
+    assert len(without_times(whole)) == 1 + 40 * 5
+    assert sorted(p.name for p in broken.iterdir()) == sorted(p.name for p in whole.iterdir()), "no claim or temporary file is left"
+
+
+def test_a_failing_cell_is_told_and_the_others_run(tmp_path, monkeypatch):
+    answer = Runner.answer
+
+    def unlucky(self, cell, advance=lambda count: None):
+        if cell.name == "uniform":
+            raise RuntimeError("CUDA out of memory")
+        return answer(self, cell, advance)
+
+    monkeypatch.setattr(Runner, "answer", unlucky)
+    file, out = write(tmp_path, keeps=[64], methods="[full, uniform]", plans="[]", settings="{}"), tmp_path / "out"
+    first = vtr("sweep", file, "--out", out)
+    assert first.exit_code == 1
+    assert "1 of 2 cells have a result" in first.stdout
+    assert "uniform keep=64" in first.stderr and "CUDA out of memory" in first.stderr and "--resume tries them again" in first.stderr
+    monkeypatch.undo()
+    assert vtr("sweep", file, "--out", out).exit_code == 1, "a recorded failure is not tried again"
+    again = vtr("sweep", file, "--out", out, "--resume")
+    assert (again.exit_code, list((out / "failed").iterdir())) == (0, [])
+    assert "2 of 2 cells have a result" in again.stdout and "1 run now" in again.stdout
+
+
+def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path):
+    file, out = write(tmp_path), tmp_path / "out"
+    found = vtr("sweep", file, "--out", out, "--dry-run", "limit=3")
+    assert found.exit_code == 0, found.stderr
+    assert "divprune+fastv keep=64" in found.stdout.replace("\n", " ") and "TFLOPs to go" in found.stdout
+    assert not out.exists()
+
+
+def test_mistakes_cost_nothing(tmp_path):
+    found = vtr("sweep", write(tmp_path), "limt=3", "tasks=[shape]", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "2 mistakes" in found.stderr and "did you mean 'limit'" in found.stderr and "did you mean 'shapes'" in found.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,83 @@
+"""Which cells a sweep has."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydantic")
+
+from tests.eval.sweep.test_reading import GOOD, write
+from vtr.eval.sweep.grid import load_sweep
+from vtr.registry import list_methods
+
+EVAL = Path(__file__).parents[3] / "eval"
+FILES = sorted([*(EVAL / "sweeps").glob("*.yaml"), *(EVAL / "ablations").glob("*.yaml")])
+
+
+def labels(sweep):
+    return [job.cell.label for job in sweep.jobs]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_that_come_with_the_repository(path):
+    if "lmms:" in path.read_text():
+        pytest.importorskip("lmms_eval")
+    sweep = load_sweep(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"vtr sweep {path.relative_to(EVAL.parent).as_posix()}" in line for line in header), "the command belongs into the header"
+    assert any(f"vtr report {sweep.folder.as_posix()}" in line for line in header)
+    assert sweep.file.limit, "runs on a laptop unless somebody asks for more"
+    assert len(sweep.jobs) > 10
+    assert {"full", "random"} <= {job.cell.name for job in sweep.jobs}
+    prints = [(job.setup, job.cell.name, str(job.cell.settings), job.cell.seed, job.cell.task.name) for job in sweep.jobs]
+    assert len(set(prints)) == len(prints), "no cell twice"
+
+
+def test_all_is_every_method_that_fits_and_the_others_are_named(tmp_path):
+    sweep = load_sweep(write(tmp_path, GOOD.replace("[full, random, fastv]", "all").replace("settings: {fastv: {layer: [2, 3]}}\n", "")))
+    found = {job.cell.name for job in sweep.jobs}
+    missing = set(list_methods()) - found
+    assert "full" in found and len(found) > 20
+    assert all(any(f"{name}:" in reason for reason in sweep.left_out) for name in missing)
+
+
+def test_prefill_methods_get_the_budget_as_a_mean_over_the_layers(tmp_path):
+    text = GOOD.replace("equalise: keep\n", "").replace("[192, 64]", "[320]").replace("[full, random, fastv]", "[divprune, todre, fastv]")
+    found = labels(load_sweep(write(tmp_path, text.replace("settings: {fastv: {layer: [2, 3]}}", "settings: {todre: {seed: 0}}"))))
+    assert found == ["divprune keep=320", "todre keep=320 seed 0", "fastv average_keep=320.0"]
+
+
+def test_grids_are_products_and_lists_of_grids_are_unions_without_repetition(tmp_path):
+    text = GOOD.replace("[full, random, fastv]", "[fastv, uniform]").replace("[192, 64]", "[64]")
+    grids = "settings: {all: {position_ids: [keep, renumber]}, fastv: [{layer: [2, 3]}, {layer: 3}]}"
+    assert labels(load_sweep(write(tmp_path, text.replace("settings: {fastv: {layer: [2, 3]}}", grids)))) == [
+        "fastv keep=64",
+        "fastv keep=64 layer=3",
+        "fastv keep=64 position_ids=renumber",
+        "fastv keep=64 position_ids=renumber layer=3",
+        "uniform keep=64",
+        "uniform keep=64 position_ids=renumber",
+    ]
+
+
+def test_a_plan_ends_at_the_budget_and_takes_the_seeds(tmp_path):
+    text = GOOD.replace("[full, random, fastv]", "[fastv]").replace("limit: 5", "plans: [[{random: {keep: 256}}, {fastv: {layer: 3}}]]")
+    plans = [job.cell for job in load_sweep(write(tmp_path, text)).jobs if isinstance(job.cell.method, tuple)]
+    assert [(cell.name, cell.settings["keep"], cell.seed) for cell in plans] == [
+        ("random+fastv", 192, 0),
+        ("random+fastv", 192, 1),
+        ("random+fastv", 64, 0),
+        ("random+fastv", 64, 1),
+    ]
+    assert [entry["method"] for entry in plans[0].settings["plan"]] == ["random", "fastv"]
+    assert plans[0].settings["plan"][1]["layer"] == 3
+
+
+def test_a_model_may_have_its_own_budgets_and_dtype(tmp_path):
+    text = GOOD.replace("models: tiny-llava", "models: [tiny-llava, {model: tiny-llava-next, budgets: {keep: 640}, dtype: float16}]")
+    jobs = load_sweep(write(tmp_path, text)).jobs
+    assert {(job.setup.model, job.setup.dtype, job.cell.settings.get("keep")) for job in jobs if job.cell.methods} == {
+        ("tiny-llava", "auto", 192),
+        ("tiny-llava", "auto", 64),
+        ("tiny-llava-next", "float16", 640),
+    }

@@ -1,0 +1,104 @@
+"""`vtr sweep`: a grid of experiments from a YAML file, in this process or on Ray."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from vtr.cli._common import Quiet, err, out, reported
+from vtr.cli._watching import Watcher, print_failures
+from vtr.types import VtrError
+
+
+@reported
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML of the sweep, e.g. eval/sweeps/main-table.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. limit=5 budgets.keep=[64].")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for result files. Default: the sweep's, else out/sweeps/NAME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Also try the cells again that failed earlier.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells, their tokens and their cost.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="`local` starts Ray on this machine, an address joins a cluster. Default: no Ray.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Workers; more than one are Ray's.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run every cell of a sweep that is not finished; stop and start again as you like, at most the running cells are lost.
+
+    Exit code 1: some cell has failed; the others were run.
+    """
+    try:
+        import pydantic  # noqa: F401
+    except ImportError:
+        raise VtrError("sweep: needs pydantic, which is not installed; pip install 'vtr[eval]'") from None
+    from vtr.eval.results import prepare_folder, read_folder
+    from vtr.eval.sweep.grid import load_sweep
+    from vtr.eval.work import run_jobs
+
+    plan = load_sweep(file, overrides or [])
+    folder = folder or plan.folder
+    for reason in plan.left_out:
+        err.print(f"[yellow]left out:[/] {escape(reason)}", soft_wrap=True)
+    if dry_run:
+        print_plan(plan, folder)
+        return
+    prepare_folder(folder)
+    with _pool(plan.file.workers, ray, jobs) as workers, Watcher(quiet) as watcher:
+        for problem in read_folder(folder)[1]:
+            watcher.problem(problem)
+        done = run_jobs(plan.jobs, folder, workers, watcher, retry=resume)
+    finished = len(plan.jobs) - len(done.failures)
+    out.print(
+        f"{finished} of {len(plan.jobs)} cells have a result in {folder} ({done.ran} run now); tables: vtr report {folder}", soft_wrap=True
+    )
+    if done.failures:
+        print_failures(done.failures, folder, "" if resume else "; --resume tries them again")
+        raise typer.Exit(1)
+
+
+def _pool(workers: Any, ray: str | None, jobs: int | None) -> AbstractContextManager[Any]:
+    """In this process, unless Ray or several workers are asked for."""
+    if ray is None and (jobs or 1) == 1:
+        from vtr.eval.workers import LocalPool
+
+        return nullcontext(LocalPool())
+    from vtr.eval.cluster import RayPool
+
+    return RayPool(ray or "local", jobs or 1, workers.cpus, workers.gpus, workers.threads)
+
+
+def print_plan(plan: Any, folder: Path) -> None:
+    """The cells with tokens and cost, and what is finished of them."""
+    from rich.table import Table
+
+    from vtr.eval.forecast import estimate
+
+    found = estimate(plan.jobs, folder)
+    table = Table("model", "cell", "task", "tokens left", "average", "GFLOPs", "samples", "TFLOPs", "", box=None, header_style="bold")
+    for job, line in zip(plan.jobs, found.lines, strict=True):
+        bound = "<= " if line.forecast.adaptive else ""
+        table.add_row(
+            job.setup.model,
+            job.cell.label,
+            job.cell.task.name,
+            f"{bound}{line.forecast.retained}",
+            f"{bound}{line.forecast.average:.1f}",
+            f"{1000 * line.forecast.tflops:.4g}",
+            "?" if line.samples is None else str(line.samples),
+            "?" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
+            "finished" if line.finished else "",
+        )
+    out.print(table)
+    out.print(
+        "tokens for images with the most that the model can have; FLOPs of tower and prefill, a multiply-add counts once; the tower in full",
+        style="dim",
+    )
+    out.print(f"{len(plan.jobs)} cells, {found.finished} finished; {found.tflops:.4g} TFLOPs to go{found.time}", soft_wrap=True)

@@ -1,0 +1,166 @@
+"""The YAML of a sweep: which keys there are and what they may hold.
+
+    models: [tiny-llava]                    # names, folders, hub ids, or {model: NAME, dtype: ..., budgets: ...}
+    methods: [full, random, fastv]          # `all`: full and every registered method that fits
+    plans: [[{divprune: {keep: 128}}, fastv]]  # several methods as one, in this order
+    budgets: {keep: [192, 64]}              # or keep_ratio, or average_keep
+    settings: {fastv: {layer: [2, 3]}}      # a list holds the values to try, all combinations; `all` = every method that has the setting
+    tasks: [shapes]
+    seeds: [0, 1, 2]
+
+Everything else has a default, see `SweepFile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from vtr.eval.cells import FULL
+from vtr.eval.tasks import get_task
+from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
+from vtr.registry import closest, method_class
+from vtr.types import Budget, VtrError
+
+ALL = "all"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+def _known_method(name: str) -> str:
+    return name if name in (FULL, ALL) else method_class(name).name
+
+
+def _known_task(name: str) -> str:
+    get_task(name)
+    return name
+
+
+def _known_model(name: str) -> str:
+    try:
+        find_checkpoint(name)
+    except VtrError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"unknown {kind} {name!r}{closest(name, list(names))}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def _member(value: Any) -> Any:
+    """`fastv` or `{fastv: {layer: 3}}` as a mapping with both."""
+    if isinstance(value, str):
+        return {"method": value}
+    if isinstance(value, dict) and len(value) == 1 and set(value) != {"method"}:
+        ((name, settings),) = value.items()
+        return {"method": name, "settings": {} if settings is None else settings}
+    return value
+
+
+def _budget(kind: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        try:
+            Budget(**{kind: value})
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(check)
+
+
+Listed = BeforeValidator(_listed)
+MethodName = Annotated[str, AfterValidator(_known_method)]
+Dtype = Annotated[str, _one_of("dtype", ("auto", *DTYPES))]
+Attention = Annotated[str, _one_of("attention backend", ATTENTIONS)]
+
+
+class Budgets(_Part):
+    """Values of one kind of budget."""
+
+    keep: Annotated[list[Annotated[int, _budget("keep")]], Listed] = []
+    keep_ratio: Annotated[list[Annotated[float, _budget("keep_ratio")]], Listed] = []
+    average_keep: Annotated[list[Annotated[float, _budget("average_keep")]], Listed] = []
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Budgets:
+        given = [name for name in ("keep", "keep_ratio", "average_keep") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of keep, keep_ratio, average_keep, got {' and '.join(given) or 'none of them'}")
+        return self
+
+    def values(self) -> list[Budget]:
+        """As the library takes them."""
+        return [Budget(**{kind: value}) for kind in ("keep", "keep_ratio", "average_keep") for value in getattr(self, kind)]
+
+
+class ModelEntry(_Part):
+    """One model; what is left out is as for the whole sweep."""
+
+    model: Annotated[str, AfterValidator(_known_model)]
+    budgets: Budgets | None = None
+    device: str | None = None
+    dtype: Dtype | None = None
+    attention: Attention | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+
+
+class Member(_Part):
+    """One method of a plan."""
+
+    method: Annotated[str, AfterValidator(lambda name: method_class(name).name)]
+    settings: dict[str, Any] = {}
+
+
+class Workers(_Part):
+    """What one worker of Ray gets; `gpus` may be a fraction, None is one where the cluster has any and the device is not the CPU."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class SweepFile(_Part):
+    """All keys of a sweep.
+
+    `equalise` says what the budgets `keep` mean for methods that remove only inside the LLM: `average_keep` (the default) gives them that mean
+    over the layers, so that rows cost the same; `keep` leaves that many at the end, as for the others.
+    """
+
+    models: Annotated[list[Annotated[ModelEntry, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]], Listed]
+    tasks: Annotated[list[Annotated[str, AfterValidator(_known_task)]], Listed]
+    methods: Annotated[list[MethodName], Listed] = []
+    plans: list[Annotated[list[Annotated[Member, BeforeValidator(_member)]], Field(min_length=2)]] = []
+    budgets: Budgets | None = None
+    equalise: Literal["average_keep", "keep"] = "average_keep"
+    settings: dict[MethodName, Annotated[list[dict[str, Annotated[list[Any], Listed]]], Listed]] = {}
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] = [0]
+    limit: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    share_tower: bool = False
+    device: str | None = None
+    dtype: Dtype = "auto"
+    attention: Attention = "sdpa"
+    workers: Workers = Workers()
+    out: str | None = None
+
+
+def keys_at(place: tuple[str | int, ...]) -> set[str]:
+    """Keys that are allowed at a place."""
+    models: dict[Any, type[_Part]] = {"budgets": Budgets, "workers": Workers, "models": ModelEntry, "plans": Member}
+    inner = next((models[part] for part in reversed(place) if part in models), SweepFile)
+    return set(inner.model_fields)
