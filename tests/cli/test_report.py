@@ -1,16 +1,30 @@
-"""`vtr report`: from a folder of results to Markdown."""
+"""`vtr report`: from a folder of results to Markdown, CSV, LaTeX and HTML."""
 
+import pytest
 from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint
+from tests.eval.report.made import content
 from vtr.cli import app
+from vtr.eval.failures import Failure, write_failure
+from vtr.eval.results import write_cell
 
 
 def vtr(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_a_folder_of_results_becomes_tables_between_the_marks(tmp_path):
+def fill(folder, share=0.5, latency=20.0):
+    """A folder with results of `full` and two seeds of `random`; returns the fingerprint of the last."""
+    folder.mkdir()
+    made = [content("full", 0.9, summary={"latency_ms": latency})]
+    made += [content("random", share, seed=seed, keep=64, summary={"latency_ms": latency}) for seed in (0, 1)]
+    for one in made:
+        write_cell(folder, **{name: one[name] for name in ("fingerprint", "conditions", "summary", "samples")})
+    return made[-1]["fingerprint"]
+
+
+def test_results_of_a_run_become_tables_between_the_marks(tmp_path):
     folder, page = tmp_path / "cells", tmp_path / "results.md"
     done = vtr("eval", "--model", random_checkpoint(), "--methods", "full,random", "--keep", 8, "--limit", 1, "--out", folder, "--quiet")
     assert done.exit_code == 0, done.output
@@ -19,9 +33,66 @@ def test_a_folder_of_results_becomes_tables_between_the_marks(tmp_path):
     text = page.read_text()
     assert text.startswith("# Results") and text.endswith("Words after.\n") and "old" not in text
     assert "### keep 8" in text and "| full |" in text
+    assert vtr("report", folder, "--out", page).exit_code == 0 and page.read_text() == text
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
     for folder, message in ((tmp_path, "no results in"), (tmp_path / "nowhere", "no folder")):
         result = vtr("report", folder)
         assert result.exit_code == 2 and message in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.md", "**Warnings**"), ("a.csv", "part,"), ("a.tex", "% warning"), ("a.html", "<!DOCTYPE html>")]
+)
+def test_every_format_is_written_by_the_name_of_the_file(tmp_path, name, begins):
+    fill(tmp_path / "cells")
+    result = vtr("report", tmp_path / "cells", "--out", tmp_path / "new" / name)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / name).read_text().startswith(begins)
+    assert not [p for p in (tmp_path / "new").iterdir() if p.name != name]
+
+
+def test_without_a_file_the_text_is_printed_and_warnings_go_to_stderr(tmp_path):
+    fill(tmp_path / "cells")
+    result = vtr("report", tmp_path / "cells", "--format", "csv")
+    assert result.stdout.startswith("part,table,row") and "warning: tiny on shapes v1: keep 64: rows that belong here" in result.stderr
+    assert vtr("report", tmp_path / "cells", "--format", "pdf").exit_code == 2
+
+
+def test_plots_lie_where_markdown_shows_them(tmp_path):
+    fill(tmp_path / "cells")
+    result = vtr("report", tmp_path / "cells", "--out", tmp_path / "page" / "a.md", "--plots", tmp_path / "page" / "plots", "--no-timings")
+    assert result.exit_code == 0, result.output
+    pictures = [line.split("](")[1][:-1] for line in (tmp_path / "page" / "a.md").read_text().splitlines() if line.startswith("![")]
+    assert len(pictures) == 3 and all((tmp_path / "page" / picture).is_file() for picture in pictures)
+
+
+def test_without_timings_two_runs_of_one_experiment_give_the_same_bytes(tmp_path):
+    fill(tmp_path / "one", latency=20.0)
+    fill(tmp_path / "two", latency=30.0)
+    texts = [vtr("report", tmp_path / name, "--no-timings", "--format", "csv").stdout for name in ("one", "two")]
+    assert texts[0] == texts[1] != vtr("report", tmp_path / "one", "--format", "csv").stdout
+
+
+def test_what_cannot_be_trusted_failed_or_contradicts_is_named(tmp_path):
+    printed = fill(tmp_path / "cells")
+    fill(tmp_path / "again", share=0.6)
+    whole = sorted((tmp_path / "cells").glob("*.json"))[-1]
+    (tmp_path / "cells" / "half.json").write_text(whole.read_text()[:500])
+    write_failure(tmp_path / "cells", {**printed, "method": "fastv"}, Failure("layer: must be below 6, got 9", "ValueError"))
+    write_failure(tmp_path / "cells", printed, Failure("was run again and is there now", "ValueError"))
+    result = vtr("report", tmp_path / "cells", tmp_path / "again")
+    assert "warning: ignored half.json: not complete JSON" in result.stderr
+    assert "warning: failed: fastv keep=64 seed=1 on shapes: layer: must be below 6, got 9" in result.stderr
+    assert "the same experiment with other outcomes lies in another folder" in result.stderr
+    assert "was run again" not in result.stderr
+
+
+def test_a_result_without_what_every_result_has_is_named(tmp_path):
+    fill(tmp_path / "cells")
+    bad = content("gone", keep=64)
+    del bad["samples"][0]["correct"]
+    write_cell(tmp_path / "cells", **{name: bad[name] for name in ("fingerprint", "conditions", "summary", "samples")})
+    result = vtr("report", tmp_path / "cells")
+    assert result.exit_code == 0 and "KeyError 'correct' in its content; run the cell again" in result.stderr
