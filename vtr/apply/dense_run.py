@@ -102,7 +102,7 @@ class DenseRun:
         selection = item.step.select(view)
         if started is not None:
             self.clock.stop(started, tokens.device)
-        check_selection(item.name, selection, view)
+            check_selection(item.name, selection, view)  # looks at values, which a compiled run does not have
         return self._settle(item, view, selection, tokens, keep)
 
     def _settle(self, item: PlanStep, view: View, selection: Selection, tokens: Tensor, keep: int) -> Tensor:

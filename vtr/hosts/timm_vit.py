@@ -13,7 +13,7 @@ from vtr.hosts._dense import DenseHost, MergePoint
 from vtr.registry import register_host
 from vtr.types import VtrError
 
-BLOCKS = ("Block", "ResPostBlock", "EvaBlock", "EvaBlockPostNorm", "LayerScaleBlock")
+BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "ParallelThingsBlock", "EvaBlock", "EvaBlockPostNorm")
 """Blocks whose only dependence on the number of tokens is in what they are given."""
 
 

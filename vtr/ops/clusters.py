@@ -6,18 +6,31 @@ any of them may join, so that the work is a few small matrix products instead of
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Grid = tuple[int, int]
+Made = TypeVar("Made")
 MEDIAN_LOGIT = 2.0
 """Median of tau * distance^2 over candidates that calibration aims at: several centres share a token, far ones do not."""
 GATHER = 64
 """What fetching and adding back one number of a box of centres costs, in multiply-adds; decides how large tiles are, not what comes out."""
+
+
+def constant(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Decorator: keeps what was made for the last 32 shapes, also in compiled code, where it becomes part of the graph."""
+    kept = lru_cache(maxsize=32)(make)
+
+    @wraps(make)
+    def known(*shapes: Any) -> Made:
+        return kept(*shapes)
+
+    return torch.compiler.assume_constant_result(known)
 
 
 def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, iterations: int = 5, window: int = 5) -> Tensor:
@@ -157,8 +170,7 @@ def check_grids(grid: Grid, clusters: Grid) -> None:
         raise ValueError(f"cluster: clusters {clusters} must be from (1, 1) to the token grid {grid}; ask for a smaller grid")
 
 
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=32)
+@constant
 def _members(grid: Grid, clusters: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tokens of each cell by distance from its centre, `(h*w, most)` int64, and which entries are its own."""
     home = home_cells(grid, clusters)
@@ -187,8 +199,7 @@ class Tiles(NamedTuple):
     real: Tensor | None
 
 
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=32)
+@constant
 def candidates(grid: Grid, clusters: Grid, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Centres that each token may join: `index (H*W, window^2)` int64 (clipped at borders) and `real (H*W, window^2)` bool."""
     reach = torch.arange(window, device=device) - window // 2
@@ -200,8 +211,7 @@ def candidates(grid: Grid, clusters: Grid, window: int, device: torch.device) ->
     return index.flatten(1), real.flatten(1)
 
 
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=32)
+@constant
 def tiles_of(grid: Grid, clusters: Grid, window: int, device: torch.device) -> Tiles:
     """The cheapest way to cut a grid into tiles, by multiply-adds and numbers moved; computed once per shape and device."""
     options = [[_cut(n, c, window // 2, side) for side in range(1, n + 1)] for n, c in zip(grid, clusters, strict=True)]
