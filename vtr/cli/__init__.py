@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import calibrate, demo, eval, floors, info, list_, models, report, run
+from vtr.cli import calibrate, demo, eval, floors, info, list_, models, report, run, sweep
 
 app = typer.Typer(
     name="vtr",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("eval")(eval.eval)
 app.command("floors")(floors.floors)
+app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("list")(list_.list_)
 app.command("info")(info.info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -93,6 +94,10 @@ class Worker:
     def describe(self, setup: Setup) -> Surroundings:
         """`describe` where this worker runs."""
         return describe(setup)
+
+    def process(self) -> int:
+        """Id of the process that it runs in."""
+        return os.getpid()
 
     def run(self, job: Job, advance: Advance = lambda count: None) -> dict[str, Any] | Failure:
         """The parts of the cell's result, or why there are none; the worker lives on."""
