@@ -7,7 +7,7 @@ import torch
 
 import vtr
 from tests import windowed_models as models
-from vtr.hosts._windows import relative_bias
+from vtr.hosts._windows import smaller_bias
 from vtr.types import VtrError
 
 PIXELS = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(5))
@@ -116,7 +116,7 @@ def test_the_smaller_bias_is_a_function_of_the_offset_and_keeps_a_linear_one(sid
     table = torch.stack([at[:, None] + 0 * at, 0 * at[:, None] + 2 * at], -1).flatten(
         0, 1
     )  # head 0 the rows apart, head 1 twice the columns
-    bias = relative_bias(table, window, side)
+    bias = smaller_bias(table, window, side)()
     assert bias.shape == (1, heads, side * side, side * side)
     cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
     apart = (cells[:, None] - cells).float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,27 +90,25 @@ class WindowedHost(DenseHost):
         return -(-rows // self.window), -(-cols // self.window)
 
 
-def relative_bias(table: Tensor, window: int, side: int) -> Tensor:
-    """Swin's relative position bias of a smaller window.
+def smaller_bias(table: Tensor, window: int, side: int) -> Callable[[], Tensor]:
+    """Swin's relative position bias of smaller windows.
 
     Args:
-        table: `((2K-1)^2, H)`, of windows of K x K; window: K.
-        side: k.
+        table: `((2K-1)^2, H)`, of windows of K x K; read at every call.
+        window: K; side: k.
 
     Returns:
-        `(1, H, k*k, k*k)`: the table resized bilinearly per head, looked up for every pair of tokens of a k x k window.
+        Function giving `(1, H, k*k, k*k)`: the table resized bilinearly per head, looked up for every query and key of a k x k window.
     """
     old, new = 2 * window - 1, 2 * side - 1
-    plane = table.mT.unflatten(1, (old, old))[None]
-    if new != old:
-        plane = F.interpolate(plane.float(), (new, new), mode="bilinear").to(table.dtype)
-    return plane.flatten(2)[..., _apart(side, table.device)]
-
-
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=32)
-def _apart(side: int, device: torch.device) -> Tensor:
-    """`(k*k, k*k)` int64: entry of the table `(2k-1)^2` for a query and a key."""
-    at = torch.arange(side, device=device)
+    at = torch.arange(side, device=table.device)
     apart = at[:, None] - at + side - 1
-    return (apart[:, None, :, None] * (2 * side - 1) + apart[None, :, None, :]).flatten(2).flatten(0, 1)
+    entry = (apart[:, None, :, None] * new + apart[None, :, None, :]).flatten(2).flatten(0, 1)  # (k*k, k*k)
+
+    def bias() -> Tensor:
+        plane = table.mT.unflatten(1, (old, old))[None]
+        if new != old:
+            plane = F.interpolate(plane.float(), (new, new), mode="bilinear").to(table.dtype)
+        return plane.flatten(2)[..., entry.to(table.device)]
+
+    return bias

@@ -11,11 +11,10 @@ encoder.layers[].blocks}`, of a block its argument `input_dimensions`, `window_s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from vtr.hosts._dense import Grid
-from vtr.hosts._windows import Swaps, WindowedHost, relative_bias
+from vtr.hosts._windows import Swaps, WindowedHost, smaller_bias
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -74,7 +73,7 @@ def _host(name: str, model: Any, stages: Sequence[Any], patches: Any, grid: Grid
 
 
 def _shrink_timm(block: Any, side: int) -> Swaps:
-    bias = partial(relative_bias, block.attn.relative_position_bias_table, block.window_size[0], side)
+    bias = smaller_bias(block.attn.relative_position_bias_table, block.window_size[0], side)
     shift = tuple(side // 2 if old else 0 for old in block.shift_size)
     sizes = ((block, "window_size", (side, side)), (block, "window_area", side * side), (block, "shift_size", shift))
     return (*sizes, (block, "dynamic_mask", True), (block.attn, "_get_rel_pos_bias", bias))  # the mask in the buffer is of the full grid
@@ -82,6 +81,6 @@ def _shrink_timm(block: Any, side: int) -> Swaps:
 
 def _shrink_hf(block: Any, side: int) -> Swaps:
     table = block.attention.relative_position_bias
-    bias = partial(relative_bias, table.relative_position_bias_table, table.window_size[0], side)
+    bias = smaller_bias(table.relative_position_bias_table, table.window_size[0], side)
     shift = side // 2 if block.shift_size else 0
     return (block, "window_size", side), (block, "shift_size", shift), (table, "forward", bias)
