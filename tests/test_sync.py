@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,35 @@ import vtr
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
+from vtr.methods.visionzip import authors_order
+from vtr.registry import method_class
 
+TORCH = Path(torch.__file__).parent
 PACKAGE = Path(vtr.__file__).parent
 WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__len__", "numpy", "cpu", "nonzero", "unique", "masked_select"}
 
 
-class Waits(TorchFunctionMode):
-    """Notes the lines of methods and ops that would wait for a GPU."""
+HOST_TABLES = {
+    "ImageLayout.tokens",
+    "ImageLayout.view_tokens",
+    "Images.of",
+    "begin.<locals>.<genexpr>",  # lines of cached layouts
+    "_view",  # a quota of host integers
+    "_drop_newlines",  # patches of cached layouts
+    "plan_resize",
+    "plan_resize.<locals>.<listcomp>",
+    "check_selection",  # looks at an index on the CPU only
+}
+"""Functions of the host layer that read tensors which never leave the host."""
 
-    def __init__(self) -> None:
+
+class Waits(TorchFunctionMode):
+    """Notes the functions in some parts of vtr that would wait for a GPU, and where."""
+
+    def __init__(self, *parts: str) -> None:
         super().__init__()
+        self.parts = parts
+        self.functions: list[str] = []
         self.lines: list[str] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -32,23 +53,68 @@ class Waits(TorchFunctionMode):
         repeats = name == "repeat_interleave" and len(args) > 1 and isinstance(args[1], torch.Tensor) and "output_size" not in kwargs
         if (name in WAITS and name != "__len__") or (masks and name == "__getitem__") or repeats:
             frame = sys._getframe(1)
-            while frame is not None and not Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+            while frame is not None and Path(frame.f_code.co_filename).is_relative_to(TORCH):
                 frame = frame.f_back
-            if frame is not None and Path(frame.f_code.co_filename).parent.name in ("methods", "ops"):
-                self.lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {name}")
+            path = Path(frame.f_code.co_filename) if frame is not None else TORCH
+            if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in self.parts:
+                self.functions.append(frame.f_code.co_qualname)
+                self.lines.append(f"{path.name}:{frame.f_lineno} {name}")
         return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@torch.no_grad()
-def test_a_selection_does_not_wait_for_the_device(name):
+CASES = [
+    (name, stage)
+    for name in NAMES
+    for stage in (method_class(name).stages if "stage" in {f.name for f in fields(method_class(name))} else method_class(name).stages[:1])
+]
+"""Every method at every stage that it can be told to work at."""
+
+
+def reduced(name, stage):
+    """Model, batch, and the method at that stage."""
     kind = home(name)
-    model, batch = model_of(kind), batch_of(kind)
-    with vtr.reduced(model, method_of(name, 7, kind)):
+    method = method_of(name, 7, kind)
+    at = {"stage": stage} if hasattr(method, "stage") else {}
+    return model_of(kind), batch_of(kind), replace(method, **at)
+
+
+def test_the_trap_sees_what_waits():
+    with Waits("methods", "ops") as waits:
+        released_authors = authors_order(torch.tensor([True, False, True]), torch.tensor([False, False, True]))
+    assert released_authors.tolist() == [0, 2]
+    assert waits.functions == ["authors_order"] * 2, "nonzero, twice"
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES)
+@torch.no_grad()
+def test_a_selection_does_not_wait_for_the_device(name, stage):
+    model, batch, method = reduced(name, stage)
+    with vtr.reduced(model, method):
         model(**batch.inputs)  # fills caches of what is known on the host
-        with Waits() as waits:
+        with Waits("methods", "ops") as waits:
             model(**batch.inputs)
     assert not waits.lines
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES)
+@torch.no_grad()
+def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_counts(name, stage):
+    model, batch, method = reduced(name, stage)
+    with vtr.reduced(model, method) as reduction:
+        model(**batch.inputs)
+        with Waits("apply", "hosts") as waits:
+            model(**batch.inputs)
+        anyres = "next" in home(name)  # which lines keep their newline token is known on the device only
+        unknown = [step for step in reduction.plan.steps if step.removes and (anyres or not reduction.plan.counted(step))]
+        found = Counter(function for function in waits.functions if function not in HOST_TABLES)
+        assert found.pop("survey", 0) == 1
+        assert found.pop("_count", 0) <= len(unknown)
+        assert not found, waits.lines
+        cache = model(**batch.inputs).past_key_values
+        step = torch.full((2, 1), 7), batch.positions[:, -1:] + 1
+        with Waits("apply", "hosts", "methods", "ops") as waits:
+            model(input_ids=step[0], position_ids=step[1], past_key_values=cache)
+        assert not [f for f in waits.functions if f not in HOST_TABLES], waits.lines
 
 
 @pytest.mark.gpu
