@@ -6,6 +6,7 @@ Results come back to the process that runs the sweep, which alone writes files, 
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class RayPool:
             import ray
         except ImportError:
             raise VtrError("ray: is not installed; pip install 'vtr[eval]', or leave --ray and --jobs out to run in this process") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts a cluster; it would report home
         self._ray = ray
         local = {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
@@ -66,9 +68,9 @@ class RayPool:
                 logging_level=logging.ERROR,
                 **(local if address == "local" else {}),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises many kinds, plain Exception among them
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise VtrError(f"ray: no cluster at {address!r} ({first}); start one with `ray start --head`, or give --ray local") from None
+            raise VtrError(f"ray: no cluster at {address!r} ({first}); start one with `ray start --head`, or leave --ray out") from None
         have = ray.cluster_resources()
         gpus = float(have.get("GPU", 0) > 0) if gpus is None else gpus
         if have.get("CPU", 0) < cpus or have.get("GPU", 0) < gpus:

@@ -39,7 +39,7 @@ class Runner:
     device: str
     batch_size: int = 16
     share_tower: bool = False
-    _counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    _counts: dict[tuple[tuple[int, int], ...], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -73,6 +73,8 @@ class Runner:
         samples = self.answer(cell, advance)
         took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
         summary = summarise(samples, cell.task.families, self.model.config, self._frozen(cell))
+        if cell.task.metrics:
+            summary["metrics"] = cell.task.metrics(cell.limit, [sample["prediction"] for sample in samples])
         return {
             "fingerprint": self.fingerprint(cell),
             "conditions": {**conditions(self.batch_size), "tower": "shared" if self.share_tower else "own", **took},
@@ -90,7 +92,7 @@ class Runner:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
 
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
-        inputs = to_model(encode(self.processor, [s.question for s in batch], [[s.image] for s in batch]), self.model)
+        inputs = to_model(encode(self.processor, [s.question for s in batch], [_images(s) for s in batch]), self.model)
         predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
         counts = self._tokens(batch, inputs, reduction)
         return [
@@ -99,7 +101,7 @@ class Runner:
                 "family": sample.family,
                 "answer": sample.answer,
                 "prediction": prediction,
-                "correct": cell.task.is_correct(prediction, sample.answer),
+                "correct": cell.task.outcome(sample, prediction),
                 **own,
                 "latency_ms": round(elapsed / len(batch), 3),
             }
@@ -131,10 +133,11 @@ class Runner:
         return found
 
     def _full_tokens(self, sample: Any) -> list[int]:
-        """Visual tokens of a sample's image without its newlines, by asking a reduction that keeps all; once per image size."""
-        size = sample.image.size
+        """Visual tokens of a sample's images without newlines, by asking a reduction that keeps all; once per image sizes."""
+        images = _images(sample)
+        size = tuple(image.size for image in images)
         if size not in self._counts:
-            inputs = to_model(encode(self.processor, [sample.question], [[sample.image]]), self.model)
+            inputs = to_model(encode(self.processor, [sample.question], [images]), self.model)
             with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
                 generate(self.model, self.processor, inputs, 1)
                 self._counts[size] = [image.visual_tokens for image in reduction.report().images]
@@ -169,6 +172,10 @@ def _lengths(sample: Mapping[str, Any]) -> list[int]:
     """Tokens of a sample's prompt at every LLM layer; newlines go when visual tokens go."""
     full, (newlines, left) = sum(sample["visual_tokens"]), sample["newlines"]
     return [sample["text_tokens"] + tokens + (newlines if tokens == full else left) for tokens in sample["per_layer"]]
+
+
+def _images(sample: Any) -> list[Any]:
+    return list(getattr(sample, "images", None) or [sample.image])
 
 
 def _batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

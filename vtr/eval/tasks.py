@@ -10,7 +10,7 @@ from vtr.registry import closest
 
 
 class Sample(Protocol):
-    """One question; `image` may be drawn or read only when it is asked for."""
+    """One question; `image` may be drawn or read only when it is asked for. A sample of several images has them as `images`, too."""
 
     @property
     def id(self) -> str: ...
@@ -35,6 +35,8 @@ class Task:
         is_correct: `(prediction, answer)`.
         max_new_tokens: enough for the longest answer.
         remote: the samples may have to be downloaded, so that nobody should ask for them just to count them.
+        judge: `(sample, prediction) -> 0 to 1`, instead of `is_correct` where more than the answer is needed.
+        metrics: `(limit, predictions in order) -> numbers` of the task's own making, in its units.
     """
 
     name: str
@@ -45,11 +47,17 @@ class Task:
     is_correct: Callable[[str, str], bool]
     max_new_tokens: int
     remote: bool = False
+    judge: Callable[[Any, str], float] | None = None
+    metrics: Callable[[int | None, Sequence[str]], dict[str, float]] | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         """For fingerprints."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+    def outcome(self, sample: Sample, prediction: str) -> bool | float:
+        """How right an answer is: a bool, or 0 to 1."""
+        return self.judge(sample, prediction) if self.judge else self.is_correct(prediction, sample.answer)
 
 
 def _shapes() -> Task:
@@ -86,11 +94,15 @@ def list_tasks() -> list[str]:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`.
+    """The task called `name`; `lmms:NAME` is one of lmms-eval.
 
     Raises:
         ValueError: no such task.
     """
+    if name.startswith("lmms:"):
+        from vtr.eval.benchmarks import benchmark
+
+        return benchmark(name.removeprefix("lmms:"))
     if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}{closest(name, list_tasks())}")
+        raise ValueError(f"unknown task {name!r}{closest(name, list_tasks())}; those of lmms-eval are written lmms:NAME")
     return _TASKS[name]()

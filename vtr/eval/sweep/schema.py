@@ -126,7 +126,7 @@ class Member(_Part):
 
 
 class Workers(_Part):
-    """What one worker of Ray gets; `gpus` may be a fraction, None is one where the cluster has any and the device is not the CPU."""
+    """What one worker of Ray gets; `gpus` may be a fraction, None is one where the cluster has any."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
