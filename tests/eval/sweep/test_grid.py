@@ -18,9 +18,13 @@ def labels(sweep):
     return [job.cell.label for job in sweep.jobs]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def needs_lmms(path):
+    return "lmms:" in path.read_text()
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, marks=[pytest.mark.slow] * needs_lmms(p), id=p.stem) for p in FILES])
 def test_the_files_that_come_with_the_repository(path):
-    if "lmms:" in path.read_text():
+    if needs_lmms(path):
         pytest.importorskip("lmms_eval")
     sweep = load_sweep(path)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
