@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import vtr
 from tests.tiny_models import snapshot
+from vtr.methods.pool import pooled_grid
+from vtr.ops.clusters import cell_means
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 96, "patch_size": 16}
 NECK = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
@@ -281,3 +283,27 @@ def test_masks_and_dropped_patches_are_refused():
     dropping = timm_model("vit_tiny_patch16_224", patch_drop_rate=0.5).train()
     with vtr.reduced(dropping, "expedit", **COARSE), pytest.raises(vtr.VtrError, match="a block should get 37 tokens"):
         dropping(pixels)
+
+
+@pytest.mark.parametrize("kind", ["timm", "timm EVA02 rotary", "ViT", "DPT", "open_clip"])
+@torch.no_grad()
+def test_pool_averages_and_interpolates(kind):
+    model, pixels = model_of(kind), images()
+    full = outputs(model, pixels)
+    with vtr.reduced(model, "pool", alpha=2, keep=36):
+        assert all(torch.equal(got, wanted) for got, wanted in zip(outputs(model, pixels), full, strict=True))
+    with vtr.reduced(model, "pool", alpha=2, grid=(3, 4)) as reduction:
+        made = outputs(model, pixels)
+        assert reduction.report().tokens_per_block == [36, 36, 12, 12, 12, 12]
+    assert [got.shape for got in made] == [wanted.shape for wanted in full]
+    with vtr.reduced(model, "pool", alpha=5, keep=17) as reduction:
+        outputs(model, pixels)
+        assert reduction.report().small_grid == (4, 4)
+
+
+def test_pooled_cells_are_what_torch_pools():
+    grid = torch.randn(2, 8, 6, 6)
+    means = cell_means(grid.flatten(2).mT, (6, 6), (4, 4)).mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(means, nn.functional.adaptive_avg_pool2d(grid, 4))
+    assert [pooled_grid((40, 40), keep) for keep in (784, 400, 1)] == [(28, 28), (20, 20), (1, 1)]
+    assert pooled_grid((24, 48), 300) == (12, 25) and pooled_grid((24, 24), 10**6) == (24, 24)

@@ -70,7 +70,7 @@ def test_what_the_encoder_cannot_do_is_refused(settings, message):
 
 
 def test_tau_comes_from_a_file(tmp_path):
-    for number, text in enumerate(("tau: 0.02", "expedit:\n  tau: 0.02\n  alpha: 10")):
+    for number, text in enumerate(("tau: 0.02", "settings:\n  expedit:\n    tau: 0.02\n    alpha: 10")):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         assert read_tau(str(file)) == 0.02

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.hosts._dense import DenseHost
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import Geometry, VtrError
 
@@ -151,8 +150,10 @@ class Host:
         return int(window) if window and slides else None
 
 
-def host_of(model: nn.Module) -> Host | DenseHost:
-    """The host of a model, by `model.config.model_type` or by its class; of a module that wraps one known ViT, that ViT's.
+def host_of(model: nn.Module) -> Any:
+    """The host of a model, a `Host` or the `DenseHost` of a ViT without an LLM; of a module that wraps one known ViT, that ViT's.
+
+    Looked up by `model.config.model_type`, then by library and class.
 
     Raises:
         TypeError: not a torch module.

@@ -183,8 +183,8 @@ def read_tau(name: str) -> float:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"expedit: {name} is not a readable YAML file ({error}); write it with `vtr calibrate expedit`") from error
     found: Any = content
-    for key in ("expedit", "tau"):
-        found = found.get(key, found if key == "expedit" else None) if isinstance(found, Mapping) else None
+    for key in ("settings", "expedit", "tau"):  # the last must be there
+        found = found.get(key, None if key == "tau" else found) if isinstance(found, Mapping) else None
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < float("inf"):
         raise ValueError(f"expedit: {name} has no positive number under 'tau', got {found!r}; write it with `vtr calibrate expedit`")
     return float(found)

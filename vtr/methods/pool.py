@@ -1,13 +1,16 @@
 """Pool: average visual tokens over the cells of a coarser grid, as many cells as the budget.
 
 Paper: none; ours. With keep = r x c it is adaptive average pooling, the usual training-free baseline.
-Stage: boundary. Reads: visual tokens and their cells. Batch: any. Deterministic: yes.
+Stage: boundary; tower in a ViT without an LLM. Reads: visual tokens and their cells. Batch: any. Deterministic: yes.
 
 1. The thumbnail (or the only view) and the canvas of crops are two parts; the budget is shared by their token counts, largest remainder.
 2. A part of R x C tokens with budget k is cut into round(sqrt(k R / C)) row bands of equal height, at least ceil(k / C).
 3. A band has floor(k / bands) or one more cells, spread so that they sum to k. Bands and cells span what adaptive average pooling spans:
    from floor(i R / bands) to ceil((i + 1) R / bands), and the same for columns.
 4. A cell becomes one token, the mean of its tokens weighted by size, at the place of the real token nearest to its centre.
+
+On a ViT without an LLM the token grid is pooled to r x c in front of block alpha, and every token gets the bilinear interpolation of the
+pooled grid back where the tokens are read; keep (or the grid) says how small.
 
 Where a part has holes (an earlier method removed tokens), cells without a token or with an already used one are replaced by the first
 tokens that are nobody's pivot, so that the count stays exact.
@@ -16,12 +19,15 @@ tokens that are nobody's pivot, so that the count stays exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vtr.ops.canvas import canvas_cells, on_device
+from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
@@ -113,7 +119,10 @@ def _extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
 class Pool(Method):
     """Grid average pooling at the boundary; the default budget is a third, the 192 of 576 of most tables."""
 
-    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    alpha: int | None = None
+    grid: tuple[int, int] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary", "tower")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     card: ClassVar[Card] = Card(
         title="Pool: grid average pooling to an exact number of tokens",
@@ -121,10 +130,66 @@ class Pool(Method):
         signals="visual tokens",
         cost="one product of (keep, N) weights with the tokens",
         ours=True,
+        settings={
+            "alpha": "ViTs without an LLM: blocks at full resolution before pooling; None: 10 of 24",
+            "grid": "ViTs without an LLM: (rows, cols) of the pooled grid; None: the largest proportional one that the budget allows",
+        },
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and (isinstance(self.alpha, bool) or not isinstance(self.alpha, int)):
+            raise TypeError(f"pool: alpha must be an integer, got {self.alpha!r}")
+        if self.grid is not None:
+            if (
+                not isinstance(self.grid, (list, tuple))
+                or len(self.grid) != 2
+                or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in self.grid)
+            ):
+                raise ValueError(f"pool: grid must be (rows, cols), both at least 1, got {self.grid!r}")
+            object.__setattr__(self, "grid", tuple(self.grid))  # YAML and JSON hand in lists
+
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if not geometry.llm_layers:
+            return self._dense_steps(geometry)
+        if self.alpha is not None or self.grid is not None:
+            raise ValueError("pool: alpha and grid are for ViTs without an LLM; give keep or keep_ratio")
         return (Step("boundary", action="merge", select=_select),)
+
+    def _dense_steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        depth = geometry.feature_layer + 1
+        alpha = round(depth * 10 / 24) if self.alpha is None else self.alpha
+        if not 0 <= alpha < depth:
+            raise ValueError(
+                f"pool: alpha={alpha} must be from 0 to {depth - 1}, so that some of the {depth} blocks run on the pooled grid"
+            )
+        merge = Step("tower", alpha, "merge", select=partial(_pool_grid, small=self.grid), counted=self.grid is None, proportional=False)
+        return merge, Step("tower", depth, "restore", select=_interpolate, counted=False)
+
+
+def pooled_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
+    """The grid of at most `keep` cells whose sides shrink most alike: most cells, then nearest to the aspect of `grid`."""
+    rows = range(1, grid[0] + 1)
+    fitting = [(r, min(max(keep // r, 1), grid[1])) for r in rows if r <= keep]
+    alike = [(r, c) for r, c in fitting if abs(r / grid[0] - c / grid[1]) <= 1 / min(grid)]
+    return max(alike or fitting, key=lambda g: (g[0] * g[1], -abs(g[0] / grid[0] - g[1] / grid[1])))
+
+
+def _pool_grid(view: View, small: tuple[int, int] | None) -> Selection:
+    grid = view.patch_grid
+    small = pooled_grid(grid, view.most) if small is None else small
+    if small[0] > grid[0] or small[1] > grid[1]:
+        raise ValueError(f"pool: grid {small} is larger than the token grid {grid}; ask for a smaller one")
+    view.memory["grid"] = small
+    pivot, _ = cell_pivots(grid, small, view.real)
+    assign = pivot[:, home_cells(grid, small, view.tokens.device)]
+    return Selection(index=pivot, tokens=cell_means(view.tokens, grid, small), assign=assign, grid=small)
+
+
+def _interpolate(view: View) -> Tensor:
+    """Bilinear, cell centres over token centres."""
+    cells = view.tokens.mT.unflatten(2, view.memory["grid"])  # (G, D, rows, cols)
+    return F.interpolate(cells.float(), size=view.patch_grid, mode="bilinear", align_corners=False).flatten(2).mT
 
 
 def _select(view: View) -> Selection:

@@ -31,6 +31,7 @@ class Recipe:
         revision: pinned commit on the hub; None = the newest.
         notes: remarks for `vtr models`.
         config: how the checkpoint's config differs from the host's default one, where that is known; plans can then be checked before it is here.
+        settings: what was calibrated for the checkpoint, method -> settings (`vtr calibrate expedit --out RECIPE`).
         file: where the recipe was read from.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     revision: str | None = None
     notes: str = ""
     config: dict[str, Any] | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     file: Path = field(default=Path(), compare=False)
 
     @property
@@ -72,7 +74,7 @@ def load_recipe(path: str | Path) -> Recipe:
     for key in content:
         if key not in known:
             raise ValueError(f"recipe {path}: unknown key {key!r}{closest(str(key), known)}")
-    missing = [key for key in known if key not in ("revision", "notes", "config") and key not in content]
+    missing = [key for key in known if key not in ("revision", "notes", "config", "settings") and key not in content]
     if missing:
         raise ValueError(f"recipe {path}: keys missing: {', '.join(missing)}")
     return Recipe(name=path.stem, file=path.resolve(), **content)
