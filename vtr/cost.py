@@ -91,7 +91,9 @@ def prefill_flops(
     return sum(layer_flops(shape, texts[i], n) if i in frozen else layer_flops(shape, n) for i, n in enumerate(lengths))
 
 
-def encoder_flops(shape: TransformerShape, lengths: Sequence[float], patches: int, patch_values: int) -> float:
+def encoder_flops(
+    shape: TransformerShape, lengths: Sequence[float], patches: int, patch_values: int, mlp_lengths: Sequence[float] | None = None
+) -> float:
     """Multiply-adds of a ViT: patch embedding and every layer, without a head.
 
     Args:
@@ -99,13 +101,18 @@ def encoder_flops(shape: TransformerShape, lengths: Sequence[float], patches: in
         lengths: tokens at each layer, prefix tokens included.
         patches: tokens of the picture.
         patch_values: numbers in a patch, e.g. 3 * 16 * 16.
+        mlp_lengths: tokens at the MLP of each layer, where tokens merge inside layers; as `lengths` when None.
 
     ViT-L/16 at 640 pixels, as in Segmenter (1601 tokens, 24 layers): 610.7 GFLOPs.
     """
-    return patches * patch_values * shape.hidden + prefill_flops(shape, lengths)
+    merged = sum(lengths) - sum(mlp_lengths or lengths)
+    inside = merged * shape.mlp_matrices * shape.hidden * shape.intermediate
+    return patches * patch_values * shape.hidden + prefill_flops(shape, lengths) - inside
 
 
-def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1) -> float:
+def clustering_flops(
+    hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1, calibrated: bool = False
+) -> float:
     """Multiply-adds of clustering a token grid and restoring it (arXiv 2210.01035, both layers).
 
     Args:
@@ -114,11 +121,17 @@ def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, c
         iterations: of the clustering; each compares and averages.
         compared: centres that a token is compared with; window^2 at least, more where tokens are compared in tiles.
         restored: how often the full grid is restored with the same weights; 0 = never, and no weights are needed.
+        calibrated: tau is found for each image first, from the distances to all cells.
 
     Pooling, norms and the softmax are left out as they are elsewhere.
     """
-    restoring = tokens * clusters * hidden * (1 + restored) if restored else 0
-    return 2 * iterations * tokens * compared * hidden + restoring
+    products = calibrated + (1 + restored if restored else 0)
+    return 2 * iterations * tokens * compared * hidden + products * tokens * clusters * hidden
+
+
+def matching_flops(shape: TransformerShape, lengths: Sequence[float]) -> float:
+    """Multiply-adds of comparing every token with every other by its head-averaged key, at each layer that merges (ToMe)."""
+    return sum(n * n * shape.head_dim for n in lengths)
 
 
 def kv_bytes(shape: TransformerShape, lengths: Sequence[float], bytes_per_value: int) -> float:

@@ -12,12 +12,13 @@ SIGN = CLASSES.index("sign")
 
 def test_pixels_have_the_class_of_what_is_drawn_there():
     ring, square = Item("ring", "red", "large", 60, 60, 30), Item("square", "blue", "small", 140, 40, 15)
-    scene = Scene(192, (1, 2), (ring, square), (Sign("OK", "white", 80, 120),))
+    sign = Sign("OK", "white", 80, 120)
+    scene = Scene(192, (1, 2), (ring, square), (sign,))
     classes = segment(scene)
     assert (classes == 1 + SHAPES.index("ring")).sum() == mask("ring", 30).sum()
     assert (classes == 1 + SHAPES.index("square")).sum() == mask("square", 15).sum()
     assert classes[60, 60] == 0 and classes[60, 85] == 1 + SHAPES.index("ring")
-    assert (classes[120:152, 80:128] == SIGN).all() and (classes == SIGN).sum() == 32 * 48
+    assert (classes[120 : 120 + sign.height, 80 : 80 + sign.width] == SIGN).all() and (classes == SIGN).sum() == sign.height * sign.width
     bare = draw(Scene(192, scene.seed))
     assert ((draw(scene) != bare).any(-1) <= (classes > 0)).all()
 
@@ -39,11 +40,12 @@ def test_iou_by_hand():
 
 def test_the_truth_scores_full_marks_and_background_none():
     scenes = test_scenes(5)
-    truth = {draw(scene).tobytes(): segment(scene, 2) for scene in scenes}
-    perfect = score(lambda pictures: np.stack([truth[picture.tobytes()] for picture in pictures]), scenes, batch=2)
-    assert np.nanmin(iou(perfect)) == 1
-    nothing = score(lambda pictures: np.zeros((len(pictures), 192, 192), np.uint8), scenes)
-    assert np.nanmax(iou(nothing)[1:]) == 0 and nothing.sum() == 5 * 192 * 192
+    pictures, targets = [draw(scene) for scene in scenes], [segment(scene, 2) for scene in scenes]
+    truth = {picture.tobytes(): target for picture, target in zip(pictures, targets, strict=True)}
+    perfect = score(lambda shown: np.stack([truth[picture.tobytes()] for picture in shown]), pictures, targets, batch=2)
+    assert perfect.shape[0] == 5 and np.nanmin(iou(perfect.sum(0))) == 1
+    nothing = score(lambda shown: np.zeros((len(shown), 192, 192), np.uint8), pictures, targets)
+    assert np.nanmax(iou(nothing.sum(0))[1:]) == 0 and nothing.sum() == 5 * 192 * 192
 
 
 def test_test_scenes_are_those_of_the_test_split():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .scenes import SHAPES, Scene, draw, mask
+from .scenes import SHAPES, Scene, mask
 from .shapes import FAMILIES, PER_FAMILY, test_samples
 
 CLASSES = ("background", *SHAPES, "sign")
@@ -48,20 +48,22 @@ def iou(counts: np.ndarray) -> np.ndarray:
     return np.where(union > 0, counts.diagonal() / np.maximum(union, 1), np.nan)
 
 
-def score(classify: Callable[[list[np.ndarray]], np.ndarray], scenes: Sequence[Scene], batch: int = 10) -> np.ndarray:
-    """`confusion` of a model over scenes.
+def score(
+    classify: Callable[[list[np.ndarray]], np.ndarray], pictures: Sequence[np.ndarray], targets: Sequence[np.ndarray], batch: int = 10
+) -> np.ndarray:
+    """`confusion` of a model on each picture `(pictures, classes, classes)`.
 
     Args:
         classify: pictures `(size, size, 3)` uint8 to classes `(B, h, w)`.
-        scenes: what is shown.
+        pictures: what is shown, see `vtr.data.scenes.draw`.
+        targets: `(h, w)` each, see `segment`.
         batch: pictures at a time.
     """
-    total = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
-    for start in range(0, len(scenes), batch):
-        part = scenes[start : start + batch]
-        guess = classify([draw(scene) for scene in part])
-        total += confusion(np.stack([segment(scene, scene.size // guess.shape[-1]) for scene in part]), guess)
-    return total
+    counts = []
+    for start in range(0, len(pictures), batch):
+        part = slice(start, start + batch)
+        counts += [confusion(target, guess) for target, guess in zip(targets[part], classify(list(pictures[part])), strict=True)]
+    return np.stack(counts)
 
 
 def test_scenes(count: int = 200) -> Sequence[Scene]:

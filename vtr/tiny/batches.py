@@ -40,8 +40,9 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
     """What every patch of a view shows.
 
     Returns:
-        `kind`, `color`, `char`, `index`, `center` int64, `word` and `alike` int64 with a last axis (see `CONTEXT`), `place` float32 with a last axis of 2 (centre of the object in
-        scene widths from the middle), all `(patches, ...)`; class 0 is nothing, -100 undecided. `present` `(PRESENT,)` float32.
+        `kind`, `color`, `char`, `index`, `center` int64, `word` and `alike` int64 with a last axis (see `CONTEXT`), `place` float32 with a
+        last axis of 2 (centre of the object in scene widths from the middle), all `(patches, ...)`; class 0 is nothing, -100 undecided.
+        `present` `(PRESENT,)` float32.
     """
     cell = PATCH * view.zoom
     cells = view.side // cell

@@ -25,13 +25,14 @@ from vtr.models.dense import DenseConfig, DenseViT, load_dense, save_dense
 
 from .batches import MEAN, STD, normalised
 from .model import GRID, grid_positions
+from .run import device_in_words
 from .tokenizer import PATCH, PIXELS
 from .training import Stage, Training
 
 log = logging.getLogger(__name__)
 STAGES = (
     Stage("windows", 500, 16, CANVAS // 2, 1e-3),
-    Stage("whole", 300, 8, CANVAS, 6e-4),
+    Stage("whole", 240, 8, CANVAS, 8e-4),
 )
 _CARD = """---
 license: apache-2.0
@@ -203,12 +204,12 @@ def train(
     training.resume()
     training.run()
     save_dense(model, out)
-    found = 100 * iou(score(load_dense(out).classify, test_scenes(count)))
+    scenes = test_scenes(count)
+    targets = [segment(scene, CANVAS // PIXELS) for scene in scenes]
+    found = 100 * iou(score(load_dense(out).classify, [draw(scene) for scene in scenes], targets).sum(0))
     log.info("mIoU %.1f", np.nanmean(found))
-    words = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} cores"
-    (out / "README.md").write_text(
-        card(training, found, words, hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest(), count)
-    )
+    digest = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+    (out / "README.md").write_text(card(training, found, device_in_words(device), digest, count))
 
 
 def card(training: SegmentationTraining, found: np.ndarray, device: str, start: str, count: int) -> str:

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Dense results on models/tiny-vit-seg: `OMP_NUM_THREADS=1 python scripts/dense_results.py` writes docs/dense.md and its two pictures."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from vtr.bench import dense as bench
+from vtr.bench.stopwatch import clock_name
+from vtr.data.scenes import draw
+from vtr.data.segmentation import test_scenes
+from vtr.eval import dense
+from vtr.models.dense import load_dense
+
+SHOWN = 2  # of the variants, in the picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/tiny-vit-seg"))
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of dense.md and figures/; numbers go to dense.json there")
+    given = parser.parse_args()
+    model = load_dense(given.model)
+    pictures = [draw(scene) for scene in test_scenes(10)]
+    costs = bench.measure(model, model.prepare(pictures), dense.VARIANTS, given.repeats)
+    table = dense.rows(dense.evaluate(model, dense.VARIANTS, given.scenes), costs, bench.label)
+    where = (
+        f"torch {torch.__version__}, {clock_name(torch.device('cpu'))}, {torch.get_num_threads()} thread, batch {len(pictures)}, float32"
+    )
+    (given.out / "figures").mkdir(parents=True, exist_ok=True)
+    dense.plot(table, given.out / "figures" / "dense.png")
+    inputs, settings = model.prepare(pictures[:3]), dense.VARIANTS[SHOWN][1]
+    labels = bench.cluster_labels(model.vit, inputs, settings["alpha"], settings["grid"]).numpy()
+    dense.picture(model, pictures[:3], labels, dense.VARIANTS[SHOWN]).save(given.out / "figures" / "dense-clusters.png")
+    dense.write_rows(given.out / "figures" / "dense.json", table, {"model": str(given.model), "scenes": given.scenes, "where": where})
+    text = f"`python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}`; {given.scenes} test scenes of `shapes`; {where}.\n"
+    pictures_text = "![mIoU against images per second](figures/dense.png)\n\n![clusters and segmentation](figures/dense-clusters.png)\n"
+    (given.out / "dense.md").write_text(f"# Dense results on tiny-vit-seg\n\n{text}\n{dense.markdown(table)}\n\n{pictures_text}")
+
+
+if __name__ == "__main__":
+    main()
