@@ -1,10 +1,10 @@
-"""KV caches of a reduced model: several turns, interleaved conversations, cropping, static caches, beams, a compiled decode step."""
+"""KV caches of a reduced model: several turns, interleaved conversations, cropping, static caches, beams."""
 
 import gc
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import vtr
 from tests import oracles, tiny_models
@@ -149,35 +149,3 @@ def test_several_samples_of_a_prompt_are_reduced_alike():
         generate(model, batch, 3)
         assert many.to_dict()["images"] == reduction.report().to_dict()["images"]
         assert many.positions == reduction.report().positions
-
-
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
-@pytest.mark.parametrize("plan", [oracles.BOTH, [EveryNth(position_ids="renumber"), Ragged(stage="prefill", layer=2), Freeze()]])
-def test_the_compiled_decode_step_is_one_graph(kind, plan):
-    """Static cache, `fullgraph=True`: no graph break, no recompilation over six steps, equal logits."""
-    model, batch = model_of(kind), batch_of(kind)
-    length = batch.valid.shape[1]
-    graphs = [0]
-
-    def backend(module, examples):
-        graphs[0] += 1
-        return module
-
-    def answer(decode) -> torch.Tensor:
-        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 16)
-        logits = [model(**batch.inputs, position_ids=batch.positions, past_key_values=cache).logits[:, -1]]
-        # what generate hands over: a mask of fixed shape, whose columns are those of the unreduced prompt
-        mask = torch.zeros(2, 1, 1, length + 16, dtype=torch.bool)
-        for step in range(6):
-            positions = batch.positions[:, -1:] + 1 + step
-            ids = torch.full((2, 1), 7 + step)
-            logits.append(decode(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[:, -1])
-        return torch.stack(logits)
-
-    with vtr.reduced(model, list(plan)):
-        plain = answer(model.forward)
-        torch._dynamo.reset()
-        compiled = answer(torch.compile(model.forward, backend=backend, fullgraph=True, dynamic=False))
-        torch._dynamo.reset()
-    assert graphs[0] == 1
-    torch.testing.assert_close(compiled, plain, atol=2e-5, rtol=0)
