@@ -1,1 +1,1 @@
-"""Timing: what choosing tokens costs, on the real architectures with random weights."""
+"""Timing: methods against the full model and the floors, on real architectures with random weights or on checkpoints."""

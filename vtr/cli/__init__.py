@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import calibrate, demo, eval, floors, info, list_, models, report, run, sweep
+from vtr.cli import bench, calibrate, demo, eval, floors, info, list_, models, report, run, sweep
 
 app = typer.Typer(
     name="vtr",
@@ -22,6 +22,7 @@ app.command("eval")(eval.eval)
 app.command("floors")(floors.floors)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
+app.command("bench")(bench.bench)
 app.command("list")(list_.list_)
 app.command("info")(info.info)
 app.command("models")(models.models)

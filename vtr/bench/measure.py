@@ -1,0 +1,240 @@
+"""Interleaved timing of the full model, the methods and the floors: every round runs each of them once on the same prompts."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.apply import reduced
+from vtr.apply.entry import swap
+from vtr.bench.floors import can_cut, encode, next_token, prefill
+from vtr.bench.schedule import Schedule, Watch, kept_schedule
+from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes, synchronize
+from vtr.hosts._host import Host, host_of
+from vtr.types import Method, VtrError
+
+FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"
+
+
+@dataclass
+class Row:
+    """One line of a cell.
+
+    Args:
+        kind: `full`, `kept floor`, `schedule floor` or `method`.
+        name: of the method; the kind for the others.
+        method: to reduce with.
+        schedule: lengths it runs on; given for floors, seen in the warm-up for the others.
+        runs: one dict of numbers per counted round, see `_once`.
+        peak_bytes: of a prefill, on top of weights and prompts.
+    """
+
+    kind: str
+    name: str
+    method: Method | None = None
+    schedule: Schedule | None = None
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    peak_bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        settings = {k: v for k, v in asdict(self.method).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "settings": settings,
+            "schedule": asdict(self.schedule) if self.schedule else None,
+            "peak_bytes": self.peak_bytes,
+            **self.facts,
+            "runs": self.runs,
+        }
+
+
+@torch.no_grad()
+def run_cell(
+    model: Any,
+    pool: Sequence[Mapping[str, Tensor]],
+    methods: Sequence[Method],
+    keep: int,
+    new_tokens: Sequence[int] = (1,),
+    repeats: int = 3,
+    floors: bool = True,
+    until: float = math.inf,
+    refused: dict[str, str] | None = None,
+    after: Callable[[list[Row]], None] = lambda rows: None,
+    advance: Callable[[str], None] = lambda what: None,
+) -> list[Row]:
+    """One cell: a budget at a batch size.
+
+    Args:
+        model: with random or trained weights, on its device.
+        pool: prompts, one batch each; rounds take them in turn. Every row of a batch has its one image at the same place.
+        methods: with the budget.
+        keep: the same budget as a count, for the kept floor.
+        new_tokens: answer lengths whose totals are wanted; the prefill makes the first token.
+        repeats: counted rounds; one more in front warms up, looks at lengths and measures memory.
+        floors: run the floors too.
+        until: time of `time.monotonic()` after which no further round begins; one is always counted.
+        refused: filled with methods that cannot run on this model and why; None raises their error.
+        after: called with all rows after every counted round.
+        advance: called with the name of each row after it ran.
+
+    Returns:
+        `full`, the kept floor, the methods in their order, and one schedule floor for every schedule that differs and can be cut by hand.
+    """
+    host = host_of(model)
+    rows = [Row(FULL, FULL), *(Row(METHOD, m.name, m) for m in methods)]
+    for row in list(rows):
+        try:
+            _warm_up(host, row, pool[0], new_tokens)
+        except (TypeError, ValueError, VtrError) as error:
+            if refused is None or row.method is None:
+                raise
+            refused[row.name] = str(error)
+            rows.remove(row)
+        advance(row.name)
+    if floors:
+        assert rows[0].schedule is not None
+        start, stop = image_span(host, pool[0]["input_ids"])
+        kept = kept_schedule(rows[0].schedule, pool[0]["input_ids"].shape[1] - (stop - start), keep)
+        rows.insert(1, Row(KEPT, KEPT, schedule=kept))
+        others = dict.fromkeys(row.schedule for row in rows if row.kind == METHOD and row.schedule is not None and row.schedule != kept)
+        rows += [Row(FLOOR, FLOOR, schedule=schedule) for schedule in others if can_cut(host, schedule)]
+        for row in [row for row in rows if row.kind in (KEPT, FLOOR)]:
+            _warm_up(host, row, pool[0], new_tokens)
+            advance(row.name)
+    for turn in range(repeats):
+        first = turn * len(rows) // max(repeats, 1)  # another row begins each round
+        for row in rows[first:] + rows[:first]:
+            row.runs.append(_once(host, row, pool[(turn + 1) % len(pool)], new_tokens))
+            advance(row.name)
+        after(rows)
+        if time.monotonic() > until:
+            break
+    return rows
+
+
+def image_span(host: Host, ids: Tensor) -> tuple[int, int]:
+    """First position of the image and the one behind its last, the same in every row.
+
+    Raises:
+        VtrError: rows differ, or have several images.
+    """
+    visual = torch.stack([ids == p for p in host.placeholder_ids]).any(0)
+    start, count = int(visual[0].to(torch.uint8).argmax()), int(visual[0].sum())
+    expected = torch.zeros_like(visual)
+    expected[:, start : start + count] = True
+    if not count or not torch.equal(visual, expected):
+        raise VtrError("bench: every prompt of a batch needs one image at the same place; give prompts of one length")
+    return start, start + count
+
+
+def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequence[int]) -> None:
+    """A prefill that is not counted: its lengths and its memory."""
+    if inputs["input_ids"].is_cuda:  # kernels are loaded and chosen by the first call
+        _once(host, row, inputs, (min(max(new_tokens), 3),))
+    watch = Watch(host)
+    with ExitStack() as stack:
+        reduction = stack.enter_context(reduced(host.model, row.method)) if row.method else None
+        if row.schedule is None:
+            stack.enter_context(watch)
+            work: Callable[[], Any] = partial(host.model, **inputs, logits_to_keep=1)
+        else:
+            work = _floor_prefill(host, row.schedule, inputs)
+        row.peak_bytes = peak_bytes(work, inputs["input_ids"].device)
+        if reduction is not None:
+            report = reduction.report()
+            frozen = {item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"}
+            row.schedule = watch.schedule(report.sequence_lengths, frozen)
+            row.facts = {"average_keep": report.average_keep, "retained": [len(image.retained) for image in report.images]}
+        elif row.schedule is None:
+            row.schedule = watch.schedule()
+
+
+def _floor_prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], watch: Stopwatch | None = None) -> Callable[[], Any]:
+    """A prefill cut by hand, ready to run; pixel values are made small here, outside of it."""
+    span, pixels = image_span(host, inputs["input_ids"]), inputs["pixel_values"]
+    pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
+    if schedule.grid:
+        size = [side * host.patch_size for side in schedule.grid]
+        pixels = torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)
+
+    def run() -> tuple[Tensor, Any]:
+        visual = encode(host, schedule, pixels)
+        if watch is not None:
+            watch.mark("encoded")
+        return prefill(host, schedule, inputs, visual, span)
+
+    return run
+
+
+def _once(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequence[int]) -> dict[str, Any]:
+    """One answer: milliseconds of its parts.
+
+    Returns:
+        `tower_ms` (projector and removals in the tower included), `choosing_ms`, `prefill_ms` (all up to the first token, tower and choosing
+        included), `decode_ms` per further token, `total_ms` by answer length, `apply_ms` and `kv_bytes` after the prefill.
+    """
+    model, ids = host.model, inputs["input_ids"]
+    device, floor, longest = ids.device, row.kind in (KEPT, FLOOR), max(new_tokens)
+    watch, apart = Stopwatch(device), Stopwatch(torch.device("cpu"))
+    found: dict[str, Any] = {"tower_ms": 0.0, "choosing_ms": 0.0, "apply_ms": 0.0}
+    given = ids.new_ones(len(ids), ids.shape[1] + longest)
+    with ExitStack() as stack:
+        stack.enter_context(choosing_in_process_time())
+        apart.mark("start")
+        reduction = stack.enter_context(reduced(model, row.method)) if row.method else None
+        apart.mark("applied")
+        if floor:
+            assert row.schedule is not None
+            run, length = _floor_prefill(host, row.schedule, inputs, watch), row.schedule.llm[0]
+        else:
+            stack.callback(_timed_encode(host, watch))
+            run, length = partial(model, **inputs, logits_to_keep=1), ids.shape[1]
+        synchronize(device)
+        watch.mark("start")
+        output = run()
+        logits, cache = output if floor else (output.logits, output.past_key_values)
+        token = logits[:, -1:].argmax(-1)
+        watch.mark("1")
+        found["kv_bytes"] = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+        for step in range(1, longest):
+            position = torch.full((len(ids), 1), ids.shape[1] + step - 1, device=device)
+            token = next_token(model, cache, token, position, given[:, : length + step])[:, -1:].argmax(-1)
+            if step + 1 in new_tokens:
+                watch.mark(str(step + 1))
+        synchronize(device)
+        if reduction is not None:
+            found["choosing_ms"] = reduction.report().choosing_ms
+            found["apply_ms"] = apart.ms("start", "applied")
+    found["tower_ms"] = watch.ms("start" if floor else "tower", "encoded")
+    found["prefill_ms"] = watch.ms("start", "1")
+    found["total_ms"] = {str(n): watch.ms("start", str(n)) for n in new_tokens}
+    if longest > 1:
+        found["decode_ms"] = watch.ms("1", str(longest)) / (longest - 1)
+    del output, cache
+    gc.collect()
+    return found
+
+
+def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:
+    """Marks `tower` and `encoded` around the base model's image encoding; returns what undoes it."""
+    original = getattr(host.base, host.encode)
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        watch.mark("tower")
+        output = original(*args, **kwargs)
+        watch.mark("encoded")
+        return output
+
+    return swap(host.base, host.encode, encode)

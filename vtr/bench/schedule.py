@@ -1,0 +1,214 @@
+"""How many tokens each layer really runs on, measured; and counts that data-dependent methods are made to follow on random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.apply import reduced
+from vtr.hosts._host import Host, host_of
+from vtr.registry import with_settings
+from vtr.types import Geometry, Method, Selection, Step, View, VtrError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths that a prefill runs on; two methods with one schedule have one floor.
+
+    Args:
+        grid: `(rows, cols)` of patches when images are made smaller in front of the tower, else None.
+        tower: per tower layer that runs, tokens of a view in front of its attention and of its MLP, prefix tokens included.
+        projector: tokens of a view that are projected.
+        llm: length of the sequence at every LLM layer, text included.
+        frozen: LLM layers that compute text tokens only.
+    """
+
+    grid: tuple[int, int] | None
+    tower: tuple[tuple[int, int], ...]
+    projector: int
+    llm: tuple[int, ...]
+    frozen: tuple[int, ...] = ()
+
+
+class Watch:
+    """Hooks that note the lengths of one forward; installed behind those of a reduction, so that they see what it leaves."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.attention: dict[int, int] = {}
+        self.mlp: dict[int, int] = {}
+        self.llm: dict[int, int] = {}
+        self.projector = 0
+        self.pixels: tuple[int, int] = (0, 0)
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Watch:
+        host = self.host
+        patches = host.tower.embeddings.patch_embedding
+        self._undo.append(patches.register_forward_pre_hook(self._see_pixels).remove)
+        self._undo.append(host.projector.register_forward_pre_hook(self._see_projector).remove)
+        for table, layers, part in (
+            (self.attention, host.tower_layers, None),
+            (self.mlp, host.tower_layers, host.tower_norms[1]),
+            (self.llm, host.layers, None),
+        ):
+            for i, layer in enumerate(layers):
+                module = layer if part is None else getattr(layer, part)
+                self._undo.append(module.register_forward_pre_hook(self._see(table, i), with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _see(self, table: dict[int, int], i: int) -> Callable[[Any, tuple, dict], None]:
+        def hook(_module: Any, args: tuple, kwargs: dict) -> None:
+            table[i] = (args[0] if args else kwargs["hidden_states"]).shape[1]
+
+        return hook
+
+    def _see_pixels(self, _module: Any, args: tuple) -> None:
+        self.pixels = (args[0].shape[-2], args[0].shape[-1])
+
+    def _see_projector(self, _module: Any, args: tuple) -> None:
+        self.projector = args[0].shape[1]
+
+    def schedule(self, lengths: Sequence[int] | None = None, frozen: Iterable[int] = ()) -> Schedule:
+        """What was seen.
+
+        Args:
+            lengths: of the LLM's layers when some of them are frozen, whose input is shorter than the sequence.
+            frozen: those layers.
+        """
+        rows, cols = (side // self.host.patch_size for side in self.pixels)
+        return Schedule(
+            grid=None if (rows, cols) == self.host.patch_grid else (rows, cols),
+            tower=tuple((self.attention[i], self.mlp[i]) for i in sorted(self.attention)),
+            projector=self.projector,
+            llm=tuple(lengths) if lengths is not None else tuple(self.llm[i] for i in sorted(self.llm)),
+            frozen=tuple(sorted(frozen)),
+        )
+
+
+@torch.no_grad()
+def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | None) -> Schedule:
+    """The lengths of one prefill, with a method or of the full model (None)."""
+    host = host_of(model)
+    if method is None:
+        with Watch(host) as watch:
+            model(**inputs, logits_to_keep=1)
+        return watch.schedule()
+    with reduced(model, method) as reduction, Watch(host) as watch:
+        model(**inputs, logits_to_keep=1)
+        frozen = {item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"}
+        return watch.schedule(reduction.report().sequence_lengths, frozen)
+
+
+def kept_schedule(full: Schedule, text: int, keep: int) -> Schedule:
+    """The kept floor: the whole tower, then an LLM that is given `keep` visual tokens from the start."""
+    return replace(full, llm=(text + keep,) * len(full.llm))
+
+
+def decides_itself(method: Method, geometry: Geometry) -> list[Step]:
+    """Steps with which a method removes as many tokens as the images ask for, whatever its budget says."""
+    if method.budget is None:
+        return []
+    return [s for s in method.steps(geometry) if s.action in ("remove", "merge") and not s.counted]
+
+
+@torch.no_grad()
+def measure_shares(model: Any, prompts: Iterable[Mapping[str, Tensor]], method: Method) -> tuple[float, ...]:
+    """What the steps that decide for themselves leave, one after the other, as shares of the tokens in front of the first of them.
+
+    Args:
+        model: a trained checkpoint.
+        prompts: inputs of it.
+        method: with its budget; an int `keep` is of this checkpoint's images.
+
+    Returns:
+        One share per such step, the mean over images; empty when there is none.
+    """
+    seen: list[list[float]] = [[] for _ in decides_itself(method, host_of(model).geometry())]
+
+    def note(order: int, view: View, selection: Selection) -> Selection:
+        if selection.keep is None:
+            raise VtrError(f"bench: {method.name} answers with an index where it decides for itself; give --schedule own")
+        left = (selection.keep & view.real).sum(1).tolist()
+        start = view.memory.setdefault(_START, list(view.counts))
+        seen[order] += [n / max(first, 1) for n, first in zip(left, start, strict=True)]
+        return selection
+
+    for inputs in prompts:
+        with reduced(model, _rewired(method, note)):
+            model(**inputs, logits_to_keep=1)
+    return tuple(sum(own) / max(len(own), 1) for own in seen)
+
+
+def forced(method: Method, shares: Sequence[float], geometry: Geometry) -> Method:
+    """The method with its own counts replaced by given ones; it still computes everything it computes.
+
+    Args:
+        method: with steps that decide for themselves.
+        shares: from `measure_shares`, there for another number of steps perhaps; read at the same relative depth.
+        geometry: of the model it will run on.
+    """
+    count = len(decides_itself(method, geometry))
+    spread = _stretch(shares, count)
+
+    def follow(order: int, view: View, selection: Selection) -> Selection:
+        if selection.keep is None:
+            raise VtrError(f"bench: {method.name} answers with an index where it decides for itself; give --schedule own")
+        start = view.memory.setdefault(_START, list(view.counts))
+        wanted = [min(max(round(spread[order] * first), 1), now) for first, now in zip(start, view.counts, strict=True)]
+        rank = (~view.real).to(torch.uint8) * 2 + (~selection.keep).to(torch.uint8)  # its own choice first, then lowest index
+        place = rank.argsort(dim=1, stable=True).argsort(dim=1)
+        limit = torch.tensor(wanted).to(place.device, non_blocking=True)
+        return replace(selection, keep=place < limit[:, None])
+
+    return _rewired(method, follow)
+
+
+_START = "bench_start"
+
+
+def _stretch(values: Sequence[float], count: int) -> list[float]:
+    """`values` at `count` places of the same relative depth, linear in between."""
+    if count == len(values):
+        return list(values)
+    found = []
+    for i in range(count):
+        at = min(max((i + 0.5) / count * len(values) - 0.5, 0.0), len(values) - 1.0)
+        low = int(at)
+        high = min(low + 1, len(values) - 1)
+        found.append(values[low] + (at - low) * (values[high] - values[low]))
+    return found
+
+
+def _rewired(method: Method, change: Callable[[int, View, Selection], Selection]) -> Method:
+    """A copy whose self-deciding steps hand their Selection through `change(number of the step, view, selection)`."""
+    cls: Any = type(method)
+
+    def steps(self: Method, geometry: Geometry) -> tuple[Step, ...]:
+        own, order = [], 0
+        for step in cls.steps(self, geometry):
+            if step.action in ("remove", "merge") and not step.counted and step.select is not None:
+                step = replace(step, select=_through(step.select, change, order))
+                order += 1
+            own.append(step)
+        return tuple(own)
+
+    copy = type(cls.__name__, (cls,), {"steps": steps})
+    return copy(**{f.name: getattr(method, f.name) for f in fields(cls)})
+
+
+def _through(select: Callable[[View], Selection], change: Callable[[int, View, Selection], Selection], order: int) -> Callable[[View], Any]:
+    return lambda view: change(order, view, select(view))
+
+
+def scaled(method: Method, here: int, there: int) -> Method:
+    """The method with an int `keep` of images of `here` tokens turned into the same share of `there` tokens."""
+    return method if method.keep is None or here == there else with_settings(method, keep=max(round(method.keep * there / here), 1))

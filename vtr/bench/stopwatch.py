@@ -1,0 +1,104 @@
+"""Times and memory: CUDA events and the allocator's peak on a GPU; process time and profiled allocations on a CPU.
+
+Process time does not count what other programs do meanwhile; with one thread it is what an idle machine would take.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Marks along one run, read after all of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: dict[str, Any] = {}
+
+    def mark(self, name: str) -> None:
+        """The work queued so far ends here."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._marks[name] = event
+        else:
+            self._marks[name] = time.process_time()
+
+    def ms(self, first: str, second: str) -> float:
+        """Milliseconds between two marks; `synchronize` first."""
+        begin, end = self._marks[first], self._marks[second]
+        return begin.elapsed_time(end) if self.device.type == "cuda" else (end - begin) * 1e3
+
+
+def clock_name(device: torch.device) -> str:
+    """What `Stopwatch` reads, in words."""
+    return "CUDA events" if device.type == "cuda" else "process time, all threads"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device; nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def choosing_in_process_time() -> Iterator[None]:
+    """Reports read wall time on the CPU; inside the block they read process time, like everything else here."""
+    from vtr.apply import call
+    from vtr.apply.entry import swap
+
+    undo = swap(call, "time", SimpleNamespace(perf_counter=time.process_time))
+    try:
+        yield
+    finally:
+        undo()
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that were allocated at once during `run`, on top of what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events: list[tuple[int, int]] = []
+    waiting = list(seen.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation:
+            events.append((event.start_time_ns, event.extra_fields.alloc_size))
+    now = most = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        now += size
+        most = max(most, now)
+    return most
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Stderr of the process to nowhere: the profiler announces every start and stop there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

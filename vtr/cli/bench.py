@@ -1,0 +1,210 @@
+"""`vtr bench`: times of methods against the full model and the floors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, parse_settings, progress, reported, spinner
+
+SAMPLES = 5
+
+
+@reported
+def bench(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Shape with random weights, folder, hub id, or a name of `vtr models`.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names separated by commas, or all: every method that can run on this model.")] = "all",
+    keep: Annotated[str, typer.Option(help="Visual tokens left per image, separated by commas.")] = "64",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
+    new_tokens: Annotated[str, typer.Option(help="Answer lengths, separated by commas; the prefill makes the first token.")] = "1,64",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")] = 5,
+    minutes: Annotated[float | None, typer.Option(help="Begin no further round after so long.")] = None,
+    floors: Annotated[bool, typer.Option("--floors/--no-floors", help="Run the kept floor and the schedule floors too.")] = True,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained checkpoint whose counts data-dependent methods follow on random weights; own: they count for themselves."
+        ),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of a method as method.key=value; repeatable.")] = None,
+    ops: Annotated[bool, typer.Option("--ops", help="Time the selection functions by themselves instead of a model.")] = False,
+    longest: Annotated[float, typer.Option(help="Sizes of --ops that would take more seconds are left out.")] = 5.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write this page from the records of --records; without --model nothing is timed.")
+    ] = None,
+    records: Annotated[Path, typer.Option(help="Folder of records for --page.")] = Path("eval/speed"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    quiet: Quiet = False,
+) -> None:
+    """Time methods against the full model, the kept floor and the schedule floor; or selection functions by themselves."""
+    import torch
+
+    from vtr.bench.session import Asked
+    from vtr.models.loading import check_attention, check_device
+
+    if model is None and not ops and page is None:
+        raise ValueError("bench: nothing to do; give --model, --ops or --page")
+    if file is not None and not file.parent.is_dir():
+        raise ValueError(f"--json: no folder {str(file.parent)!r}; make it first")
+    if threads:
+        torch.set_num_threads(threads)
+    place = check_device(device)
+    asked = Asked(
+        tuple(part.strip() for part in methods.split(",")),
+        _numbers(keep, "--keep"),
+        _numbers(batch, "--batch"),
+        _numbers(new_tokens, "--new-tokens"),
+        repeats,
+        floors,
+        minutes,
+        _by_method(settings or []),
+    )
+    if ops:
+        _ops(place, dtype, repeats, longest, file, quiet)
+    if model is not None:
+        _model(model, asked, place, dtype, check_attention(attention), schedule, file, quiet)
+    if page is not None:
+        from vtr.bench.page import page as make_page
+        from vtr.bench.record import read_records
+
+        found = read_records(records)
+        _write(page, make_page(found))
+        out.print(f"{len(found)} records written to {page}", soft_wrap=True)
+
+
+def _model(name: str, asked: Any, device: str, dtype: str, attention: str, schedule: str | None, file: Path | None, quiet: bool) -> None:
+    from vtr.bench import shapes
+    from vtr.bench.record import to_text
+    from vtr.bench.session import ALL, bench_model, dtype_of, find_counts
+    from vtr.hosts._host import host_of
+
+    if ALL not in asked.methods:
+        asked.names  # noqa: B018  refuses unknown names before anything is loaded
+    counts = None
+    if name in shapes.SHAPES:
+        shape = shapes.find_shape(name)
+        chosen = dtype_of(dtype, device, shape.dtype)
+        shapes.check_fits(shape, chosen, device, max(asked.batches), max(asked.new_tokens))
+        with spinner(f"making {name}", quiet):
+            model = shapes.build(shape, chosen, device, attention)
+        pool = lambda size: shapes.prompts(shape, chosen, device, size, _pool_size(asked))  # noqa: E731
+        facts = {"name": name, "random": True, "tokens": shape.tokens}
+        source = schedule or ("tiny-llava-next" if shape.anyres else "tiny-llava")
+        if source != "own":
+            with spinner(f"counts of {source}", quiet):
+                trained, processor = _trained(source, device, dtype, attention)
+                prompts = _real_prompts(trained, processor, 1, SAMPLES)
+                counts = find_counts(model, asked, shape.tokens, source, trained, prompts, host_of(trained).most_tokens)
+                del trained
+    else:
+        model, processor = _trained(name, device, dtype, attention)
+        pool = lambda size: _real_prompts(model, processor, size, _pool_size(asked))  # noqa: E731
+        facts = {"name": name, "random": False, "tokens": host_of(model).most_tokens}
+    with progress(quiet) as bars:
+        task = bars.add_task(name, total=None)
+        save = lambda record: _write(file, to_text(record)) if file else None  # noqa: E731
+        advance = lambda what: bars.update(task, advance=1, description=f"{name}: {what}")  # noqa: E731
+        record = bench_model(model, facts, pool, asked, counts, save, advance)
+    _print_cells(record, file)
+
+
+def _trained(name: str, device: str, dtype: str, attention: str) -> tuple[Any, Any]:
+    from vtr.models.loading import load_model
+
+    return load_model(name, device, dtype, attention)
+
+
+def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dict[str, Any]]:
+    """Batches of scenes of `shapes`, all with one question so that prompts have one length."""
+    from vtr.data.shapes import split_samples
+    from vtr.eval.asking import encode, to_model
+
+    samples = split_samples("validation", limit=-(-size * count // 5))
+    images = [sample.image for sample in samples[: size * count]]
+    question = samples[0].question
+    batches = [images[i * size : (i + 1) * size] for i in range(count)]
+    return [dict(to_model(encode(processor, [question] * size, [[image] for image in own]), model)) for own in batches]
+
+
+def _pool_size(asked: Any) -> int:
+    """Different batches of prompts: one per round, four at most."""
+    return min(asked.repeats + 1, 4)
+
+
+def _ops(device: str, dtype: str, repeats: int, longest: float, file: Path | None, quiet: bool) -> None:
+    import torch
+    from rich.table import Table
+
+    from vtr.bench.ops import WIDTH, time_ops
+    from vtr.bench.record import environment, make_record, to_text
+    from vtr.bench.session import dtype_of
+    from vtr.bench.tables import ops_table
+
+    chosen = dtype_of(dtype, device, "float16")
+    with progress(quiet) as bars:
+        task = bars.add_task("ops", total=None)
+        step = lambda what: bars.update(task, advance=1, description=what)  # noqa: E731
+        rows = time_ops(device, chosen, repeats, longest_s=longest, advance=step)
+    name = str(chosen).removeprefix("torch.")
+    record = make_record("ops", environment(torch.device(device)), width=WIDTH, dtype=name, rows=rows)
+    head, body = ops_table(rows)
+    table = Table(*head, box=None, header_style="bold")
+    for line in body:
+        table.add_row(*line)
+    out.print(table)
+    if file:
+        _write(file, to_text(record))
+        out.print(f"written to {file}", style="dim", soft_wrap=True)
+
+
+def _print_cells(record: dict[str, Any], file: Path | None) -> None:
+    from rich.table import Table
+
+    from vtr.bench.tables import heads, lines
+
+    model, facts = record["model"], record["environment"]
+    out.print(f"{model['name']}, {model['dtype']}, {model['attention']}, {facts['device']}, {facts['clock']}", style="bold", soft_wrap=True)
+    for cell in record["cells"]:
+        out.print(f"\nkeep {cell['keep']} of {model['tokens']}, batch {cell['batch']}", style="bold")
+        table = Table(*heads(cell), box=None, header_style="bold", pad_edge=False)
+        for line in lines(cell):
+            table.add_row(*line)
+        out.print(table)
+    if record["counts"] and record["counts"]["shares"]:
+        out.print(f"counts measured on {record['counts']['source']}: {', '.join(record['counts']['shares'])}", style="dim", soft_wrap=True)
+    for method, reason in record["refused"].items():
+        out.print(f"not run: {method}: {reason}", style="yellow", soft_wrap=True, markup=False)
+    if file:
+        out.print(f"written to {file}", style="dim", soft_wrap=True)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    found = parse_list(text, int, option)
+    if min(found) < 1:
+        raise ValueError(f"{option}: numbers must be at least 1, got {text!r}")
+    return tuple(found)
+
+
+def _by_method(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_settings(pairs).items():
+        method, mark, key = name.partition(".")
+        if not mark:
+            raise ValueError(f"--set: must look like method.key=value, got {name!r}")
+        found.setdefault(method, {})[key] = value
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    from vtr.eval.results import write_atomic
+
+    write_atomic(path, text)
