@@ -84,22 +84,25 @@ def _hash_of(modules: tuple[str, ...]) -> str:
         if name in files:
             continue
         files[name] = _source(name)
-        waiting += [found for found in _imported(files[name]) if _file(found)] if files[name] else []
+        waiting += [found for found in _imported(name, files[name]) if _file(found)]
     total = hashlib.sha256()
     for name in sorted(files):
         total.update(f"{name} {hashlib.sha256(files[name].encode()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-def _imported(source: str) -> list[str]:
-    """Dotted names of ours that a source imports, of modules and of what may be modules; ours are always absolute."""
-    found: list[str] = []
+def _imported(name: str, source: str) -> list[str]:
+    """Dotted names of ours that a module imports: modules and what may be modules."""
+    path, found = _file(name), []
+    package = name.split(".") if path is None or path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.startswith("vtr.")]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [one for one in found if one.startswith("vtr.")]
 
 
 def _file(name: str) -> Path | None:

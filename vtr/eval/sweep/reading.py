@@ -113,8 +113,8 @@ def _prune(content: Any, place: Place) -> bool:
             break
     if len(parents) == 1:
         return False
-    inside, part = parents[-2], place[len(parents) - 2]
-    del inside[part]
+    last: Any = place[len(parents) - 2]
+    del parents[-2][last]
     return True
 
 
