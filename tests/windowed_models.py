@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -44,6 +45,7 @@ def mask2former(backbone: Any = None) -> Any:
     """`Mask2FormerForUniversalSegmentation` on a Swin backbone, or on the backbone of another configuration."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+    pytest.importorskip("scipy", reason="Mask2Former's loss, built with the model, needs scipy")
     sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32}
     layers = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 5, "num_labels": 4}
     stages = [f"stage{i}" for i in range(1, 5)]
