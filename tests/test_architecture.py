@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "eval": TOOLS,
     "bench": TOOLS | {"hosts", "ops"},
-    "calibrate": TOOLS,
+    "calibrate": TOOLS | {"ops"},
     "tiny": TOOLS,
     "replay": {"methods", "registry", "ops", "types", "calibrate", "apply", "hosts"},
     "apply": {"hosts", "registry", "types", "ops"},

@@ -226,24 +226,30 @@ def test_a_compiled_model_gives_the_same():
         torch.testing.assert_close(compiled(pixels), eager, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["timm", "ViT", "DINOv2 registers"])
 @pytest.mark.parametrize("settings", [{"keep": 16}, {"keep": 12, "proportional": False}, {"keep_ratio": 0.5}])
 @torch.no_grad()
-def test_tome_merges_and_unmerges(settings):
-    model, pixels = model_of("timm"), images()
-    full = model.forward_features(pixels)
+def test_tome_merges_and_unmerges(kind, settings):
+    model, pixels = model_of(kind), images()
+
+    def run(pixels: Tensor) -> Tensor:
+        return model.forward_features(pixels) if kind == "timm" else model(pixels).last_hidden_state
+
+    full = run(pixels)
     with vtr.reduced(model, "tome", keep=36):
-        assert torch.equal(model.forward_features(pixels), full)
+        assert torch.equal(run(pixels), full)
     with vtr.reduced(model, "tome", **settings) as reduction:
-        made = model.forward_features(pixels)
-        report, alone = reduction.report(), model.forward_features(pixels[1:])
+        made = run(pixels)
+        report, alone = reduction.report(), run(pixels[1:])
+    prefix = report.prefix_tokens
     assert made.shape == full.shape
     torch.testing.assert_close(alone, made[1:], atol=1e-5, rtol=1e-4)
     keep = settings.get("keep", 18)
     for row, pivots in enumerate(report.assignment):
         assert len(set(pivots)) == keep
         for token, pivot in enumerate(pivots):
-            assert torch.equal(made[row, 1 + token], made[row, 1 + pivot])
-    assert torch.equal(model.forward_features(pixels), full)
+            assert torch.equal(made[row, prefix + token], made[row, prefix + pivot])
+    assert torch.equal(run(pixels), full)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_tome_merges_and_unmerges(settings):
         ("timm", "expedit", {"alpha": 6}, ValueError, "alpha=6 must be below the 6 blocks"),
         ("timm", "expedit", {"reconstruct": False}, vtr.VtrError, "hands clusters to an LLM"),
         ("timm EVA02 rotary", "tome", {"keep": 20}, vtr.VtrError, "does not know how its blocks merge"),
-        ("ViT", "tome", {"keep": 20}, vtr.VtrError, "does not know how its blocks merge"),
+        ("CLIP", "tome", {"keep": 20}, vtr.VtrError, "does not know how its blocks merge"),
     ],
 )
 def test_what_a_dense_host_cannot_do_is_refused(kind, method, settings, error, message):
@@ -307,3 +313,22 @@ def test_pooled_cells_are_what_torch_pools():
     torch.testing.assert_close(means, nn.functional.adaptive_avg_pool2d(grid, 4))
     assert [pooled_grid((40, 40), keep) for keep in (784, 400, 1)] == [(28, 28), (20, 20), (1, 1)]
     assert pooled_grid((24, 48), 300) == (12, 25) and pooled_grid((24, 24), 10**6) == (24, 24)
+
+
+@pytest.mark.parametrize("kind", ["timm", "ViT"])
+@torch.no_grad()
+def test_sizes_weigh_in_the_attention(kind):
+    """Merging equal tokens with proportional attention changes nothing: they count as often as they were."""
+    model = model_of(kind)
+    pixels = images(1, 96, 96)[..., :16, :16].repeat(1, 1, 6, 6)  # all patches alike
+    embedding = model.pos_embed if kind == "timm" else model.embeddings.position_embeddings
+    kept = embedding.data.clone()
+    try:
+        embedding.data[:, 1:] = 0.1
+        full = outputs(model, pixels)[0]
+        with vtr.reduced(model, "tome", keep=9):
+            torch.testing.assert_close(outputs(model, pixels)[0], full, atol=1e-4, rtol=1e-4)
+        with vtr.reduced(model, "tome", keep=9, proportional=False):
+            assert not torch.allclose(outputs(model, pixels)[0], full, atol=1e-3)
+    finally:
+        embedding.data.copy_(kept)

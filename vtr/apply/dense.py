@@ -147,7 +147,8 @@ class DenseHooks:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
                 point = self.host.merge_point
                 if run.sized and point is not None and point.mask:
-                    kwargs = {**kwargs, point.mask: run.bias(hidden.dtype)}
+                    bias = run.bias(hidden.dtype)
+                    rest, kwargs = ((bias, *rest[1:]), kwargs) if rest else (rest, {**kwargs, point.mask: bias})
             if hidden is given and not run.short:
                 return None
             return ((hidden, *rest), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
@@ -203,7 +204,7 @@ class DenseHooks:
         def see_keys(_module: nn.Module, _args: tuple, output: Tensor) -> None:
             run = self.runs.get(self._me)
             if run is not None and run.plan.at("tower", i, at="mlp"):
-                run.keys[i] = output
+                run.keys[i] = output if output.ndim == 4 else output.unflatten(-1, (point.heads, -1)).transpose(1, 2)
 
         def before_norm(_module: nn.Module, args: tuple) -> tuple | None:
             run = self.runs.get(self._me)

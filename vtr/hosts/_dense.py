@@ -21,16 +21,18 @@ class MergePoint:
     """Where a block lets tokens merge between its attention and its MLP.
 
     Args:
-        keys: `block -> module` whose output is the keys `(B, heads, S, d)`.
+        keys: `block -> module` whose output is the keys, `(B, heads, S, d)` or `(B, S, heads * d)`.
         norm: `block -> module` that gets the residual stream behind the attention.
         branch: `block -> module` whose output is added to that stream, the last of the MLP's branch.
-        mask: keyword of the block that takes an additive attention mask `(B, 1, 1, S)`, None when it takes none.
+        mask: name of the block's first argument after the hidden states if that is an additive attention mask `(B, 1, 1, S)`, else None.
+        heads: attention heads, where the keys come with them joined.
     """
 
     keys: Callable[[Any], Any]
     norm: Callable[[Any], Any]
     branch: Callable[[Any], Any]
     mask: str | None = None
+    heads: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@ that read several of their blocks (DPT, Depth Anything).
 
 Internals used: `embeddings.{patch_embeddings, patch_embedding, projection}`, `layers` or `encoder.{layer, layers}` or `model.layer`,
 `config.{image_size, patch_size, num_register_tokens, backbone_out_indices, output_hidden_states}`, `out_indices` of backbones, the keyword
-`position_embeddings` of DINOv3's layers. Read at transformers 5.17 and 5.23.
+`position_embeddings` of DINOv3's layers; for merging `attention.k_proj`, `layernorm_after` and `mlp`, or `norm2` and `layer_scale2`. Read at
+transformers 5.17 and 5.23.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from vtr.hosts._dense import DenseHost, Grid
+from vtr.hosts._dense import DenseHost, Grid, MergePoint
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -61,6 +63,27 @@ def hf_vit(model: Any) -> DenseHost:
         dynamic=True,  # positions can be interpolated to other sizes
         entries={"forward": _reader(model, inner)},
         rotary="position_embeddings" if kind == "dinov3_vit" else "",
+        merge_point=_merge_point(kind, config, blocks[0]),
+    )
+
+
+def _merge_point(kind: str, config: Any, block: Any) -> MergePoint | None:
+    """ViT, DeiT and DINOv2, where no dropout shared by both branches is in the way."""
+    if kind in ("vit", "deit") and not config.hidden_dropout_prob:
+        norm, branch = "layernorm_after", "mlp"
+    elif kind.startswith("dinov2") and not config.drop_path_rate:
+        norm, branch = "norm2", "layer_scale2"
+    else:
+        return None
+    if not all(hasattr(block, name) for name in (norm, branch)) or not hasattr(block.attention, "k_proj"):
+        return None  # an older layout
+    takes_mask = list(signature(block.forward).parameters)[1:2] == ["attention_mask"]
+    return MergePoint(
+        keys=lambda block: block.attention.k_proj,
+        norm=lambda block: getattr(block, norm),
+        branch=lambda block: getattr(block, branch),
+        mask="attention_mask" if takes_mask else None,
+        heads=config.num_attention_heads,
     )
 
 
