@@ -185,6 +185,22 @@ def test_settings_that_do_not_fit_the_windows(name: str, settings: dict[str, Any
         vtr.apply(CASES[name].build(), "expedit", **{"alpha": CASES[name].alpha, **settings})
 
 
-def test_a_method_that_leaves_no_grid_is_refused() -> None:
-    with pytest.raises((ValueError, VtrError), match="tome"):
+@pytest.mark.parametrize("name", ["timm_swin", "hf_sam"])
+def test_pooling_by_window_is_a_baseline(name: str) -> None:
+    case, x = CASES[name], pixels(1, 3, 128, 128)
+    model = case.build()
+    full = case.call(model, x)
+    with vtr.reduced(model, "pool", alpha=case.alpha, grid=(4, 4)):
+        assert (case.call(model, x) - full).abs().max() < 1e-4
+    with vtr.reduced(model, "pool", alpha=case.alpha, grid=(3, 3)) as reduction:
+        assert (case.call(model, x) - full).abs().max() > 1e-2 * full.std()
+    assert reduction.report().tokens_per_block == case.short
+    with pytest.raises(ValueError, match=r"grid \(5, 5\) is larger"):
+        vtr.apply(model, "pool", alpha=case.alpha, grid=(5, 5))
+    with pytest.raises(VtrError, match="pool: leaves no grid"):
+        vtr.apply(model, "pool", alpha=case.alpha, keep=9)
+
+
+def test_merging_inside_blocks_is_refused() -> None:
+    with pytest.raises(VtrError, match="tome"):
         vtr.apply(models.timm_swin(), "tome", keep=8)

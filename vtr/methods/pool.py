@@ -159,11 +159,16 @@ class Pool(Method):
     def _dense_steps(self, geometry: Geometry) -> tuple[Step, ...]:
         depth = geometry.feature_layer + 1
         alpha = round(depth * 10 / 24) if self.alpha is None else self.alpha
-        if not 0 <= alpha < depth:
+        if not geometry.first_layer <= alpha < depth:
             raise ValueError(
-                f"pool: alpha={alpha} must be from 0 to {depth - 1}, so that some of the {depth} blocks run on the pooled grid"
+                f"pool: alpha={alpha} must be from {geometry.first_layer} to {depth - 1}, so that some of the {depth} blocks run on the "
+                "pooled grid"
             )
-        merge = Step("tower", alpha, "merge", select=partial(_pool_grid, small=self.grid), counted=self.grid is None, proportional=False)
+        small = None if self.grid is None else partial(_fitting, small=self.grid)
+        if small is not None and geometry.fixed_grid:
+            small(geometry.patch_grid)
+        select = partial(_pool_grid, small=self.grid)
+        merge = Step("tower", alpha, "merge", select=select, counted=small is None, proportional=False, grid=small)
         return merge, Step("tower", depth, "restore", select=_interpolate, counted=False)
 
 
@@ -175,11 +180,15 @@ def pooled_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
     return max(alike or fitting, key=lambda g: (g[0] * g[1], -abs(g[0] / grid[0] - g[1] / grid[1])))
 
 
-def _pool_grid(view: View, small: tuple[int, int] | None) -> Selection:
-    grid = view.patch_grid
-    small = pooled_grid(grid, view.most) if small is None else small
+def _fitting(grid: tuple[int, int], small: tuple[int, int]) -> tuple[int, int]:
     if small[0] > grid[0] or small[1] > grid[1]:
         raise ValueError(f"pool: grid {small} is larger than the token grid {grid}; ask for a smaller one")
+    return small
+
+
+def _pool_grid(view: View, small: tuple[int, int] | None) -> Selection:
+    grid = view.patch_grid
+    small = pooled_grid(grid, view.most) if small is None else _fitting(grid, small)
     view.memory["grid"] = small
     pivot, _ = cell_pivots(grid, small, view.real)
     assign = pivot[:, home_cells(grid, small, view.tokens.device)]
