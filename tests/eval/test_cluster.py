@@ -45,7 +45,8 @@ def alone(jobs, tmp_path_factory):
 
 
 @pytest.fixture
-def two_workers():
+def two_workers(monkeypatch):
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # else Ray kills workers for the memory that others use
     with RayPool("local", workers=2, cpus=1, gpus=0, threads=1) as pool:
         yield pool
 

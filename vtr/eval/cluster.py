@@ -92,11 +92,20 @@ class RayPool:
         self._ray.shutdown()
 
     def describe(self, setup: Setup) -> Surroundings:
-        """See `Pool`; errors come out as the worker raised them."""
-        try:
-            return self._ray.get(self._hands[0].actor.describe.remote(setup))
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        """See `Pool`; errors come out as the worker raised them.
+
+        Raises:
+            VtrError: workers die as soon as they start.
+        """
+        for _ in range(MOST_DEATHS):
+            try:
+                return self._ray.get(self._hands[0].actor.describe.remote(setup))
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except self._ray.exceptions.RayError as error:
+                reason = str(error).splitlines()[0]
+                self._hands[0] = _Hand(self._actor())
+        raise VtrError(f"ray: {MOST_DEATHS} workers died before they had done anything ({reason}); is the machine out of memory?")
 
     def free(self) -> list[Setup | None]:
         """See `Pool`; none while a cell waits for its next attempt."""
