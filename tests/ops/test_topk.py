@@ -1,6 +1,7 @@
 """Properties of choosing by score and of sharing a budget out, against brute force."""
 
 import math
+from fractions import Fraction
 
 import torch
 from hypothesis import given
@@ -75,6 +76,34 @@ def test_quota_hands_out_everything_within_the_capacities(parts: list[tuple[int,
     share = quota(torch.tensor([weight]).double(), torch.tensor([capacity]), torch.tensor([total]))[0].tolist()
     assert sum(share) == min(total, sum(capacity))
     assert all(0 <= s <= c for s, c in zip(share, capacity, strict=True))
+
+
+def by_rounds(weight: list[int], capacity: list[int], total: int) -> list[int]:
+    """The definition in exact arithmetic: fill what is over its capacity, share the rest out again, until nothing is over."""
+    share, left = [0] * len(weight), min(total, sum(capacity))
+    while True:
+        room = [c - s for c, s in zip(capacity, share, strict=True)]
+        active = [w if r else 0 for w, r in zip(weight, room, strict=True)]
+        active = active if any(active) else [int(r > 0) for r in room]
+        wanted = [Fraction(a * left, max(sum(active), 1)) for a in active]
+        over = [i for i, (w, r) in enumerate(zip(wanted, room, strict=True)) if r and w >= r]
+        if not over or not left:
+            break
+        for i in over:
+            share[i], left = capacity[i], left - room[i]
+    floor = [int(w) for w in wanted]
+    by_rest = sorted((i for i in range(len(weight)) if room[i]), key=lambda i: (floor[i] - wanted[i], i))
+    for i in by_rest[: left - sum(floor)]:
+        floor[i] += 1
+    return [s + f for s, f in zip(share, floor, strict=True)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 12)), min_size=1, max_size=8), st.integers(0, 70))
+def test_quota_is_what_rounds_of_filling_give(parts: list[tuple[int, int]], total: int) -> None:
+    weight, capacity = (list(column) for column in zip(*parts, strict=True))
+    scaled = torch.tensor([weight, weight]).double() / torch.tensor([[1.0], [16.0]])
+    share = quota(scaled, torch.tensor([capacity, capacity]), torch.tensor([total, total]))
+    assert share.tolist() == [by_rounds(weight, capacity, total)] * 2
 
 
 def test_quota_gives_the_rest_of_a_full_part_to_the_others() -> None:

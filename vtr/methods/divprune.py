@@ -46,8 +46,8 @@ def divprune(tokens: Tensor, real: Tensor, keep: Tensor, most: int, repeat: bool
 
 def divprune_picks(tokens: Tensor, real: Tensor, most: int, repeat: bool = False) -> tuple[Tensor, Tensor]:
     """The first `most` picks `(G, most)` int64 in order, and the distance of each token to its nearest other `(G, N)` (step 2)."""
-    row, nearest_other = cosine_distance_rows(tokens, real)
-    return farthest_first(nearest_other.argmax(1), row, real, most, repeat), nearest_other
+    distances, nearest_other = cosine_distance_rows(tokens, real)
+    return farthest_first(nearest_other.argmax(1), distances, real, most, repeat), nearest_other
 
 
 @register_method("divprune")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtr.ops.fused import fused
 from vtr.ops.topk import topk_mask
 
 
@@ -79,7 +80,12 @@ def merge_tokens(tokens: Tensor, size: Tensor, assign: Tensor) -> tuple[Tensor, 
 
     Returns:
         Tokens `(B, T, D)` in their dtype and sizes `(B, T)` float32; pivots that nothing merged into, and all other rows, are unchanged.
+        May run as one kernel.
     """
+    if fused(tokens) and not (tokens.requires_grad and torch.is_grad_enabled()):  # the kernel has no gradient
+        from vtr.ops._triton_rows import merged_tokens
+
+        return merged_tokens(tokens, size, assign)
     weight = torch.where(assign >= 0, size, 0).double()  # float64 sums do not depend on the order of addition
     pivot = assign.clamp_min(0)
     total = torch.zeros_like(weight).scatter_add_(1, pivot, weight)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.fused import fused
+
 EXPLAINED = 2.0
 """A token whose residual is below so many roundings of its own diagonal lies in the span of the picks."""
 
@@ -26,8 +28,8 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     """Order in which tokens are picked so that the determinant of `L_ij = q_i cos_ij q_j` over the picks grows most (Chen et al. 2018).
 
     Each pick costs one product with the picked token and one with the `(t, N)` Cholesky rows so far: `O(N (D + t))`, memory `O(G most N)`.
-    The state stays on the device, without a host sync. When everything left lies in the span of the picks (rank D or duplicates run out), the
-    rest is picked by quality.
+    The state stays on the device, without a host sync; where all cosines fit under a layer's activations, all picks may run as one kernel.
+    When everything left lies in the span of the picks (rank D or duplicates run out), the rest is picked by quality.
 
     Args:
         tokens: `(G, N, D)`, any float dtype; computed in float32 (float64 stays).
@@ -45,12 +47,17 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     groups, n, width = unit.shape
     group = torch.arange(groups, device=unit.device)
     diagonal = quality.square() * unit.square().sum(-1)
-    threshold = EXPLAINED * torch.finfo(wide).eps * diagonal
+    gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
+    rounding = EXPLAINED * torch.finfo(wide).eps
+    if gram is not None and gram.dtype == torch.float32 and fused(gram):
+        from vtr.ops._triton_greedy import pick_determinant
+
+        return pick_determinant(gram, quality, diagonal, real, most, rounding, jitter)
+
+    threshold = rounding * diagonal
     residual = diagonal.masked_fill(~real, -torch.inf)
     left = quality.masked_fill(~real, -torch.inf)
     rows = unit.new_zeros(groups, most, n)
-    gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
-
     order = torch.empty(groups, most, dtype=torch.int64, device=unit.device)
     for count in range(most):
         best = residual.argmax(1)

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtr.ops.fused import fused
+
+Distances = Tensor | Callable[[Tensor], Tensor]
+"""Distances `(G, N, N)`, or a function `index (G,) -> distances (G, N)` of one token per row to all."""
 DENSE_LIMIT = 8192
 """Above this many tokens the `(N, N)` distances are computed row by row instead of kept."""
 
 
-def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_LIMIT) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_LIMIT) -> tuple[Distances, Tensor]:
     """Cosine distances `1 - cos` of every token to the others, in float32; zero vectors have distance 1 to everything.
 
     Args:
@@ -21,17 +25,16 @@ def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_
         dense_limit: N above which rows are computed when asked for.
 
     Returns:
-        A function `index (G,) -> distances (G, N)` of one token per row to all, and `(G, N)` the distance of each token to its nearest
-        other token, -inf where not real. `O(N^2 D)` once.
+        The distances, and `(G, N)` the distance of each token to its nearest other token, -inf where not real. `O(N^2 D)` once.
     """
     unit = F.normalize(tokens.float(), dim=-1)
-    group = torch.arange(len(tokens), device=tokens.device)
     n = tokens.shape[1]
     if n <= dense_limit:
         distance = (1 - unit @ unit.mT).masked_fill(~real[:, None], torch.inf)  # (G, N, N)
-        return (lambda index: distance[group, index]), _second_smallest(distance).masked_fill(~real, -torch.inf)
+        return distance, _second_smallest(distance).masked_fill(~real, -torch.inf)
 
     def row(index: Tensor) -> Tensor:
+        group = torch.arange(len(index), device=index.device)
         return (1 - (unit @ unit[group, index, :, None]).squeeze(-1)).masked_fill(~real, torch.inf)
 
     size = max(1, dense_limit * dense_limit // n)  # as much memory at a time as the dense form takes at its limit
@@ -42,26 +45,31 @@ def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_
     return row, torch.cat(parts, 1).masked_fill(~real, -torch.inf)
 
 
-def farthest_first(first: Tensor, row: Callable[[Tensor], Tensor], real: Tensor, most: int, repeat: bool = False) -> Tensor:
+def farthest_first(first: Tensor, distances: Distances, real: Tensor, most: int, repeat: bool = False) -> Tensor:
     """Picks tokens so that each is as far as possible from all picked before it; ties go to the lowest index.
 
     Args:
         first: `(G,)` int64, the first pick of each row.
-        row: `index (G,) -> distances (G, N)` of one token per row to all tokens.
+        distances: of all pairs or row by row; all at once may run as one kernel.
         real: `(G, N)` bool, candidates.
         most: how many to pick. A row with fewer candidates is filled with meaningless picks at the end.
         repeat: True lets a picked token be picked again (as authors' codes do when only duplicates are left).
 
     Returns:
-        Picks `(G, most)` int64 in picking order. `O(most N)` on top of `row`, on the device, without a sync.
+        Picks `(G, most)` int64 in picking order. `O(most N)` on top of the distances, on the device, without a sync.
     """
+    if isinstance(distances, Tensor) and fused(distances):
+        from vtr.ops._triton_greedy import pick_in_turn
+
+        return pick_in_turn(distances, first, real, most, total=False, repeat=repeat)
     group = torch.arange(len(first), device=first.device)
     to_picked = torch.full(real.shape, torch.inf, device=real.device).masked_fill(~real, -torch.inf)
     picks = torch.zeros(len(first), most, dtype=torch.int64, device=first.device)
     pick = first
     for count in range(most):
         picks[:, count] = pick
-        to_picked = torch.fmin(to_picked, row(pick))  # fmin: a NaN distance never frees a picked token
+        row = distances[group, pick] if isinstance(distances, Tensor) else distances(pick)
+        to_picked = torch.fmin(to_picked, row)  # fmin: a NaN distance never frees a picked token
         if not repeat:
             to_picked[group, pick] = -torch.inf
         pick = to_picked.argmax(1)

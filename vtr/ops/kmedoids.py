@@ -36,12 +36,11 @@ def kmedoids(distance: Tensor, norm: Tensor, real: Tensor, clusters: Tensor, mos
     Returns:
         `Medoids`; the assignment is made once more after sorting. Time `O(iterations n^2)`, memory `O(n^2)`, no host sync.
     """
-    batch, n, _ = distance.shape
-    group = torch.arange(batch, device=distance.device)
+    n = distance.shape[1]
     taken = torch.arange(most, device=distance.device) < clusters[:, None]  # (B, C)
     pair = real[:, :, None] & real[:, None]
     first = norm.masked_fill(~real, -torch.inf).argmax(1)
-    start = farthest_first(first, lambda index: distance[group, index], real, most)
+    start = farthest_first(first, distance, real, most)
     distance = distance.masked_fill(~pair, 0)
     medoid = start
     numbers = torch.arange(most, device=distance.device)[:, None]

@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.fused import fused
+
 
 def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Tensor:
     """Order in which tokens are picked so that the sum of their cosine similarities stays small.
 
     The state is one running sum of similarities per token. It is fed from one Gram matrix `(G, N, N)` where that fits under the
-    activations of a layer of width D, else from a product with the picked token; both are `O(N D)` per pick, without a host sync.
+    activations of a layer of width D (all picks may then run as one kernel), else from a product with the picked token; both are `O(N D)`
+    per pick, without a host sync.
 
     Args:
         tokens: `(G, N, D)`, any float dtype; similarities and sums in float32 at least. Zero tokens are similar to nothing.
@@ -28,6 +31,10 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     group = torch.arange(groups, device=unit.device)
     # about 12 D values per token live in one layer: residual, norm, q, k, v, and the three of the MLP
     gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
+    if gram is not None and fused(gram):
+        from vtr.ops._triton_greedy import pick_in_turn
+
+        return pick_in_turn(gram, first, real, most, total=True)
 
     order = torch.empty(groups, most, dtype=torch.int64, device=unit.device)
     total = torch.zeros_like(unit[..., 0]).masked_fill_(~real, torch.inf)  # similarity to everything picked so far

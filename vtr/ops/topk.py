@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.fused import fused
+
+LONGEST_COUNTED = 4096
+"""Scores of a row up to which a kernel may count who is better instead of sorting."""
+
 
 def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
-    """The `keep` best of each row; ties go to the lowest index. `O(N log N)` per row, no host sync.
+    """The `keep` best of each row; ties go to the lowest index. `O(N log N)` per row, or one kernel; no host sync.
 
     Args:
         score: `(B, N)`, higher stays; compared in float32 at least. NaN counts as the worst.
@@ -19,6 +24,10 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     """
     score = score if score.dtype == torch.float64 else score.float()
     score = score.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    if score.shape[1] <= LONGEST_COUNTED and fused(score):
+        from vtr.ops._triton_rows import best_mask
+
+        return best_mask(score, real, keep)
     by_score = score.argsort(dim=1, descending=True, stable=True)
     candidates_first = by_score.gather(1, (~real).gather(1, by_score).to(torch.uint8).argsort(dim=1, stable=True))
     rank = torch.empty_like(by_score).scatter_(1, candidates_first, torch.arange(score.shape[1], device=score.device).expand_as(by_score))
@@ -28,33 +37,42 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 def quota(weight: Tensor, capacity: Tensor, total: Tensor) -> Tensor:
     """Shares a budget over parts by largest remainder, never above a part's capacity; what a full part cannot take goes to the others.
 
+    Parts are looked at in the order in which they fill up, so that one pass finds all full ones.
+
     Args:
-        weight: `(G, P)` float, non-negative; all-zero rows count as equal weights over parts with capacity.
+        weight: `(G, P)` float, non-negative; a part without weight takes, like the others without, what is left once all with weight are full.
         capacity: `(G, P)` int64, most that a part can take.
         total: `(G,)` int64, to be shared out; at most `capacity.sum(1)`.
 
     Returns:
-        `(G, P)` int64 with row sums `min(total, capacity.sum(1))`; ties go to the lowest index. At most P rounds, no host sync.
+        `(G, P)` int64 with row sums `min(total, capacity.sum(1))`; ties go to the lowest index. `O(P log P)`, no host sync.
     """
-    weight = weight.double().clamp_min(0) * (capacity > 0)
-    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, (capacity > 0).double())
-    left = torch.minimum(total, capacity.sum(1))
-    share = torch.zeros_like(capacity)
-    for _ in range(capacity.shape[1]):  # every round fills at least one part or hands everything out
-        room = capacity - share
-        active = weight * (room > 0)
-        active = torch.where(active.sum(1, keepdim=True) > 0, active, (room > 0).double())
-        wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * left[:, None]
-        over = wanted >= room
-        fill = torch.where(over.any(1, keepdim=True), torch.where(over, room, 0), 0)
-        share = share + torch.where(room > 0, fill, 0)
-        left = left - fill.sum(1)
+    weight = torch.where(capacity > 0, weight.double().clamp_min(0), 0)
+    last = weight == 0
+    weight = torch.where(last, (capacity > 0).double(), weight)
+    left = torch.minimum(total, capacity.sum(1))[:, None]
+
+    order = capacity.argsort(dim=1, stable=True)  # among equals below, and of those without weight
+    fills_at = torch.where(last, torch.inf, capacity / weight)
+    order = order.gather(1, fills_at.gather(1, order).argsort(dim=1, stable=True))
+    size, own, behind = (values.gather(1, order) for values in (capacity, weight, last))
+    others = torch.where(behind, _from_here(own * behind), _from_here(own * ~behind))
+    is_full = size * others <= own * (left - size.cumsum(1) + size)
+    full = torch.zeros_like(last).scatter_(1, order, is_full.cummin(1).values)
+
+    share = torch.where(full, capacity, 0)
+    left = left - share.sum(1, keepdim=True)
+    first = torch.where(full | last, 0, weight)
+    active = torch.where(first.sum(1, keepdim=True) > 0, first, torch.where(full, 0, weight))
+    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * left
     room = capacity - share
-    active = weight * (room > 0)
-    active = torch.where(active.sum(1, keepdim=True) > 0, active, (room > 0).double())
-    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * left[:, None]
     floor = torch.minimum(wanted.floor().long(), room)
-    remainder = torch.where(room > floor, wanted - floor, -1.0)
-    order = remainder.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return share + floor + ((rank < (left - floor.sum(1))[:, None]) & (remainder >= 0))
+    remainder = torch.where(room > floor, (wanted - floor).round(decimals=9), -1.0)  # rounding decides no tie
+    by_rest = remainder.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(by_rest).scatter_(1, by_rest, torch.arange(by_rest.shape[1], device=by_rest.device).expand_as(by_rest))
+    return share + floor + ((rank < left - floor.sum(1, keepdim=True)) & (remainder >= 0))
+
+
+def _from_here(values: Tensor) -> Tensor:
+    """Sum of each entry and those after it in its row."""
+    return values.flip(1).cumsum(1).flip(1)

@@ -1,0 +1,64 @@
+"""Kernels give what torch gives: in Triton's interpreter on any machine, and on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.version import Version
+
+from tests.ops.kernel_checks import CHECKS
+from vtr.ops import fused
+from vtr.ops.bipartite import merge_tokens
+
+
+def test_every_kernel_agrees_with_torch_in_the_interpreter():
+    """In a process of its own: Triton decides at import whether it interprets."""
+    triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
+    if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
+        pytest.skip("the interpreter of this Triton needs numpy below 2.4: it turns arrays of one element into integers")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(Path(__file__).with_name("kernel_checks.py"))]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == [check.__name__ for check in CHECKS]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_every_kernel_agrees_with_torch_on_a_gpu(check):
+    check("cuda")
+
+
+def test_a_cpu_takes_torch_unless_asked():
+    tensor = torch.zeros(1, 3)
+    assert not fused.fused(tensor)
+    with fused.kernels(True):
+        assert fused.fused(tensor)
+        with fused.kernels(False):
+            assert not fused.fused(tensor)
+        assert fused.fused(tensor)
+    assert not fused.fused(tensor)
+
+
+def test_a_merge_that_needs_a_gradient_takes_torch():
+    tokens = torch.ones(1, 4, 2, requires_grad=True)
+    with fused.kernels(True):
+        merged, _ = merge_tokens(tokens, torch.ones(1, 4), torch.tensor([[0, 0, 2, 3]]))
+    merged.sum().backward()
+    assert tokens.grad is not None and tokens.grad[0, :, 0].tolist() == [0.5, 1.5, 1, 1], "what was merged away is still in its row"
+
+
+def test_without_triton_a_gpu_takes_torch(monkeypatch):
+    """Also on GPUs older than those that Triton compiles for."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = []
+    for spec, capability in ((None, (9, 0)), ("triton", (9, 0)), ("triton", (7, 5))):
+        fused._compiles.cache_clear()
+        monkeypatch.setattr(fused, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        found.append(fused._compiles(0))
+    fused._compiles.cache_clear()
+    assert found == [False, True, False]
