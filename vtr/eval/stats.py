@@ -49,10 +49,18 @@ def accuracy(outcomes: Sequence[float] | np.ndarray, key: str = "") -> Interval:
     values = np.atleast_2d(np.asarray(outcomes, dtype=float))
     if not values.size:
         raise ValueError("accuracy: every group needs at least one sample, got an empty one")
-    means = values.mean(0)
-    if np.isin(means, (0, 1)).all():
-        return wilson(int(means.sum()), len(means))
-    return interval(float(means.mean()), resampled_means([values], keys=[key])[:, 0].clip(0, 1))
+    return accuracies([values], keys=[key])[0]
+
+
+def accuracies(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] = ()) -> list[Interval]:
+    """`accuracy` of many rows over the same samples, resampled once; arguments as for `resampled_means`."""
+    means = [np.asarray(row, dtype=float).mean(0) for row in rows]
+    found = {i: wilson(int(own.sum()), len(own)) for i, own in enumerate(means) if np.isin(own, (0, 1)).all()}
+    others = [i for i in range(len(rows)) if i not in found]
+    if others:
+        resampled = resampled_means([rows[i] for i in others], group, [keys[i] for i in others] if keys else ()).clip(0, 1)
+        found |= {i: interval(float(means[i].mean()), column) for i, column in zip(others, resampled.T, strict=True)}
+    return [found[i] for i in range(len(rows))]
 
 
 def macro_accuracy(groups: Mapping[str, Sequence[float] | np.ndarray], key: str = "") -> Interval:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vtr.eval.results import ResultError, content_hash
-from vtr.eval.stats import Interval, accuracy, combine
+from vtr.eval.stats import Interval, accuracies, combine
 from vtr.registry import default_settings, list_methods, method_class
 
 BUDGETS = ("keep", "keep_ratio", "average_keep")
@@ -159,14 +159,28 @@ def make_rows(cells: Iterable[Mapping[str, Any] | Condensed]) -> list[Row]:
         experiment = content_hash({**cell.fingerprint, "seed": None})
         samples = tuple(sorted((family, outcomes.ids) for family, outcomes in cell.families.items()))
         groups.setdefault((experiment, samples), {}).setdefault(cell.key, cell)
-    return [_row(key, list(group.values())) for (key, _), group in groups.items()]
+    seeds = [sorted(group.values(), key=lambda cell: str(cell.fingerprint["seed"])) for group in groups.values()]
+    outcomes = [_stack(own) for own in seeds]
+    alike: dict[Any, list[int]] = {}  # indices of the rows that have the same samples
+    for index, (_, samples) in enumerate(groups):
+        alike.setdefault(samples, []).append(index)
+    families: list[dict[str, Interval]] = [{} for _ in groups]
+    keys = [key for key, _ in groups]
+    for indices in alike.values():
+        for family in outcomes[indices[0]]:
+            own = accuracies([outcomes[i][family].values for i in indices], family, [keys[i] for i in indices])
+            for i, one in zip(indices, own, strict=True):
+                families[i][family] = one
+    return [_row(*parts) for parts in zip(keys, seeds, outcomes, families, strict=True)]
 
 
-def _row(key: str, cells: list[Condensed]) -> Row:
-    cells.sort(key=lambda cell: str(cell.fingerprint["seed"]))
+def _stack(cells: Sequence[Condensed]) -> dict[str, Outcomes]:
+    """The outcomes of all seeds by family."""
+    return {f: Outcomes(own.ids, np.concatenate([cell.families[f].values for cell in cells])) for f, own in cells[0].families.items()}
+
+
+def _row(key: str, cells: Sequence[Condensed], groups: Mapping[str, Outcomes], families: Mapping[str, Interval]) -> Row:
     first = cells[0]
-    groups = {f: Outcomes(own.ids, np.concatenate([cell.families[f].values for cell in cells])) for f, own in first.families.items()}
-    families = {family: accuracy(group.values, key) for family, group in groups.items()}
     return Row(
         key=key,
         fingerprint=first.fingerprint,

@@ -38,7 +38,8 @@ class Section:
     """
 
     def __init__(self, cells: Sequence[Condensed], times: Sequence[Condensed] = (), unique: bool = True) -> None:
-        self.rows = make_rows(sorted(cells, key=lambda cell: (str(cell.fingerprint["method"]), cell.key)))
+        ordered = sorted(cells, key=lambda cell: (str(cell.fingerprint["method"]), cell.key))
+        self.rows = make_rows(ordered)
         first = self.rows[0].fingerprint
         self.model, self.task = str(first["model"]["name"]), str(first["task"]["name"])
         self.name = self.model if unique else f"{self.model} {content_hash(first['model'])[:8]}"
