@@ -128,8 +128,8 @@ def test_choices_are_scored_in_order(lmms, reduced_model):
 
     alone = lmms.Instance("loglikelihood", ("", " red"), 0, {"task": "t", "doc_id": 0, "repeats": 1})
     requests = [*(choice(index, text) for index in (1, 2) for text in (" red", " dog", lambda sample: f" {sample.family}")), alone]
-    found = reduced_model.loglikelihood(requests)
-    single = [reduced_model.loglikelihood([request])[0] for request in requests]
+    found = texts(reduced_model.loglikelihood(requests))
+    single = texts(reduced_model.loglikelihood([request])[0] for request in requests)
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in single], abs=1e-4)
     assert len({loss for loss, _ in found}) == len(found)
     assert all(type(greedy) is bool for _, greedy in found)
@@ -206,6 +206,48 @@ def test_every_family_is_a_task_and_a_member_of_the_group(lmms):
     ]
     with pytest.raises(ValueError, match="mine: dataset_name must be one of existence, .*, got 'texts'"):
         type(members["shapes_text"])({"task": "mine", "dataset_path": "shapes", "dataset_name": "texts"})
+
+
+def test_the_choice_that_lmms_eval_picks_is_the_likeliest(lmms, embedded):
+    from datasets import Dataset, DatasetDict
+    from lmms_eval.api.task import ConfigurableTask
+    from lmms_eval.evaluator import simple_evaluate
+
+    samples = {s.id: s for s in shapes.test_samples("existence", limit=4)}
+    choices = ["yes", "no", "purple"]
+
+    class Choices(ConfigurableTask):
+        def download(self, dataset_kwargs=None):
+            rows = [{"id": s.id, "question": s.question, "answer": s.answer} for s in samples.values()]
+            self.dataset = self.dataset_no_image = DatasetDict({"test": Dataset.from_list(rows)})
+
+    task = Choices(
+        config={
+            "task": "choices",
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_visual": lambda document: [samples[document["id"]].image],
+            "doc_to_text": "question",
+            "doc_to_target": "answer",
+            "doc_to_choice": choices,
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+    )
+    model = lmms.SimpleVtr("tiny-llava", method="fastv", keep=64, device="cpu", batch_size=5)
+    logged = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)["samples"]["choices"]
+    cell = Cell(create_method("fastv", keep=64), get_task("shapes"), limit=4)
+    answers = {s["id"]: s for s in Runner(*embedded, {"name": "m"}, "sdpa", "cpu").answer(cell) if s["family"] == "existence"}
+    compared = 0
+    for entry in logged:
+        answer = answers[entry["doc"]["id"]]
+        assert [counts["average_tokens"] for counts in entry["token_counts"]] == [answer["average_tokens"]] * 3
+        if answer["prediction"] in choices:  # one token each in this tokenizer
+            compared += 1
+            losses, greedy = zip(*entry["filtered_resps"], strict=True)
+            assert list(greedy) == [answer["prediction"] == choice for choice in choices]
+            assert losses[choices.index(answer["prediction"])] == min(losses)
+            assert entry["acc"] == float(answer["correct"])
+    assert compared
 
 
 def run(folder, processes, *launcher):

@@ -47,6 +47,18 @@ class Measured(TokenCounts):
         return {**super().to_dict(), **self.measured}
 
 
+class Choice(tuple):
+    """Loss and greediness of a continuation.
+
+    lmms-eval 0.7.3 keeps a pair as it is only inside a `GenerationResult`; its response cache, which would give text back, leaves out whatever
+    strips to nothing.
+    """
+
+    def strip(self) -> str:
+        """Nothing, see above."""
+        return ""
+
+
 class Vtr(lmms):
     """A checkpoint under a reduction.
 
@@ -124,18 +136,21 @@ class Vtr(lmms):
         self._log(answers.values())
         return [answers[index] for index in range(len(requests))]
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Of every continuation its mean cross-entropy per token and whether it is the greedy answer.
 
         A loss, not a probability: lmms-eval picks the choice with the smallest value, and its own models return the same.
         """
-        results: list[tuple[float, bool]] = []
+        results: list[GenerationResult] = []
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
         for batch in self._batches(list(range(len(requests))), "choices"):
             asked = [self._continuation(requests[index]) for index in batch]
-            tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            prompts = [prompt for prompt, _ in asked]
             continuations = [continuation_tokens(tokenizer, prompt.text, text) for prompt, text in asked]
-            losses, greedy, _ = score(self.model, self.processor, self._encode([prompt for prompt, _ in asked]), continuations)
-            results += zip(losses, greedy, strict=True)
+            inputs = self._encode(prompts)
+            losses, greedy, elapsed = score(self.model, self.processor, inputs, continuations)
+            counts = self._measured(prompts, inputs, [len(tokens) for tokens in continuations], elapsed)
+            results += map(GenerationResult, map(Choice, zip(losses, greedy, strict=True)), counts)
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -181,12 +196,13 @@ class Vtr(lmms):
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
         written = (~torch.isin(tokens, special)).sum(1).tolist()
+        answers = [_cut(text.strip(), settings.get("until")) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return list(map(GenerationResult, answers, self._measured(prompts, inputs, written, elapsed)))
+
+    def _measured(self, prompts: Sequence[Prompt], inputs: Any, written: Sequence[int], elapsed: float) -> list[Measured]:
+        share = {"latency_ms": round(elapsed / len(prompts), 3)}
         counts = zip(prompt_lengths(inputs), written, self._visual_tokens(prompts, inputs), strict=True)
-        return [
-            GenerationResult(_cut(text.strip(), settings.get("until")), Measured(before, after, measured={**own, "latency_ms": share}))
-            for text, (before, after, own) in zip(tokenizer.batch_decode(tokens, skip_special_tokens=True), counts, strict=True)
-            for share in [round(elapsed / len(prompts), 3)]
-        ]
+        return [Measured(before, after, measured={**own, **share}) for before, after, own in counts]
 
     def _visual_tokens(self, prompts: Sequence[Prompt], inputs: Any) -> list[dict[str, float]]:
         """Visual tokens of every prompt, summed over its images: before, at the end of the LLM, and mean over its layers."""
