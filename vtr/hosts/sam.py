@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtr.hosts._windows import Swaps, WindowedHost
+from vtr.hosts.timm_vit import intermediates
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -20,16 +21,11 @@ from vtr.types import VtrError
 @register_host("timm:VisionTransformerSAM")
 def timm_sam(model: Any) -> WindowedHost:
     """timm's SAM encoder, also behind `features_only=True`."""
-    from timm.models._features import feature_take_indices
-
     if model.rope_global is not None:
         raise VtrError("timm:VisionTransformerSAM: with rotary positions its blocks take one fixed grid; use a model with use_rope=False")
 
-    def read(arguments: Mapping[str, Any]) -> Sequence[int]:
-        return feature_take_indices(len(model.blocks), arguments.get("indices"))[0]
-
     embed = model.patch_embed
-    entries = {"forward_intermediates": read}
+    entries = {"forward_intermediates": intermediates(model)}
     return _host("timm:VisionTransformerSAM", model, model.blocks, embed.proj, embed.grid_size, entries=entries, dynamic=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtr.hosts._dense import DenseHost, MergePoint
+from vtr.hosts._dense import DenseHost, MergePoint, Taps
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -20,8 +20,6 @@ BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "ParallelThingsBlock"
 @register_host("timm:VisionTransformer", "timm:Eva")
 def timm_vit(model: Any) -> DenseHost:
     """A plain ViT; absolute positions are added before the first block, rotary ones come with every call of a block."""
-    from timm.models._features import feature_take_indices
-
     kind = type(model).__name__
     embed = model.patch_embed
     if not hasattr(embed, "proj") or getattr(embed, "grid_size", None) is None:
@@ -31,9 +29,6 @@ def timm_vit(model: Any) -> DenseHost:
         raise VtrError(
             f"timm:{kind}: blocks of type {', '.join(sorted(odd))} are not known to run on fewer tokens; known: {', '.join(BLOCKS)}"
         )
-
-    def read(arguments: Mapping[str, Any]) -> Sequence[int]:
-        return feature_take_indices(len(model.blocks), arguments.get("indices"))[0]
 
     first = model.blocks[0]
     mergeable = all(type(block).__name__ == "Block" and hasattr(block.attn, "k_norm") for block in model.blocks)
@@ -46,7 +41,7 @@ def timm_vit(model: Any) -> DenseHost:
         has_cls=getattr(model, "cls_token", None) is not None,
         patch_grid=(int(embed.grid_size[0]), int(embed.grid_size[1])),
         dynamic=bool(getattr(model, "dynamic_img_size", False)),
-        entries={"forward_intermediates": read},
+        entries={"forward_intermediates": intermediates(model)},
         rotary="rope" if getattr(model, "rope", None) is not None else "",
         merge_point=MergePoint(
             keys=lambda block: block.attn.k_norm,
@@ -57,3 +52,13 @@ def timm_vit(model: Any) -> DenseHost:
         if mergeable and hasattr(first, "drop_path2")
         else None,
     )
+
+
+def intermediates(model: Any) -> Taps:
+    """Which blocks a `forward_intermediates` of timm reads."""
+    from timm.models._features import feature_take_indices
+
+    def read(arguments: Mapping[str, Any]) -> Sequence[int]:
+        return feature_take_indices(len(model.blocks), arguments.get("indices"))[0]
+
+    return read
