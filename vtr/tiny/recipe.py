@@ -37,7 +37,7 @@ STAGES = (
     Stage("tower", 1200, 32, CANVAS // 2, 1.5e-3, closeups=8, questions=False, seen=0.6),
     Stage("llava96", 12000, 8, CANVAS // 2, 1.2e-3, seen=0.6, tower_every=3, pruned=10),
     Stage("llava192", 7000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
-    Stage("whole", 6000, 6, CANVAS, 5e-4, closeups=10, tower_every=2, pruned=75, fewest=0.1),
+    Stage("whole", 6000, 6, CANVAS, 5e-4, closeups=10, tower_every=2, pruned=80, fewest=0.15),
 )
 NEXT_STAGES = (Stage("next", 1200, 4, CANVAS, 3e-4, anyres=True, pruned=90, fewest=0.05, most=0.3),)
 TOWER_RATE = 0.5  # of the learning rate, once the tower has had its own stage
