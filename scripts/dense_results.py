@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from vtr.bench import dense as bench
-from vtr.bench.stopwatch import clock_name
 from vtr.data.scenes import draw
 from vtr.data.segmentation import test_scenes
 from vtr.eval import dense
@@ -27,16 +26,15 @@ def main() -> None:
     pictures = [draw(scene) for scene in test_scenes(10)]
     costs = bench.measure(model, model.prepare(pictures), dense.VARIANTS, given.repeats)
     table = dense.rows(dense.evaluate(model, dense.VARIANTS, given.scenes), costs, bench.label)
-    where = (
-        f"torch {torch.__version__}, {clock_name(torch.device('cpu'))}, {torch.get_num_threads()} thread, batch {len(pictures)}, float32"
-    )
+    where = f"torch {torch.__version__}, process time of {torch.get_num_threads()} thread(s), batch {len(pictures)}, float32"
     (given.out / "figures").mkdir(parents=True, exist_ok=True)
     dense.plot(table, given.out / "figures" / "dense.png")
     inputs, settings = model.prepare(pictures[:3]), dense.VARIANTS[SHOWN][1]
     labels = bench.cluster_labels(model.vit, inputs, settings["alpha"], settings["grid"]).numpy()
     dense.picture(model, pictures[:3], labels, dense.VARIANTS[SHOWN]).save(given.out / "figures" / "dense-clusters.png")
     dense.write_rows(given.out / "figures" / "dense.json", table, {"model": str(given.model), "scenes": given.scenes, "where": where})
-    text = f"`python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}`; {given.scenes} test scenes of `shapes`; {where}.\n"
+    command = f"OMP_NUM_THREADS=1 python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}"
+    text = f"Made by `{command}`; {given.scenes} test scenes of `shapes`; {where}.\n"
     pictures_text = "![mIoU against images per second](figures/dense.png)\n\n![clusters and segmentation](figures/dense-clusters.png)\n"
     (given.out / "dense.md").write_text(f"# Dense results on tiny-vit-seg\n\n{text}\n{dense.markdown(table)}\n\n{pictures_text}")
 

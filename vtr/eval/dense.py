@@ -180,9 +180,10 @@ def plot(table: Sequence[DenseRow], path: Path) -> None:
     for n, method in enumerate(dict.fromkeys(row.method for row in table)):
         own = [row for row in table if row.method == method]
         axes.plot([r.images_per_s for r in own], [r.miou for r in own], "o", color=f"C{n}", label=method)
-        for row in own:
-            words = row.label.removeprefix(method).strip()
-            axes.annotate(words, (row.images_per_s, row.miou), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        for k, row in enumerate(own):
+            words, beside = row.label.removeprefix(method).strip(), (4, -10 if k % 2 else 4)
+            axes.annotate(words, (row.images_per_s, row.miou), xytext=beside, textcoords="offset points", fontsize=7)
+    axes.margins(x=0.15)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
