@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from vtr.ops.clusters import calibrate_tau, cell_pivots, cluster, hard_labels, home_cells
+from vtr.ops.clusters import calibrate_tau, cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
 from vtr.ops.reconstruct import reconstruct, reconstruction
 from vtr.registry import register_method
@@ -201,11 +201,13 @@ def _cluster(view: View, method: Expedit, tau: float | str) -> Selection:
     image = (view.cells[:, 0, 0] == 0).cumsum(0) - 1  # views and windows of an image follow its first
     sharp = calibrate_tau(view.tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
     centres = cluster(view.tokens, grid, clusters, tau=sharp, iterations=method.iterations, window=method.window)
+    home = home_cells(grid, clusters, view.tokens.device)
     if method.reconstruct:
         view.memory["clusters"] = _Clusters(view.tokens, centres, sharp)
-    pivot, some = cell_pivots(grid, clusters, view.real)
-    assign = pivot[:, home_cells(grid, clusters, view.tokens.device)]
-    return Selection(index=pivot, real=some, tokens=centres, assign=assign, grid=clusters)
+        pivot, some = cell_centres(grid, clusters, view.tokens.device).expand(len(centres), -1), None
+    else:  # patches that unpadding cuts off cannot stand for a cluster
+        pivot, some = cell_pivots(grid, clusters, view.real)
+    return Selection(index=pivot, real=some, tokens=centres, assign=pivot[:, home], grid=clusters)
 
 
 def _restore(view: View, method: Expedit) -> Tensor:

@@ -75,9 +75,11 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
     sharp = tau if isinstance(tau, (int, float)) else tau.to(wide).view(-1, 1, 1)
     place = tiles.centres.flatten()
     for _ in range(iterations):
-        key = torch.cat([2 * sharp * centres, -sharp * centres.square().sum(-1, keepdim=True)], -1)[:, place]  # -|x|^2 is the same for all
-        key = key.unflatten(1, (count, box)).flatten(0, 1)  # (B T, m, D + 1)
-        member = torch.baddbmm(bias + key[:, None, :, -1], parts, key[..., :-1].mT).softmax(-1)  # (B T, n, m)
+        key, alpha = (centres, 2 * sharp) if isinstance(sharp, (int, float)) else (2 * sharp * centres, 1)
+        key = key.index_select(1, place).unflatten(1, (count, box)).flatten(0, 1)  # (B T, m, D)
+        norm = (-sharp * centres.square().sum(-1, keepdim=True)).index_select(1, place)  # the token's own is the same for all centres
+        shift = bias + norm.view(batch * count, 1, box)
+        member = torch.baddbmm(shift, parts, key.mT, alpha=alpha).softmax(-1)  # (B T, n, m)
         if tiles.real is not None:
             member = member * tiles.real.repeat(batch, 1, 1)
         total = member.sum(1).view(batch, -1)
@@ -131,6 +133,11 @@ def home_cells(grid: Grid, clusters: Grid, device: torch.device | None = None) -
     """`(H*W,)` int64: the cell `floor(y h / H) * w + floor(x w / W)` that each token lies in."""
     rows, cols = (torch.arange(n, device=device) * c // n for n, c in zip(grid, clusters, strict=True))
     return (rows[:, None] * clusters[1] + cols).flatten()
+
+
+def cell_centres(grid: Grid, clusters: Grid, device: torch.device) -> Tensor:
+    """`(h*w,)` int64: the token nearest to the centre of each cell; ties: lowest index."""
+    return _members(grid, clusters, device)[0][:, 0]
 
 
 def cell_pivots(grid: Grid, clusters: Grid, real: Tensor) -> tuple[Tensor, Tensor]:
