@@ -98,7 +98,14 @@ def test_what_a_cluster_cannot_give_is_refused():
     with pytest.raises(VtrError, match="a worker needs 1 CPU and 5 GPU, the cluster has 1 and"):
         RayPool("local", workers=1, cpus=1, gpus=5)
     assert not ray.is_initialized()
-    with pytest.raises(VtrError, match="no cluster at '127.0.0.1:1'"):
-        RayPool("127.0.0.1:1", workers=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere:port"])
+def test_an_address_where_nobody_listens_is_told_at_once(address):
+    with pytest.raises(VtrError, match=f"no cluster at '{address}' .*start one with `ray start --head`"):
+        RayPool(address, workers=1)
+
+
+def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="jobs: must be at least 1, got 0"):
         RayPool("local", workers=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class RayPool:
             import ray
         except ImportError:
             raise VtrError("ray: is not installed; pip install 'vtr[eval]', or leave --ray and --jobs out to run in this process") from None
+        _check_address(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts a cluster; it would report home
         self._ray = ray
         local = {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
@@ -70,7 +72,7 @@ class RayPool:
             )
         except Exception as error:  # Ray raises many kinds, plain Exception among them
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise VtrError(f"ray: no cluster at {address!r} ({first}); start one with `ray start --head`, or leave --ray out") from None
+            raise VtrError(f"ray: no cluster at {address!r} could be joined or started ({first}); leave --ray out to run without") from None
         have = ray.cluster_resources()
         gpus = float(have.get("GPU", 0) > 0) if gpus is None else gpus
         if have.get("CPU", 0) < cpus or have.get("GPU", 0) < gpus:
@@ -155,3 +157,18 @@ class RayPool:
 
     def _actor(self) -> Any:
         return self._make(threads=self._threads)
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would wait for minutes.
+
+    Raises:
+        VtrError: nobody listens there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise VtrError(f"ray: no cluster at {address!r} ({error}); start one with `ray start --head`, or leave --ray out") from None
