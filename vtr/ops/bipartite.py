@@ -82,7 +82,7 @@ def merge_tokens(tokens: Tensor, size: Tensor, assign: Tensor) -> tuple[Tensor, 
         Tokens `(B, T, D)` in their dtype and sizes `(B, T)` float32; pivots that nothing merged into, and all other rows, are unchanged.
         May run as one kernel.
     """
-    if fused(tokens) and not (tokens.requires_grad and torch.is_grad_enabled()):  # the kernel has no gradient
+    if fused() and not (tokens.requires_grad and torch.is_grad_enabled()):  # the kernel has no gradient
         from vtr.ops._triton_rows import merged_tokens
 
         return merged_tokens(tokens, size, assign)

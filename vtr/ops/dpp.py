@@ -49,7 +49,7 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     diagonal = quality.square() * unit.square().sum(-1)
     gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
     rounding = EXPLAINED * torch.finfo(wide).eps
-    if gram is not None and gram.dtype == torch.float32 and fused(gram):
+    if gram is not None and gram.dtype == torch.float32 and fused():
         from vtr.ops._triton_greedy import pick_determinant
 
         return pick_determinant(gram, quality, diagonal, real, most, rounding, jitter)

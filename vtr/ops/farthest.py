@@ -58,7 +58,7 @@ def farthest_first(first: Tensor, distances: Distances, real: Tensor, most: int,
     Returns:
         Picks `(G, most)` int64 in picking order. `O(most N)` on top of the distances, on the device, without a sync.
     """
-    if isinstance(distances, Tensor) and fused(distances):
+    if isinstance(distances, Tensor) and fused():
         from vtr.ops._triton_greedy import pick_in_turn
 
         return pick_in_turn(distances, first, real, most, total=False, repeat=repeat)

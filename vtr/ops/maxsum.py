@@ -31,7 +31,7 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     group = torch.arange(groups, device=unit.device)
     # about 12 D values per token live in one layer: residual, norm, q, k, v, and the three of the MLP
     gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
-    if gram is not None and fused(gram):
+    if gram is not None and fused():
         from vtr.ops._triton_greedy import pick_in_turn
 
         return pick_in_turn(gram, first, real, most, total=True)

@@ -24,7 +24,7 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     """
     score = score if score.dtype == torch.float64 else score.float()
     score = score.nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    if score.shape[1] <= LONGEST_COUNTED and fused(score):
+    if score.shape[1] <= LONGEST_COUNTED and fused():
         from vtr.ops._triton_rows import best_mask
 
         return best_mask(score, real, keep)
