@@ -6,8 +6,8 @@ import yaml
 from typer.testing import CliRunner
 
 import vtr
+from tests.dense_models import images, model_of
 from tests.embedded import random_checkpoint
-from tests.hosts.test_dense_hosts import images, model_of
 from tests.tiny_models import snapshot
 from vtr.calibrate.expedit import measure_tau
 from vtr.cli import app

@@ -1,98 +1,12 @@
-"""Every plain dense host: restored at every output that is read, exact at the identity, and nothing left behind.
-
-The models are random, six blocks wide 32, with 6 x 6 patches unless the input says otherwise.
-"""
-
-from collections.abc import Callable
-from functools import cache
+"""Every plain dense host: restored at every output that is read, exact at the identity, and nothing left behind."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import vtr
+from tests.dense_models import COARSE, MODELS, SHARP, images, model_of, outputs, timm_model
 from tests.tiny_models import snapshot
-from vtr.methods.pool import pooled_grid
-from vtr.ops.clusters import cell_means
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 96, "patch_size": 16}
-NECK = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
-SHARP = {"alpha": 2, "grid": (6, 6), "tau": 1e6, "neighbours": 1}
-COARSE = {"alpha": 2, "grid": (4, 4)}
-
-
-def timm_model(name: str, **settings) -> nn.Module:
-    timm = pytest.importorskip("timm")
-    return timm.create_model(name, embed_dim=32, num_heads=4, depth=6, img_size=96, patch_size=16, **settings)
-
-
-def hf_model(name: str, **settings) -> nn.Module:
-    import transformers
-
-    return getattr(transformers, name)(getattr(transformers, name.removesuffix("Model") + "Config")(**SMALL, **settings))
-
-
-def clip_model() -> nn.Module:
-    open_clip = pytest.importorskip("open_clip")
-    tower = open_clip.transformer.VisionTransformer(96, 16, 32, 6, 4, 2.0, output_dim=16, output_tokens=True)
-    return tower
-
-
-def depth_model(hybrid: bool) -> nn.Module:
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    settings = {"is_hybrid": True, "readout_type": "project"} if hybrid else {"is_hybrid": False}
-    return DPTForDepthEstimation(DPTConfig(**SMALL, **NECK, backbone_out_indices=[1, 2, 4, 5], **settings))
-
-
-def depth_anything() -> nn.Module:
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
-
-    inner = Dinov2Config(**SMALL, out_indices=[2, 3, 5, 6], reshape_hidden_states=False)
-    return DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=inner, **NECK, reassemble_hidden_size=32, patch_size=16))
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "timm": lambda: timm_model("vit_tiny_patch16_224"),
-    "timm no CLS": lambda: timm_model("vit_tiny_patch16_224", class_token=False, global_pool="avg"),
-    "timm DINOv2 registers": lambda: timm_model("vit_small_patch14_reg4_dinov2", init_values=0.5),
-    "timm EVA02 rotary": lambda: timm_model("eva02_tiny_patch14_224"),
-    "timm DINOv3 rotary": lambda: timm_model("vit_small_patch16_dinov3"),
-    "timm features_only": lambda: timm_model("vit_tiny_patch16_224", features_only=True, out_indices=(1, 3, 5)),
-    "open_clip": clip_model,
-    "ViT": lambda: hf_model("ViTModel"),
-    "DeiT": lambda: hf_model("DeiTModel"),
-    "DINOv2": lambda: hf_model("Dinov2Model"),
-    "DINOv2 registers": lambda: hf_model("Dinov2WithRegistersModel", num_register_tokens=4),
-    "DINOv3": lambda: hf_model("DINOv3ViTModel", num_register_tokens=4),
-    "CLIP": lambda: hf_model("CLIPVisionModel"),
-    "SigLIP": lambda: hf_model("SiglipVisionModel"),
-    "DPT": lambda: depth_model(False),
-    "Depth Anything": depth_anything,
-}
-
-
-@cache
-def model_of(kind: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = MODELS[kind]()
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                nn.init.normal_(weight, std=0.15)
-    return model.eval().requires_grad_(False)
-
-
-def images(count: int = 2, height: int = 96, width: int = 96, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(7)).to(dtype)
-
-
-def outputs(model: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """All tensors that a call returns."""
-    made = model(pixels)
-    made = list(made.values()) if isinstance(made, dict) else [made] if isinstance(made, Tensor) else list(made)
-    return [value for value in made if isinstance(value, Tensor)]
-
 
 everywhere = pytest.mark.parametrize("kind", MODELS)
 
@@ -226,32 +140,6 @@ def test_a_compiled_model_gives_the_same():
         torch.testing.assert_close(compiled(pixels), eager, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["timm", "ViT", "DINOv2 registers"])
-@pytest.mark.parametrize("settings", [{"keep": 16}, {"keep": 12, "proportional": False}, {"keep_ratio": 0.5}])
-@torch.no_grad()
-def test_tome_merges_and_unmerges(kind, settings):
-    model, pixels = model_of(kind), images()
-
-    def run(pixels: Tensor) -> Tensor:
-        return model.forward_features(pixels) if kind == "timm" else model(pixels).last_hidden_state
-
-    full = run(pixels)
-    with vtr.reduced(model, "tome", keep=36):
-        assert torch.equal(run(pixels), full)
-    with vtr.reduced(model, "tome", **settings) as reduction:
-        made = run(pixels)
-        report, alone = reduction.report(), run(pixels[1:])
-    prefix = report.prefix_tokens
-    assert made.shape == full.shape
-    torch.testing.assert_close(alone, made[1:], atol=1e-5, rtol=1e-4)
-    keep = settings.get("keep", 18)
-    for row, pivots in enumerate(report.assignment):
-        assert len(set(pivots)) == keep
-        for token, pivot in enumerate(pivots):
-            assert torch.equal(made[row, prefix + token], made[row, prefix + pivot])
-    assert torch.equal(run(pixels), full)
-
-
 @pytest.mark.parametrize(
     ("kind", "method", "settings", "error", "message"),
     [
@@ -289,46 +177,3 @@ def test_masks_and_dropped_patches_are_refused():
     dropping = timm_model("vit_tiny_patch16_224", patch_drop_rate=0.5).train()
     with vtr.reduced(dropping, "expedit", **COARSE), pytest.raises(vtr.VtrError, match="a block should get 37 tokens"):
         dropping(pixels)
-
-
-@pytest.mark.parametrize("kind", ["timm", "timm EVA02 rotary", "ViT", "DPT", "open_clip"])
-@torch.no_grad()
-def test_pool_averages_and_interpolates(kind):
-    model, pixels = model_of(kind), images()
-    full = outputs(model, pixels)
-    with vtr.reduced(model, "pool", alpha=2, keep=36):
-        assert all(torch.equal(got, wanted) for got, wanted in zip(outputs(model, pixels), full, strict=True))
-    with vtr.reduced(model, "pool", alpha=2, grid=(3, 4)) as reduction:
-        made = outputs(model, pixels)
-        assert reduction.report().tokens_per_block == [36, 36, 12, 12, 12, 12]
-    assert [got.shape for got in made] == [wanted.shape for wanted in full]
-    with vtr.reduced(model, "pool", alpha=5, keep=17) as reduction:
-        outputs(model, pixels)
-        assert reduction.report().small_grid == (4, 4)
-
-
-def test_pooled_cells_are_what_torch_pools():
-    grid = torch.randn(2, 8, 6, 6)
-    means = cell_means(grid.flatten(2).mT, (6, 6), (4, 4)).mT.unflatten(2, (4, 4))
-    torch.testing.assert_close(means, nn.functional.adaptive_avg_pool2d(grid, 4))
-    assert [pooled_grid((40, 40), keep) for keep in (784, 400, 1)] == [(28, 28), (20, 20), (1, 1)]
-    assert pooled_grid((24, 48), 300) == (12, 25) and pooled_grid((24, 24), 10**6) == (24, 24)
-
-
-@pytest.mark.parametrize("kind", ["timm", "ViT"])
-@torch.no_grad()
-def test_sizes_weigh_in_the_attention(kind):
-    """Merging equal tokens with proportional attention changes nothing: they count as often as they were."""
-    model = model_of(kind)
-    pixels = images(1, 96, 96)[..., :16, :16].repeat(1, 1, 6, 6)  # all patches alike
-    embedding = model.pos_embed if kind == "timm" else model.embeddings.position_embeddings
-    kept = embedding.data.clone()
-    try:
-        embedding.data[:, 1:] = 0.1
-        full = outputs(model, pixels)[0]
-        with vtr.reduced(model, "tome", keep=9):
-            torch.testing.assert_close(outputs(model, pixels)[0], full, atol=1e-4, rtol=1e-4)
-        with vtr.reduced(model, "tome", keep=9, proportional=False):
-            assert not torch.allclose(outputs(model, pixels)[0], full, atol=1e-3)
-    finally:
-        embedding.data.copy_(kept)

@@ -1,0 +1,82 @@
+"""ToMe and pooling on dense hosts: fewer tokens inside, all of them back outside."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vtr
+from tests.dense_models import images, model_of, outputs
+from vtr.hosts._host import host_of
+from vtr.methods.pool import pooled_grid
+from vtr.ops.clusters import cell_means
+
+
+@pytest.mark.parametrize("kind", ["timm", "ViT", "DINOv2 registers"])
+@pytest.mark.parametrize("settings", [{"keep": 16}, {"keep": 12, "proportional": False}, {"keep_ratio": 0.5}])
+@torch.no_grad()
+def test_tome_merges_and_unmerges(kind, settings):
+    model, pixels = model_of(kind), images()
+    if host_of(model).merge_point is None:
+        pytest.skip("this transformers lays the block out in an older way, which is refused")
+
+    def run(pixels: Tensor) -> Tensor:
+        return model.forward_features(pixels) if kind == "timm" else model(pixels).last_hidden_state
+
+    full = run(pixels)
+    with vtr.reduced(model, "tome", keep=36):
+        assert torch.equal(run(pixels), full)
+    with vtr.reduced(model, "tome", **settings) as reduction:
+        made = run(pixels)
+        report, alone = reduction.report(), run(pixels[1:])
+    prefix = report.prefix_tokens
+    assert made.shape == full.shape
+    torch.testing.assert_close(alone, made[1:], atol=1e-5, rtol=1e-4)
+    keep = settings.get("keep", 18)
+    for row, pivots in enumerate(report.assignment):
+        assert len(set(pivots)) == keep
+        for token, pivot in enumerate(pivots):
+            assert torch.equal(made[row, prefix + token], made[row, prefix + pivot])
+    assert torch.equal(run(pixels), full)
+
+
+@pytest.mark.parametrize("kind", ["timm", "timm EVA02 rotary", "ViT", "DPT", "open_clip"])
+@torch.no_grad()
+def test_pool_averages_and_interpolates(kind):
+    model, pixels = model_of(kind), images()
+    full = outputs(model, pixels)
+    with vtr.reduced(model, "pool", alpha=2, keep=36):
+        assert all(torch.equal(got, wanted) for got, wanted in zip(outputs(model, pixels), full, strict=True))
+    with vtr.reduced(model, "pool", alpha=2, grid=(3, 4)) as reduction:
+        made = outputs(model, pixels)
+        assert reduction.report().tokens_per_block == [36, 36, 12, 12, 12, 12]
+    assert [got.shape for got in made] == [wanted.shape for wanted in full]
+    with vtr.reduced(model, "pool", alpha=5, keep=17) as reduction:
+        outputs(model, pixels)
+        assert reduction.report().small_grid == (4, 4)
+
+
+def test_pooled_cells_are_what_torch_pools():
+    grid = torch.randn(2, 8, 6, 6)
+    means = cell_means(grid.flatten(2).mT, (6, 6), (4, 4)).mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(means, nn.functional.adaptive_avg_pool2d(grid, 4))
+    assert [pooled_grid((40, 40), keep) for keep in (784, 400, 1)] == [(28, 28), (20, 20), (1, 1)]
+    assert pooled_grid((24, 48), 300) == (12, 25) and pooled_grid((24, 24), 10**6) == (24, 24)
+
+
+@pytest.mark.parametrize("kind", ["timm", "ViT"])
+@torch.no_grad()
+def test_sizes_weigh_in_the_attention(kind):
+    """Merging equal tokens with proportional attention changes nothing: they count as often as they were."""
+    model = model_of(kind)
+    pixels = images(1, 96, 96)[..., :16, :16].repeat(1, 1, 6, 6)  # all patches alike
+    embedding = model.pos_embed if kind == "timm" else model.embeddings.position_embeddings
+    kept = embedding.data.clone()
+    try:
+        embedding.data[:, 1:] = 0.1
+        full = outputs(model, pixels)[0]
+        with vtr.reduced(model, "tome", keep=9):
+            torch.testing.assert_close(outputs(model, pixels)[0], full, atol=1e-4, rtol=1e-4)
+        with vtr.reduced(model, "tome", keep=9, proportional=False):
+            assert not torch.allclose(outputs(model, pixels)[0], full, atol=1e-3)
+    finally:
+        embedding.data.copy_(kept)
