@@ -107,10 +107,10 @@ def _prune(content: Any, place: Place) -> bool:
     parents: list[Any] = [content]
     for part in place:
         inside = parents[-1]
-        if (isinstance(inside, dict) and part in inside) or (isinstance(inside, list) and isinstance(part, int) and part < len(inside)):
-            parents.append(inside[part])
-        else:
+        there = part in inside if isinstance(inside, dict) else isinstance(inside, list) and isinstance(part, int) and part < len(inside)
+        if not there:
             break
+        parents.append(inside[part])
     if len(parents) == 1:
         return False
     last: Any = place[len(parents) - 2]
