@@ -156,7 +156,7 @@ def markdown(name: str, costs: Sequence[DenseCost], device: torch.device, dtype:
     full = next(cost for cost in costs if cost.variant[0] == FULL)
     lines = [
         f"`{name}`, batch {full.images}, {str(dtype).removeprefix('torch.')}, random weights, {clock_name(device)}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}:",
+        f"{torch.get_num_threads()} of them, torch {torch.__version__}:",
         "",
         "| variant | GFLOPs | ms | factor | clustering and restoring ms | percent of full | peak MiB |",
         "|---|---|---|---|---|---|---|",
