@@ -27,7 +27,7 @@ from vtr.types import Card, Geometry, Method, Stage, Step
 
 
 class Published(NamedTuple):
-    """A published list: the model it is for (`host` and `shape` of its LLM), layers by rising contribution."""
+    """A list that comes with the toolkit: the model it is for (`host` and `shape` of its LLM), layers by rising contribution."""
 
     host: str
     shape: Mapping[str, int]
@@ -49,7 +49,9 @@ _VICUNA_13B = {
     "num_key_value_heads": 40,
 }
 
-# icip-cas/ShortV at 737c28c, by rising contribution; 60 % of the layers each
+_TINY = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+# icip-cas/ShortV at 737c28c, by rising contribution; 60 % of the layers each. The embedded checkpoints' by `vtr calibrate shortv --samples 40`
 PUBLISHED: dict[str, Published] = {
     "llava-1.5-7b": Published("llava", _VICUNA_7B, (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)),
     "llava-1.5-13b": Published(
@@ -59,6 +61,7 @@ PUBLISHED: dict[str, Published] = {
     "llava-next-13b": Published(
         "llava_next", _VICUNA_13B, (39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17)
     ),
+    "tiny-llava": Published("llava", _TINY, (5, 4, 1, 2)),
 }
 
 
