@@ -135,7 +135,8 @@ def _model_jobs(
     except (ValueError, VtrError) as error:
         mistakes.append(Mistake(place, str(error)))
         return []
-    wanted = entry.budgets or file.budgets
+    file = file.model_copy(update={name: value for name in ("budgets", "seeds", "limit") if (value := getattr(entry, name)) is not None})
+    wanted = file.budgets
     budgets = wanted.values() if wanted else []
     groups: list[tuple[Place, bool, list[Variant]]] = []
     for name in _names(file):

@@ -112,6 +112,8 @@ class ModelEntry(_Part):
 
     model: Annotated[str, AfterValidator(_known_model)]
     budgets: Budgets | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     device: str | None = None
     dtype: Dtype | None = None
     attention: Attention | None = None
