@@ -110,14 +110,19 @@ def test_records_become_the_same_page_again_and_again(record, tmp_path):
         read_records(tmp_path)
 
 
-def line(kind, name, prefill, choosing=0.0, decode=1.0, peak=100, schedule=1):
+def line(kind, name, prefill, choosing=0.0, decode=1.0, peak=100, tower=37):
+    schedule = {"tower": [tower]}
     runs = [{"prefill_ms": prefill, "choosing_ms": choosing, "tower_ms": 1.0, "decode_ms": decode, "total_ms": {"1": prefill}}]
     return {"kind": kind, "name": name, "schedule": schedule, "peak_bytes": peak, "runs": 2 * runs}
 
 
 def test_targets_are_read_off_the_rounds():
-    rows = [line("full", "full", 100.0, schedule=0), line("kept floor", "kept floor", 50.0)]
-    rows += [line("method", "uniform", 54.0, 2.0), line("method", "fastv", 60.0, 4.0, 1.03, 120), line("method", "flowcut", 56.0, 5.5)]
+    rows = [line("full", "full", 100.0), line("kept floor", "kept floor", 50.0), line("schedule floor", "schedule floor", 50.0, tower=10)]
+    rows += [
+        line("method", "uniform", 54.0, 2.0),
+        line("method", "fastv", 60.0, 4.0, 1.03, 120),
+        line("method", "flowcut", 56.0, 5.5, tower=10),
+    ]
     cell = {"batch": 8, "keep": 9, "rows": rows}
     found = {(v.method, v.target): v for v in targets.verdicts(cell, {"kind": "cuda"}, weights=900)}
     assert all(found["uniform", target].met for target in ("prefill", "choosing", "decode", "memory"))

@@ -15,10 +15,11 @@ HEAD = """# Speed
 
 Written by `vtr bench --page docs/speed.md` from the records in `eval/speed/`; do not edit. How to read it:
 
-- Every number is a median over rounds, ± the larger distance of a round from it. A round runs the full model, the floors and every method
+- Every number is a median over rounds, ± the largest distance of a round from it. A round runs the full model, the floors and every method
   once, one after the other on the same prompts; the next round has other prompts and begins with another row. A first round warms up.
 - On a GPU times are CUDA events around synchronised work; on a CPU process time of all threads, which leaves out what other programs do.
   All rows of a table use one attention backend and the same weights, which are random unless it says otherwise.
+- *average tokens*: visual tokens per LLM layer, the mean over layers; methods that remove late have more of them at the same budget.
 - *tower*: encoding the images, projector and removals in it included. *choosing*: computing signals and selecting. *prefill*: all up to the
   first token, tower and choosing included. *total*: prefill and the further tokens, each by one step with a growing KV cache.
 - *peak*: bytes allocated during a prefill on top of weights and prompts. *KV*: the cache after the prefill.
@@ -102,7 +103,12 @@ def _targets(models: Sequence[tuple[str, Record]]) -> str:
             table = {v.method: {} for v in own}  # type: dict[str, dict[str, str]]
             for v in own:
                 table[v.method][v.target] = v.found if v.met else f"**{v.found}**"
-            found += ["", f"### {_title(record, cell)}", "", "Misses are bold.", ""]
+            alone = (
+                " One round only, so there is no spread: a few percent either way may be noise."
+                if len(cell["rows"][0]["runs"]) == 1
+                else ""
+            )
+            found += ["", f"### {_title(record, cell)}", "", f"Misses are bold.{alone}", ""]
             found += markdown(["", *kinds], [[m, *(own_found.get(k, "") for k in kinds)] for m, own_found in table.items()])
             missed = [v for v in own if not v.met]
             if missed:
@@ -116,12 +122,12 @@ def _targets(models: Sequence[tuple[str, Record]]) -> str:
 
 def _choosing(models: Sequence[tuple[str, Record]]) -> str:
     """Milliseconds of choosing: a line per method, a column per model, budget and batch size."""
-    columns: list[str] = []
+    columns: dict[str, None] = {}
     table: dict[str, dict[str, str]] = {}
     for _, record in models:
         for cell in record["cells"]:
             title = f"{record['model']['name']}, {cell['keep']} of {record['model']['tokens']}, B = {cell['batch']}"
-            columns.append(title)
+            columns[title] = None
             full = median(runs_of(cell["rows"][0], "prefill_ms"))
             for row in [row for row in cell["rows"] if row["kind"] == METHOD]:
                 chosen = runs_of(row, "choosing_ms")

@@ -20,11 +20,11 @@ def runs_of(row: Line, name: str) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """`12.3 ± 0.4`: the median and the larger distance of a round from it."""
+    """`12.3 ± 0.4`: the median and the largest distance of a round from it; `12.3` of a single round."""
     middle = median(values)
     off = max(abs(value - middle) for value in values)
     digits = 0 if middle >= 1000 else 1 if middle >= 10 else 2
-    return f"{middle:.{digits}f} ± {off:.{digits}f}"
+    return f"{middle:.{digits}f} ± {off:.{digits}f}" if len(values) > 1 else f"{middle:.{digits}f}"
 
 
 def row_of(cell: Cell, kind: str) -> Line | None:
@@ -47,7 +47,7 @@ def heads(cell: Cell) -> list[str]:
     longest = _longest(cell)
     answer = [f"{longest} tokens ms", "ms per token", "tokens/s"] if longest != "1" else ["tokens/s"]
     last = ["faster than full", "of schedule floor", "of kept floor"] if row_of(cell, KEPT) else ["faster than full"]
-    return ["", "tower ms", "choosing ms", "prefill ms", *answer, "peak MiB", "KV MiB", *last]
+    return ["", "average tokens", "tower ms", "choosing ms", "prefill ms", *answer, "peak MiB", "KV MiB", *last]
 
 
 def lines(cell: Cell) -> list[list[str]]:
@@ -62,7 +62,7 @@ def _line(cell: Cell, row: Line) -> list[str]:
     assert full is not None
     longest = _longest(cell)
     total = median(runs_of(row, f"total_ms.{longest}"))
-    found = [row["name"], spread(runs_of(row, "tower_ms"))]
+    found = [row["name"], f"{row['average_keep']:.1f}" if "average_keep" in row else "", spread(runs_of(row, "tower_ms"))]
     found.append(spread(runs_of(row, "choosing_ms")) if row["kind"] == METHOD else "")
     found.append(spread(runs_of(row, "prefill_ms")))
     if longest != "1":

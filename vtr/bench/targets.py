@@ -83,9 +83,9 @@ def _memory(row: Line, full: Line, weights: int) -> Verdict:
 
 
 def tower_against_boundary(cell: Cell) -> list[tuple[str, float]]:
-    """Methods that act in the tower: prefill as a share of the kept floor's, which is the boundary form of the budget at no cost."""
+    """Methods that shorten the tower: prefill as a share of the kept floor's, which is the boundary form of the budget at no cost."""
     kept = row_of(cell, KEPT)
     if kept is None:
         return []
-    acting = [row for row in cell["rows"] if row["kind"] == METHOD and {"tower", "input"} & set(method_class(row["name"]).stages)]
+    acting = [row for row in cell["rows"] if row["kind"] == METHOD and row["schedule"]["tower"] != kept["schedule"]["tower"]]
     return [(row["name"], median(paired(row, kept, "prefill_ms"))) for row in acting]
