@@ -75,7 +75,7 @@ def build(
         timings: whether to show milliseconds and memory, which are never twice the same.
         plots: whether to draw.
     """
-    sections = _sections(cells, times)
+    sections = sections_of(cells, times)
     warnings, parts = list(problems), []
     by_model: dict[str, list[Section]] = {}
     for index, section in enumerate(sections):
@@ -94,7 +94,8 @@ def build(
     return Document(warnings, parts, [*LEGEND, *([TIMES_LEGEND] if timings else []), "blank: not measured in that run"])
 
 
-def _sections(cells: Sequence[Condensed], times: Sequence[Condensed]) -> list[Section]:
+def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = ()) -> list[Section]:
+    """One section for each model with its weights and each task with its version."""
     groups, timed = _by_section(cells), _by_section(times)
     models = {(str(own[0].fingerprint["model"]["name"]), content_hash(own[0].fingerprint["model"])) for own in groups.values()}
     names = [name for name, _ in models]

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Fills "Measured here" of docs/methods: `python scripts/method_pages.py out/sweeps/main-table`; pictures go to docs/figures/methods."""
+
+import argparse
+from pathlib import Path
+
+from vtr.eval.examples import load_examples
+from vtr.eval.pages import draw_pictures, update_page
+from vtr.eval.report import read_folders
+from vtr.eval.report.build import sections_of
+from vtr.models.loading import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="*", help="folders of vtr eval or vtr sweep")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--example", default="counting-3.png", help="image of eval/examples")
+    parser.add_argument("--no-pictures", action="store_true")
+    given = parser.parse_args()
+    example = next(one for one in load_examples() if one.file.name == given.example)
+    pictures = given.docs / "figures" / "methods"
+    if not given.no_pictures:
+        model, processor = load_model("tiny-llava", device="cpu")
+        draw_pictures(model, processor, example, pictures)
+    sections = sections_of(read_folders(given.results)[0])
+    for page in sorted((given.docs / "methods").glob("*.md")):
+        if not update_page(page, sections, pictures / f"{page.stem}.png", example.question):
+            print(f"{page}: no marks, left as it is")
+
+
+if __name__ == "__main__":
+    main()
