@@ -165,6 +165,16 @@ def test_eval_answers_do_not_depend_on_the_batch(tmp_path):
     assert outcomes[0] == outcomes[1]
 
 
+def test_eval_with_a_shared_tower_answers_the_same_and_tells_no_milliseconds(tmp_path):
+    found = []
+    for name, options in (("own", ()), ("shared", ("--share-tower",))):
+        shown = evaluate(tmp_path / name, "--methods", "full,fastv", "--keep", 64, *options).stdout
+        rows = [line.split() for line in shown.splitlines() if line.startswith(("full", "fastv"))]
+        assert len(rows) == 2 and all((row[-1] == "-") == (name == "shared") for row in rows)
+        found.append([[s["prediction"] for s in results.read_cell(path)["samples"]] for _, path in sorted(cells(tmp_path / name).items())])
+    assert found[0] == found[1]
+
+
 def test_eval_reports_what_it_does_not_trust_and_runs_it_again(tmp_path):
     evaluate(tmp_path, "--methods", "full")
     path = cells(tmp_path)["random.full.shapes"]

@@ -134,6 +134,7 @@ def print_rows(contents: Sequence[dict[str, Any]]) -> None:
             seeds = f"\n[dim]{len(row.seeds)} seeds[/]" if len(row.seeds) > 1 else ""
             extra = "\n".join(f"[dim]{k}={v}[/]" for k, v in row.changed_settings().items())
             name = row.method + seeds + (f"\n{extra}" if extra else "")
-            table.add_row(name, row.budget, f"{row.means['retained']:.0f}", *cells, f"{row.means['latency_ms']:.1f}")
+            ms = f"{row.means['latency_ms']:.1f}" if "latency_ms" in row.means else "-"  # not told where the tower is shared
+            table.add_row(name, row.budget, f"{row.means['retained']:.0f}", *cells, ms)
         out.print(table)
     out.print("percent with 95 % intervals over samples; tokens: measured at the end of the LLM; ms: per sample, batched", style="dim")
