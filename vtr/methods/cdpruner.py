@@ -11,8 +11,9 @@ Stage: boundary. Reads: visual tokens behind the projector, input embeddings of 
 5. The picks stay in their order. Every view of an AnyRes image has its own process and an equal share of the budget.
 
 Paper to code: T -> keep, r -> quality, L -> cosines of `greedy_dpp`, theta -> theta.
-Departures: for CLIP towers the published numbers use minus the cosine of CLIP's own embeddings to its text tower: `relevance="clip"`. When the rank runs out the rest is picked by relevance, where the code picks one token
-again and again. The code scales over the whole batch. Padding of AnyRes images is no candidate.
+Departures: for CLIP towers the published numbers use minus the cosine of CLIP's own embeddings to its text tower: `relevance="clip"`. When the
+rank runs out the rest is picked by relevance, where the code picks one token again and again. The code scales over the whole batch. Padding of
+AnyRes images is no candidate.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from vtr.methods.cdpruner import cdpruner
-from vtr.ops.relevance import clip_relevance
 from vtr.ops.dpp import greedy_dpp, min_max
+from vtr.ops.relevance import clip_relevance
 from vtr.replay import Vector, close, same_index
 
 
