@@ -30,8 +30,8 @@ ENCODED = "vtr_encoded"
 class LlmHooks:
     """Everything that happens from the base model's entry on. State is per thread and per call; what outlives a call follows its cache."""
 
-    def __init__(self, host: Host, plan: Plan, finished: Any, questions: Questions) -> None:
-        self.host, self.plan, self.finished, self.questions = host, plan, finished, questions
+    def __init__(self, host: Host, plan: Plan, finished: Any, questions: Questions | None = None) -> None:
+        self.host, self.plan, self.finished, self.questions = host, plan, finished, questions or Questions()
         self.states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
         self.calls: dict[int, Call] = {}
         self.survivors: dict[int, tuple[Tensor, Tensor]] = {}  # per thread, original columns left by the last call, for labels
