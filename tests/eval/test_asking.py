@@ -1,7 +1,7 @@
 """Images and prompts: what comes in is either usable or refused with a reason."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vtr.eval.asking import build_prompt, open_image
 from vtr.types import VtrError
@@ -48,7 +48,8 @@ def test_not_an_image(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_truncated_image(tmp_path, suffix):
+def test_truncated_image(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as importing lmms-eval leaves it
     path = tmp_path / f"cut.{suffix}"
     Image.effect_noise((200, 200), 90).convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[:3000])

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vtr.types import VtrError
 
 MARK = "<image>"
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """Cut files are errors, also where something else in this process (lmms-eval does) has told Pillow to fill them up."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -34,7 +46,8 @@ def open_image(path: str | Path) -> Image.Image:
             image = Image.open(path)
         if image.width * image.height > most:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        with _whole_files():
+            return ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
     except UnidentifiedImageError:
