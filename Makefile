@@ -24,7 +24,7 @@ test-gpu: install  ## the tests that need CUDA
 	@$(PYTHON_IN_ENV) -m pytest -m gpu $(ARGS)
 
 test-oldest:  ## `make test` with the oldest supported transformers, in .venv-oldest
-	@scripts/install.sh .venv-oldest "transformers==5.17.*"
+	@EXTRAS=dev scripts/install.sh .venv-oldest "transformers==5.17.*"
 	@.venv-oldest/bin/python -m pytest $(ARGS)
 
 quality: install  ## check: ruff, formatting, types

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs vtr (editable, with the dev tools) into an environment and creates that when it is missing. Does nothing when nothing changed.
-# Usage: scripts/install.sh ENVIRONMENT [REQUIREMENT ...]
+# Installs vtr (editable, with what the tests need) into an environment and creates that when it is missing. Does nothing when nothing changed.
+# Usage: [EXTRAS=dev] scripts/install.sh ENVIRONMENT [REQUIREMENT ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=$1
@@ -8,7 +8,8 @@ shift
 python=$env/bin/python
 stamp=$env/.vtr-installed
 log=$env/vtr-install.log
-wanted="$PWD $*"
+extras=${EXTRAS:-dev,eval}
+wanted="$PWD $extras $*"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fresh() {
@@ -41,7 +42,7 @@ if fresh; then exit; fi
 [[ -x $python ]] || new_environment
 "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
 echo "Installing vtr into $env (the first time this loads several GB; log: $log)"
-if ! "$python" -m pip install -e ".[dev]" "$@" 2>&1 | tee "$log" | status_line; then
+if ! "$python" -m pip install -e ".[$extras]" "$@" 2>&1 | tee "$log" | status_line; then
     tail -n 20 "$log" >&2
     echo "install.sh: pip failed, see $log" >&2
     exit 1
