@@ -8,8 +8,7 @@ shift
 python=$env/bin/python
 stamp=$env/.vtr-installed
 log=$env/vtr-install.log
-extras=${EXTRAS:-dev,eval}
-wanted="$PWD $extras $*"
+wanted="$PWD ${EXTRAS:=dev,eval} $*"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fresh() {
@@ -42,7 +41,7 @@ if fresh; then exit; fi
 [[ -x $python ]] || new_environment
 "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
 echo "Installing vtr into $env (the first time this loads several GB; log: $log)"
-if ! "$python" -m pip install -e ".[$extras]" "$@" 2>&1 | tee "$log" | status_line; then
+if ! "$python" -m pip install -e ".[$EXTRAS]" "$@" 2>&1 | tee "$log" | status_line; then
     tail -n 20 "$log" >&2
     echo "install.sh: pip failed, see $log" >&2
     exit 1
