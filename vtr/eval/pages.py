@@ -49,7 +49,7 @@ def measured_table(name: str, sections: Sequence[Section]) -> str:
     """Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it was never run."""
     lines = []
     for section in sections:
-        for row in (r for r in section.rows if r.method == name):
+        for row in sorted((r for r in section.rows if r.method == name), key=lambda r: -(r.keep or 0)):
             random, full = section.random(row), section.full(row)
             cells = [section.title, row.budget or "-", percent(row.macro), percent(random.macro) if random and random is not row else "-"]
             cells += [percent(full.macro) if full else "-", *(_number(row.means.get(key)) for key in ("retained", "average_tokens"))]
