@@ -18,6 +18,7 @@ from vtr.apply.dense_report import DenseReport
 from vtr.apply.dense_run import DenseRun
 from vtr.apply.entry import swap
 from vtr.apply.plan import Plan, make_plan
+from vtr.apply.tower_merge import instead_of
 from vtr.hosts._dense import DenseHost, Grid
 from vtr.types import Method, VtrError
 
@@ -223,9 +224,7 @@ class DenseHooks:
             if run is None or i not in run.pending:
                 return None
             before, merged = run.pending[i]
-            full = -before  # the block adds this to `before`
-            full[:, : merged.shape[1]] += merged + output
-            return full
+            return instead_of(before, merged + output)
 
         return [
             point.keys(block).register_forward_hook(see_keys).remove,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Questions:
 
 
 class TextTower:
-    """Text tower and joint space of a CLIP checkpoint, on the host until first used.
+    """Text tower and joint space of a CLIP checkpoint, loaded when the first question comes.
 
     Args:
         source: hub id or local folder of a whole CLIP model with its tokenizer.
@@ -65,7 +66,7 @@ class TextTower:
     """
 
     def __init__(self, source: str) -> None:
-        from transformers import AutoConfig, AutoTokenizer, CLIPModel
+        from transformers import AutoConfig
 
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "clip":
@@ -73,9 +74,21 @@ class TextTower:
                 f"text_tower: must be a CLIP checkpoint, got model type {kind!r} in {source!r}; relevance='similarity' needs none"
             )
         self.source = source
-        self.model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.known: dict[str, Tensor] = {}
+
+    @cached_property
+    def model(self) -> Any:
+        """Loaded when the first question comes: applying, checking and planning need no weights."""
+        from transformers import CLIPModel
+
+        return CLIPModel.from_pretrained(self.source, dtype=torch.float32).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the same checkpoint."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.source)
 
     def segments(self, question: str) -> Tensor:
         """Token ids `(M, T)`: the question cut into pieces that fit the tower, each between its own BOS and EOS, padded with EOS."""

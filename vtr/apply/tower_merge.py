@@ -15,6 +15,13 @@ from vtr.apply.plan import Plan
 from vtr.hosts._host import Host
 
 
+def instead_of(before: Tensor, wanted: Tensor) -> Tensor:
+    """What a residual branch has to give `(V, S, D)` so that adding it to `before (V, S, D)` leaves `wanted (V, S', D)`, zeros behind."""
+    full = -before
+    full[:, : wanted.shape[1]] += wanted
+    return full
+
+
 def merge_hooks(host: Host, plan: Plan, i: int, current: Any) -> list[Any]:
     """Hooks of layer `i`; `current()` is the run of this thread. Returns what `remove()` must undo."""
     items = plan.at("tower", i, at="mlp")
@@ -37,9 +44,7 @@ def merge_hooks(host: Host, plan: Plan, i: int, current: Any) -> list[Any]:
         if run is None or i not in run.pending:
             return None
         before, merged = run.pending[i]
-        full = -before  # the layer adds this to `before`
-        full[:, : merged.shape[1]] += merged + output
-        return full
+        return instead_of(before, merged + output)
 
     def leave(_module: nn.Module, _args: tuple, output: Any) -> Any:
         run = current()

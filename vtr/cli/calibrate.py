@@ -33,18 +33,14 @@ def shortv(
     import yaml
 
     from vtr.calibrate.shortv import layer_order, measure
-    from vtr.data.shapes import FAMILIES, PER_FAMILY, split_samples
     from vtr.eval.asking import encode, to_model
     from vtr.eval.results import write_atomic
     from vtr.models.loading import load_model
 
-    most = PER_FAMILY * len(FAMILIES)
-    if not 1 <= samples <= most:
-        raise ValueError(f"--samples: must be from 1 to {most}, got {samples}")
+    questions = _validation(samples)
     if not 0 < share <= 1:
         raise ValueError(f"--share: must be in (0, 1], got {share}; the paper freezes 0.6 of the layers")
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
-    questions = split_samples("validation", limit=-(-samples // len(FAMILIES)))[:samples]
     with progress(quiet) as bars:
         task = bars.add_task("calibrating", total=len(questions))
         prompts = (to_model(encode(processor, [q.question], [[q.image]]), loaded) for q in questions)
@@ -82,12 +78,9 @@ def expedit(
     import yaml
 
     from vtr.calibrate.expedit import measure_tau
-    from vtr.data.shapes import FAMILIES, PER_FAMILY, split_samples
     from vtr.eval.results import write_atomic
 
-    most = PER_FAMILY * len(FAMILIES)
-    if not 1 <= samples <= most:
-        raise ValueError(f"--samples: must be from 1 to {most}, got {samples}")
+    questions = _validation(samples)
     sides = grid.lower().split("x")
     try:
         clusters = float(grid) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
@@ -96,7 +89,6 @@ def expedit(
     content = yaml.safe_load(target.read_text(encoding="utf-8")) if target.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"--out: {target} is not a file of keys; name a new file or a recipe")
-    questions = split_samples("validation", limit=-(-samples // len(FAMILIES)))[:samples]
     loaded, batches = _with_images(model, questions, device, dtype, attention)
     with progress(quiet) as bars:
         task = bars.add_task("calibrating", total=len(questions))
@@ -132,3 +124,13 @@ def _with_images(model: str, questions: Any, device: str | None, dtype: str, att
 
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
     return loaded, (to_model(encode(processor, [q.question], [[q.image]]), loaded) for q in questions)
+
+
+def _validation(samples: int) -> list[Any]:
+    """That many validation scenes with their questions, the families in equal parts."""
+    from vtr.data.shapes import FAMILIES, PER_FAMILY, split_samples
+
+    most = PER_FAMILY * len(FAMILIES)
+    if not 1 <= samples <= most:
+        raise ValueError(f"--samples: must be from 1 to {most}, got {samples}")
+    return split_samples("validation", limit=-(-samples // len(FAMILIES)))[:samples]
