@@ -32,17 +32,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: boo
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
 
 
-def flash_attn_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float = 1.0,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    deterministic: bool = False,
-) -> Tensor:
+def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float = 1.0, causal: bool = False, **_unused: Any) -> Tensor:
     """Batch of equally long sequences `(B, T, H, d)`."""
     CALLS["dense"] += 1
     return torch.stack([_attend(*row, softmax_scale, causal) for row in zip(q, k, v, strict=True)])

@@ -25,10 +25,9 @@ WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__l
 HOST_TABLES = {
     "ImageLayout.tokens",
     "ImageLayout.view_tokens",
-    "Images.of",
+    "by_patch",
     "begin.<locals>.<genexpr>",  # lines of cached layouts
     "_view",  # a quota of host integers
-    "_drop_newlines",  # patches of cached layouts
     "plan_resize",
     "plan_resize.<locals>.<listcomp>",
     "check_selection",  # looks at an index on the CPU only

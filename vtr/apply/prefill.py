@@ -12,7 +12,7 @@ from vtr.apply.call import Call, Encoded
 from vtr.apply.plan import Plan, PlanStep, signal_layer
 from vtr.apply.sequence import Images, Sequence, check_selection, locate, make_view, remember, settle, to_device
 from vtr.apply.signals import Tap, llm_signal, tower_signal
-from vtr.hosts._host import Host, ImageLayout
+from vtr.hosts._host import Host, ImageLayout, by_patch, numbered
 from vtr.hosts._taps import project_qkv
 from vtr.ops.gather import take
 from vtr.types import Text, View, VtrError
@@ -46,8 +46,8 @@ def begin(host: Host, call: Call, valid: Tensor, placeholders: list[int]) -> Non
     for image, layout in enumerate(images.layouts):  # host side: copies cached layouts into one table
         start, r = filled[row[image]], row[image]
         filled[r] = stop = start + layout.length
-        tables[0, r, start:stop] = torch.where(layout.patch >= 0, layout.patch + image * images.slots, -1)
-        tables[1, r, start:stop] = torch.where((layout.patch < 0) & (layout.line >= 0), layout.line + image * call.lines, -1)
+        tables[0, r, start:stop] = numbered(layout.patch, image, images.slots)
+        tables[1, r, start:stop] = torch.where(layout.patch < 0, numbered(layout.line, image, call.lines), -1)
     tables = tables.to(device, non_blocking=True)
     rank = (visual.cumsum(1) - 1).clamp_min(0)
     gid_of, call.line_of = (torch.where(visual, t.gather(1, rank), -1) for t in tables)
@@ -247,11 +247,9 @@ def _drop_newlines(call: Call, keep: Tensor, policy: str) -> tuple[Tensor, list[
         return keep & (line < 0), [0] * len(call.newlines)
     gid = sequence.gid()
     total = len(images.layouts) * call.lines
-    closes = torch.full((len(images.layouts), images.slots), -1)
-    for image, layout in enumerate(images.layouts):  # host side: one cached row per image
-        tokens = layout.patch >= 0
-        closes[image, layout.patch[tokens]] = torch.where(layout.line[tokens] >= 0, layout.line[tokens] + image * call.lines, -1)
-    closed_by = closes.flatten().to(gid.device, non_blocking=True)[gid.clamp_min(0)]
+    lines = [numbered(layout.line, image, call.lines) for image, layout in enumerate(images.layouts)]
+    closes = by_patch(images.layouts, lines, images.slots, -1)
+    closed_by = closes.to(gid.device, non_blocking=True)[gid.clamp_min(0)]
     alive = torch.zeros(total + 1, dtype=torch.bool, device=gid.device)
     alive[torch.where((gid >= 0) & keep & (closed_by >= 0), closed_by, total).flatten()] = True
     return keep & ((line < 0) | alive[line.clamp_min(0)]), None

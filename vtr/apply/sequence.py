@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import ImageLayout
+from vtr.hosts._host import ImageLayout, by_patch
 from vtr.ops.gather import compaction, index_to_mask, take
 from vtr.types import Selection, View
 
@@ -56,11 +56,8 @@ class Images:
     def of(cls, layouts: list[ImageLayout], device: torch.device) -> Images:
         """Fresh tables for images that nothing has been removed from."""
         slots = max(layout.views for layout in layouts) * layouts[0].patch_grid[0] * layouts[0].patch_grid[1]
-        alive = torch.zeros(len(layouts), slots, dtype=torch.bool)
-        for number, layout in enumerate(layouts):  # host side: fills the table from cached layouts
-            alive[number, layout.patch[layout.patch >= 0]] = True
-        alive = alive.flatten().to(device, non_blocking=True)
         count = len(layouts)
+        alive = by_patch(layouts, [layout.patch >= 0 for layout in layouts], slots, False).to(device, non_blocking=True)
         return cls(layouts, [0] * count, list(range(count)), list(range(count)), slots, alive, torch.ones(count * slots, device=device))
 
     def select(self, source: list[int], row: list[int], number: list[int], device: torch.device) -> Images:

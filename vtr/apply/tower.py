@@ -23,7 +23,7 @@ from vtr.apply.signals import Tap, io_recorder
 from vtr.apply.tower_input import embed_hooks, plan_resize
 from vtr.apply.tower_merge import merge_hooks
 from vtr.apply.tower_restore import restore_hooks
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, feature_layers
 from vtr.hosts._taps import TAPS
 
 
@@ -108,8 +108,7 @@ class TowerHooks:
         asked = given.get("vision_feature_layer")
         if asked is None or not self.acts:
             return
-        count = len(self.host.tower_layers)
-        layers = tuple(sorted(v + count if v < 0 else v - 1 for v in ([asked] if isinstance(asked, int) else asked)))
+        layers = feature_layers(asked, len(self.host.tower_layers))
         if layers != self.host.feature_layers:
             raise ValueError(
                 f"vtr: vision_feature_layer={asked} reads tower layers {layers}, but the reduction was applied for {self.host.feature_layers}; "
@@ -150,14 +149,11 @@ class TowerHooks:
                 return None
             rest = args[1:]
             if masked:
-                rest, kwargs = (
-                    ((self._mask(run, hidden), *args[2:]), kwargs)
-                    if len(args) > 1
-                    else (
-                        (),
-                        {**kwargs, "attention_mask": self._mask(run, hidden)},
-                    )
-                )
+                mask = self._mask(run, hidden)
+                if len(args) > 1:
+                    rest = (mask, *args[2:])
+                else:
+                    kwargs = {**kwargs, "attention_mask": mask}
             return ((hidden, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return hook

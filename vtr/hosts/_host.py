@@ -49,6 +49,30 @@ class ImageLayout:
         return torch.bincount(self.patch[self.patch >= 0] // area, minlength=self.views).tolist()
 
 
+def numbered(local: Tensor, image: int, stride: int) -> Tensor:
+    """Numbers within one image, -1 for none, as numbers among all images that have `stride` each."""
+    return torch.where(local >= 0, local + image * stride, -1)
+
+
+def by_patch(layouts: list[ImageLayout], values: list[Tensor], slots: int, blank: int | bool) -> Tensor:
+    """A table over all patches of some images, filled on the host.
+
+    Args:
+        layouts: one per image.
+        values: what each image has for every position of its span `(L,)`; newline tokens are passed over.
+        slots: patch ids per image, `>= views * area` of each.
+        blank: for patches without a token; gives the dtype.
+
+    Returns:
+        `(images * slots,)` on the CPU.
+    """
+    table = torch.full((len(layouts), slots), blank)
+    for row, layout, value in zip(table, layouts, values, strict=True):
+        tokens = layout.patch >= 0
+        row[layout.patch[tokens]] = value[tokens]
+    return table.flatten()
+
+
 @dataclass
 class Host:
     """One model seen through its family: modules, names and layouts. About ten lines per family fill it.
@@ -148,6 +172,16 @@ class Host:
         kinds = getattr(config, "layer_types", None)
         slides = any("sliding" in k for k in kinds) if kinds else bool(getattr(config, "use_sliding_window", window is not None))
         return int(window) if window and slides else None
+
+
+def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """0-based tower layers, ascending, that transformers' `vision_feature_layer` names.
+
+    Args:
+        asked: indices into the hidden states, of which number 0 is the embedding: 1 is the output of layer 0, -1 that of the last layer.
+        count: layers of the tower.
+    """
+    return tuple(sorted(v + count if v < 0 else v - 1 for v in ([asked] if isinstance(asked, int) else asked)))
 
 
 def host_of(model: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import Host, ImageLayout
+from vtr.hosts._host import Host, ImageLayout, feature_layers
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -35,9 +35,6 @@ def _tower_facts(model: Any) -> dict[str, Any]:
         raise VtrError(
             f"{config.model_type}: vision_feature_select_strategy='default' cuts off the first patch of a tower without CLS; use 'full'"
         )
-    chosen = config.vision_feature_layer
-    count = len(encoder.layers)
-    features = tuple(sorted(v + count if v < 0 else v - 1 for v in ([chosen] if isinstance(chosen, int) else chosen)))
     side = vision.image_size // vision.patch_size
     return dict(
         name=config.model_type,
@@ -48,7 +45,7 @@ def _tower_facts(model: Any) -> dict[str, Any]:
         projector=base.multi_modal_projector,
         layers=base.language_model.layers,
         tower_layers=encoder.layers,
-        feature_layers=features,
+        feature_layers=feature_layers(config.vision_feature_layer, len(encoder.layers)),
         prefix_tokens=int(has_cls),
         has_cls=has_cls,
         patch_grid=(side, side),

@@ -125,13 +125,14 @@ def test_a_mistake_is_named_with_its_place_and_the_way_out(tmp_path, old, new, m
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):
+    mistakes = [MALFORMED[name] for name in ("unknown key", "unknown task", "unknown setting", "budget of nothing")]
     text = GOOD
-    for name in ("unknown key", "unknown task", "unknown setting", "budget of nothing"):
-        text = text.replace(*MALFORMED[name][:2])
+    for old, new, _ in mistakes:
+        text = text.replace(old, new)
     with pytest.raises(SweepError, match="4 mistakes") as caught:
         load_sweep(write(tmp_path, text))
-    for name in ("unknown key", "unknown task", "unknown setting", "budget of nothing"):
-        assert caught.match(MALFORMED[name][2])
+    for _, _, message in mistakes:
+        assert caught.match(message)
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "", "3"])
@@ -141,17 +142,25 @@ def test_a_file_that_is_no_mapping(tmp_path, content):
 
 
 def test_changes_from_the_command_line(tmp_path):
-    path = write(tmp_path, GOOD)
     changes = ["methods=fastv", "budgets.keep=[32]", "settings.fastv.layer=4", "seeds.1=7", "limit=null"]
-    (job,) = load_sweep(path, changes).jobs
+    (job,) = load_sweep(write(tmp_path, GOOD), changes).jobs
     assert job.cell.label == "fastv keep=32 layer=4" and job.cell.limit is None
-    for change, message in [
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ("limit", "override: must look like key=value, got 'limit'"),
         ("seeds.9=1", "override: there is no 'seeds.9' in this sweep"),
         ("limit=[", "override: the value of 'limit' must be YAML"),
         ("limt=3", "limt: unknown key 'limt'; did you mean 'limit'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            load_sweep(path, [change])
+    ],
+)
+def test_a_wrong_change_is_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_sweep(write(tmp_path, GOOD), [change])
+
+
+def test_a_sweep_that_is_not_there():
     with pytest.raises(ValueError, match="no file 'missing.yaml'; eval/sweeps and eval/ablations have examples"):
         load_sweep("missing.yaml")

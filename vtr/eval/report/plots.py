@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,26 +15,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from vtr.eval.cells import FULL
 from vtr.eval.report.document import Figure
-from vtr.eval.report.section import BASELINES, Section, budget_title
+from vtr.eval.report.section import BASELINES, Measure, Section, budget_title
 from vtr.eval.summary import Row
 
 _STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _MARKERS = "os^Dv<>PXh*"
 
 
-class Axis(NamedTuple):
-    """What a plot has on its horizontal axis: measured number, words, and what the stored unit is multiplied by."""
-
-    name: str
-    words: str
-    scale: float = 1.0
-
-
 AXES = (
-    Axis("retained", "visual tokens left at the end of the LLM"),
-    Axis("tflops", "GFLOPs of the LLM's prefill (a multiply-add counts once)", 1000),
-    Axis("prefill_ms", "prefill in ms per sample"),
-    Axis("latency_ms", "whole answer in ms per sample"),
+    Measure("retained", "visual tokens left at the end of the LLM"),
+    Measure("tflops", "GFLOPs of the LLM's prefill (a multiply-add counts once)", 1000),
+    Measure("prefill_ms", "prefill in ms per sample"),
+    Measure("latency_ms", "whole answer in ms per sample"),
 )
 
 
@@ -68,7 +60,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _scatter(section: Section, points: dict[Row, float], axis: Axis) -> Canvas:
+def _scatter(section: Section, points: dict[Row, float], axis: Measure) -> Canvas:
     canvas, axes = _canvas(9.5, 5)
     series: dict[str, list[Row]] = {}
     for row in points:

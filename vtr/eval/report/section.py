@@ -28,6 +28,14 @@ class BudgetKey(NamedTuple):
     negative: float
 
 
+class Measure(NamedTuple):
+    """A measured number of a report: its name in results, the words for it, and what the stored unit is multiplied by."""
+
+    name: str
+    words: str
+    scale: float = 1.0
+
+
 class Section:
     """All rows of one model on one task.
 

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from vtr.cost import CONVENTION
 from vtr.eval.cells import FULL
 from vtr.eval.published import find_published
 from vtr.eval.report.document import Cell, Table, number, share
-from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Section, budget_title, is_timing
+from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
 
-
-class Measure(NamedTuple):
-    """A measured number: its name in results, its column, and what the column's unit is of the stored one."""
-
-    name: str
-    column: str
-    scale: float = 1.0
-
-
-MEASURES = (
+COLUMNS = (
     Measure("retained", "tokens left"),
     Measure("average_tokens", "average tokens"),
     Measure("tflops", "GFLOPs", 1000),
@@ -123,15 +113,15 @@ def against(section: Section, row: Row) -> Cell:
 
 def _cost(section: Section, title: str, rows: Sequence[Row], timings: bool) -> Table:
     measured = {row: section.measured(row) for row in rows}
-    shown = [m for m in MEASURES if (timings or not is_timing(m.name)) and any(m.name in own for own in measured.values())]
+    shown = [m for m in COLUMNS if (timings or not is_timing(m.name)) and any(m.name in own for own in measured.values())]
     lines = [(Cell(section.shown(row)), *(number(measured[row].get(m.name), m.scale) for m in shown)) for row in rows]
-    return Table(title, ("method", *(m.column for m in shown)), (*lines, *_not_run(section, rows, 1 + len(shown))))
+    return Table(title, ("method", *(m.words for m in shown)), (*lines, *_not_run(section, rows, 1 + len(shown))))
 
 
 def not_measured(section: Section, timings: bool) -> list[str]:
     """Columns that no row of the section has a number for."""
     there = {name for row in section.rows for name in section.measured(row)}
-    return [m.column for m in MEASURES if m.name not in there and (timings or not is_timing(m.name))]
+    return [m.words for m in COLUMNS if m.name not in there and (timings or not is_timing(m.name))]
 
 
 def _ranking(section: Section, title: str, rows: Sequence[Row]) -> Table:
