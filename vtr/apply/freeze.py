@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtr.apply.call import Call
 from vtr.apply.columns import mask
 from vtr.hosts._host import Host
-from vtr.hosts._taps import project_qkv
+from vtr.hosts._taps import project_kv
 from vtr.ops.gather import compaction, take
 from vtr.types import VtrError
 
@@ -58,7 +58,7 @@ def freeze(host: Host, call: Call, layer: int, module: nn.Module, hidden: Tensor
     rope = kwargs["position_embeddings"]
     norm, attention = getattr(module, host.llm_norm), getattr(module, host.llm_attention)
     call.probing = True
-    _, key, value = project_qkv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
+    key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
     call.probing = False
     if host.attention_name(tower=False).startswith("flash"):
         if len(hidden) > 1 or not call.unpadded:

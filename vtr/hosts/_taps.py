@@ -125,3 +125,22 @@ def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor
         except _Captured:
             pass
     return found[0]
+
+
+def project_kv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """k and v as `project_qkv` gives them. Where the module has a `q_proj`, it projects one row, which stands in for all."""
+    me, length = threading.get_ident(), normed.shape[1]
+
+    def one_row(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        return (args[0][:, :1],) if threading.get_ident() == me else None
+
+    def all_rows(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+        return output.expand(-1, length, -1) if threading.get_ident() == me else None
+
+    query = getattr(attention, "q_proj", None)
+    hooks = [] if query is None else [query.register_forward_pre_hook(one_row), query.register_forward_hook(all_rows)]
+    try:
+        return project_qkv(attention, normed, rope)[1:]
+    finally:
+        for hook in hooks:
+            hook.remove()
