@@ -1,15 +1,19 @@
 """KV caches of a reduced model: several turns, interleaved conversations, cropping, static caches, beams."""
 
 import gc
+import pickle
+import weakref
+from copy import deepcopy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import vtr
 from tests import oracles, tiny_models
 from tests.probes import ByAttention, EveryNth, Freeze, Ragged
 from tests.tiny_models import LAYERS, ONE, Batch, Shot, batch_of, generate, model_of
+from vtr.types import VtrError
 
 PLAN = [EveryNth(stride=3), EveryNth(stage="prefill", layer=2)]
 FP64 = torch.float64
@@ -85,6 +89,72 @@ def test_what_is_known_of_a_cache_dies_with_it():
         gc.collect()
         after = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
     assert after - before < 60, f"{after - before} tensors are left of five calls"
+
+
+def shortened(model, batch: Batch, cache=None, plan=tuple(PLAN)):
+    """A cache that outlives the reduction it was filled under."""
+    cache = DynamicCache(config=model.config.get_text_config()) if cache is None else cache
+    with vtr.reduced(model, list(plan)):
+        model(**batch.inputs, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("copy", [lambda cache: cache, deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@pytest.mark.parametrize("plan", [PLAN, PLAN[:1], PLAN[1:]])
+def test_a_cache_does_not_go_on_without_its_reduction(plan, copy):
+    model, batch = model_of("llava"), batch_of("llava", ONE)
+    original = shortened(model, batch, plan=plan)
+    cache = copy(original)
+    lengths = [original.get_seq_length(layer) for layer in range(LAYERS)]
+    text = {"input_ids": torch.tensor([[5, 6]]), "past_key_values": cache}
+    with pytest.raises(VtrError, match="shortened by a reduction that is removed since.*start with a new cache"):
+        model(**text)
+    with vtr.reduced(model, PLAN), pytest.raises(VtrError, match="shortened by a reduction that is removed"):
+        model(**text)
+    assert [known.get_seq_length(layer) for known in (cache, original) for layer in range(LAYERS)] == 2 * lengths, "still to be read"
+
+
+def test_a_copy_of_a_cache_goes_on_like_the_original():
+    model = model_of("llava", dtype=FP64)
+    first, second, both = conversation("llava", 3)
+    later = second.changed(attention_mask=both.inputs["attention_mask"])
+    with vtr.reduced(model, PLAN):
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**first.inputs, past_key_values=cache)
+        caches = [cache, deepcopy(cache), deepcopy(deepcopy(cache))]
+        unused, stored = deepcopy(cache), pickle.loads(pickle.dumps(cache))
+        expected, *logits = [model(**later.inputs, past_key_values=known).logits for known in caches]
+        with pytest.raises(VtrError, match="or comes from a file"):
+            model(**later.inputs, past_key_values=stored)
+    assert all(torch.equal(expected, own) for own in logits)
+    for known in (*caches, unused):
+        with pytest.raises(VtrError, match="shortened by a reduction"):
+            model(**second.inputs, past_key_values=known)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_emptied_cache_is_like_any_other(static):
+    model, batch = model_of("llava"), batch_of("llava", ONE)
+    config = model.config.get_text_config()
+    cache = StaticCache(config=config, max_cache_len=1024) if static else DynamicCache(config=config)
+    shortened(model, batch, cache, PLAN[:1])
+    if static:
+        cache.reset()
+    else:
+        cache.crop(-cache.get_seq_length())
+    fresh = StaticCache(config=config, max_cache_len=1024) if static else DynamicCache(config=config)
+    expected = model(**batch.inputs, past_key_values=fresh).logits
+    assert torch.equal(model(**batch.inputs, past_key_values=cache).logits, expected)
+    assert vars(cache).keys() == vars(fresh).keys()
+
+
+def test_only_a_shortened_cache_refuses_and_memory_is_freed_at_once():
+    model, batch = model_of("llava"), batch_of("llava", ONE)
+    frozen = shortened(model, batch, plan=[Freeze()])
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5]]), past_key_values=frozen)
+    gone = weakref.ref(shortened(model, batch))
+    assert gone() is None, "nothing else holds the cache, no cycle either"
 
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)

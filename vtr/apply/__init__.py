@@ -77,7 +77,10 @@ class Reduction:
         return self.plan.methods
 
     def remove(self) -> None:
-        """Restores the model exactly; reports stay valid. A second call does nothing."""
+        """Restores the model exactly; reports stay valid, and a KV cache shortened by it raises `VtrError` when a model goes on from it.
+
+        A second call does nothing.
+        """
         while self._undo:
             self._undo.pop()()
         self._state.clear()

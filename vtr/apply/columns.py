@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtr.apply.call import CacheState, Call
+from vtr.apply.lifetime import follow
 from vtr.hosts._host import Host
 from vtr.types import VtrError
 
@@ -128,3 +129,4 @@ def store(states: Any, call: Call, layers: int) -> None:
         state.dropped += call.incoming - call.now[0].shape[1]
     if cache not in states:
         states[cache] = state
+        follow(states, cache)

@@ -14,6 +14,7 @@ from vtr.apply import freeze
 from vtr.apply.call import CacheState, Call, Encoded, move
 from vtr.apply.columns import columns, mask, reconcile, split_segment, store, survey, valid_tokens
 from vtr.apply.entry import check_history, note_beams, placeholders, repeats
+from vtr.apply.lifetime import spend
 from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
 from vtr.apply.prefill import begin, run_step, shorten
@@ -82,7 +83,8 @@ class LlmHooks:
                 undo.append(getattr(mlp, host.llm_down).register_forward_pre_hook(self._record_activation(i)).remove)
 
     def clear(self) -> None:
-        """Forgets every cache and call."""
+        """Forgets every cache and call; caches that were shortened refuse to go on without their reduction."""
+        spend(self.states)
         self.states.clear()
         self.calls.clear()
         self.survivors.clear()
