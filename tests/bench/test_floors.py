@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import StaticCache
 
 import vtr
 from vtr.bench import floors, schedule
@@ -44,9 +45,9 @@ def llava():
 
 
 @torch.no_grad()
-def cut(host, lengths, inputs):
+def cut(host, lengths, inputs, static=None):
     visual = floors.encode(host, lengths, inputs["pixel_values"])
-    logits, cache = floors.prefill(host, lengths, inputs, visual, image_span(host, inputs["input_ids"]))
+    logits, cache = floors.prefill(host, lengths, inputs, visual, image_span(host, inputs["input_ids"]), static)
     return logits, [layer.keys.shape[2] for layer in cache.layers]
 
 
@@ -76,6 +77,8 @@ def test_a_floor_gives_the_logits_of_the_reduction_it_stands_for(llava, method):
         expected = model(**inputs, logits_to_keep=1)
         counts = reduction.report().sequence_lengths
     logits, held = cut(host, lengths, inputs)
+    static = StaticCache(config=model.config.text_config, max_cache_len=60)
+    torch.testing.assert_close(cut(host, lengths, inputs, static)[0], logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
     assert list(lengths.llm) == counts == held
     assert (logits - model(**inputs, logits_to_keep=1).logits).abs().max() > 1e-3

@@ -51,7 +51,9 @@ def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
     return host.projector(torch.cat([f[:, host.prefix_tokens : stop] for f in features], -1))
 
 
-def prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual: Tensor, span: tuple[int, int]) -> tuple[Tensor, Any]:
+def prefill(
+    host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual: Tensor, span: tuple[int, int], static: Any = None
+) -> tuple[Tensor, Any]:
     """The LLM on the lengths of a schedule.
 
     Args:
@@ -60,6 +62,7 @@ def prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual
         inputs: of the model; every row has its image at the same place.
         visual: from `encode`.
         span: first position of the image and the one behind its last.
+        static: an empty static cache to fill; None makes one that grows.
 
     Returns:
         Logits of the last token `(B, 1, vocabulary)` and the KV cache.
@@ -75,16 +78,19 @@ def prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual
     hidden = torch.cat([text[:, :start], tokens, text[:, start:]], 1)
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     rope = host.language_model.rotary_emb(hidden, position_ids=positions)
-    cache = host.new_cache()
+    cache = host.new_cache() if static is None else static
+    mask = None
     for i, layer in enumerate(host.layers):
         length = schedule.llm[i]
+        if static is not None and (not i or hidden.shape[1] != length):  # columns behind the prompt are hidden, as in the model itself
+            mask = host.causal_mask(hidden[:, :length], ids.new_ones(len(ids), length, dtype=torch.bool), cache, i, True)
         if hidden.shape[1] != length:
             hidden = _cut(hidden, length, behind)
             rope = (_cut(rope[0], length, behind), _cut(rope[1], length, behind))
         if i in schedule.frozen:
             hidden = _frozen(host, layer, i, hidden, rope, cache, (start, length - behind))
         else:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rope, past_key_values=cache, use_cache=True)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache, use_cache=True)
     return host.model.lm_head(host.language_model.norm(hidden[:, -1:])), cache
 
 
@@ -103,7 +109,7 @@ def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, 
     query = _heads(attention.q_proj(normed[:, rows]), attention.head_dim)
     query, key = _rotate(query, rope, rows), _rotate(key, rope, None)
     key, value = cache.update(key, value, i)
-    seen = torch.arange(length, device=hidden.device) <= rows[:, None]  # (T, S)
+    seen = torch.arange(key.shape[2], device=hidden.device) <= rows[:, None]  # (T, S), longer in a static cache
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

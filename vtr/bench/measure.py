@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
+from vtr.apply import Reduction, reduced
 from vtr.apply.entry import swap
 from vtr.bench.floors import can_cut, encode, next_token, prefill
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
@@ -36,6 +36,7 @@ class Row:
         schedule: lengths it runs on; given for floors, seen in the warm-up for the others.
         runs: one dict of numbers per counted round, see `_once`.
         peak_bytes: of a prefill, on top of weights and prompts.
+        compiled: the same with a compiled decode step, where that was asked for, see `vtr.bench.compiled`.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Row:
     runs: list[dict[str, Any]] = field(default_factory=list)
     peak_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    compiled: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -57,6 +59,7 @@ class Row:
             "peak_bytes": self.peak_bytes,
             **self.facts,
             "runs": self.runs,
+            **({} if self.compiled is None else {"compiled": self.compiled}),
         }
 
 
@@ -161,7 +164,9 @@ def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Seq
             row.schedule = watch.schedule()
 
 
-def _floor_prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], watch: Stopwatch | None = None) -> Callable[[], Any]:
+def _floor_prefill(
+    host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], watch: Stopwatch | None = None, static: Any = None
+) -> Callable[[], Any]:
     """A prefill cut by hand, ready to run; pixel values are made small here, outside of it."""
     span, pixels = image_span(host, inputs["input_ids"]), inputs["pixel_values"]
     pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
@@ -173,34 +178,60 @@ def _floor_prefill(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor],
         visual = encode(host, schedule, pixels)
         if watch is not None:
             watch.mark("encoded")
-        return prefill(host, schedule, inputs, visual, span)
+        return prefill(host, schedule, inputs, visual, span, static)
 
     return run
 
 
 def _once(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequence[int]) -> dict[str, Any]:
-    """One answer: milliseconds of its parts.
-
-    Returns:
-        `tower_ms` (projector and removals in the tower included), `choosing_ms`, `prefill_ms` (all up to the first token, tower and choosing
-        included), `decode_ms` per further token, `total_ms` by answer length, `apply_ms` and `kv_bytes` after the prefill.
-    """
-    model, ids = host.model, inputs["input_ids"]
-    device, floor, longest = ids.device, row.kind in (KEPT, FLOOR), max(new_tokens)
-    watch, apart = Stopwatch(device), Stopwatch(torch.device("cpu"))
-    found: dict[str, Any] = {"tower_ms": 0.0, "choosing_ms": 0.0, "apply_ms": 0.0}
-    given = ids.new_ones(len(ids), ids.shape[1] + longest)
+    """One answer with a reduction that is applied for it; `apply_ms` is how long that took."""
+    apart = Stopwatch(torch.device("cpu"))
     with ExitStack() as stack:
         stack.enter_context(choosing_in_process_time())
         apart.mark("start")
-        reduction = stack.enter_context(reduced(model, row.method)) if row.method else None
+        reduction = stack.enter_context(reduced(host.model, row.method)) if row.method else None
         apart.mark("applied")
+        found = answer(host, row, inputs, new_tokens, reduction)
+    return {**found, "apply_ms": apart.ms("start", "applied") if row.method else 0.0}
+
+
+def answer(
+    host: Host,
+    row: Row,
+    inputs: Mapping[str, Tensor],
+    new_tokens: Sequence[int],
+    reduction: Reduction | None,
+    static: Any = None,
+    step: Callable[..., Tensor] = next_token,
+) -> dict[str, Any]:
+    """One answer of a model that is reduced as the row asks: milliseconds of its parts.
+
+    Args:
+        host: the model.
+        row: what runs.
+        inputs: a prompt from the pool.
+        new_tokens: answer lengths whose totals are wanted.
+        reduction: of the row, installed.
+        static: an empty static cache to use; None lets the cache grow.
+        step: `floors.next_token`, or that compiled.
+
+    Returns:
+        `tower_ms` (projector and removals in the tower included), `choosing_ms`, `prefill_ms` (all up to the first token, tower and choosing
+        included), `decode_ms` per further token, `total_ms` by answer length, and `kv_bytes` after the prefill.
+    """
+    model, ids = host.model, inputs["input_ids"]
+    device, floor, longest = ids.device, row.kind in (KEPT, FLOOR), max(new_tokens)
+    watch = Stopwatch(device)
+    found: dict[str, Any] = {"tower_ms": 0.0, "choosing_ms": 0.0}
+    with ExitStack() as stack:
         if floor:
             assert row.schedule is not None
-            run, length = _floor_prefill(host, row.schedule, inputs, watch), row.schedule.llm[0]
+            run, length = _floor_prefill(host, row.schedule, inputs, watch, static), row.schedule.llm[0]
         else:
             stack.callback(_timed_encode(host, watch))
-            run, length = partial(model, **inputs, logits_to_keep=1), ids.shape[1]
+            given = {} if static is None else {"past_key_values": static}
+            run, length = partial(model, **inputs, **given, logits_to_keep=1), ids.shape[1]
+        masks = _masks(ids, length, longest, static)
         synchronize(device)
         watch.mark("start")
         output = run()
@@ -208,15 +239,14 @@ def _once(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequen
         token = logits[:, -1:].argmax(-1)
         watch.mark("1")
         found["kv_bytes"] = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-        for step in range(1, longest):
-            position = torch.full((len(ids), 1), ids.shape[1] + step - 1, device=device)
-            token = next_token(model, cache, token, position, given[:, : length + step])[:, -1:].argmax(-1)
-            if step + 1 in new_tokens:
-                watch.mark(str(step + 1))
+        for number in range(1, longest):
+            position = torch.full((len(ids), 1), ids.shape[1] + number - 1, device=device)
+            token = step(model, cache, token, position, masks(number))[:, -1:].argmax(-1)
+            if number + 1 in new_tokens:
+                watch.mark(str(number + 1))
         synchronize(device)
         if reduction is not None:
             found["choosing_ms"] = reduction.report().choosing_ms
-            found["apply_ms"] = apart.ms("start", "applied")
     found["tower_ms"] = watch.ms("start" if floor else "tower", "encoded")
     found["prefill_ms"] = watch.ms("start", "1")
     found["total_ms"] = {str(n): watch.ms("start", str(n)) for n in new_tokens}
@@ -225,6 +255,15 @@ def _once(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequen
     del output, cache
     gc.collect()
     return found
+
+
+def _masks(ids: Tensor, length: int, longest: int, static: Any) -> Callable[[int], Tensor]:
+    """Attention mask of every decode step: of all tokens so far, or for a static cache of one shape, `(B, 1, 1, columns)` bool."""
+    if static is None:
+        given = ids.new_ones(len(ids), length + longest)
+        return lambda step: given[:, : length + step]
+    columns = torch.arange(static.get_max_length(0), device=ids.device).expand(len(ids), 1, 1, -1)
+    return lambda step: columns < length + step
 
 
 def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:

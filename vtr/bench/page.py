@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from vtr.bench.measure import KEPT, METHOD
-from vtr.bench.tables import Cell, heads, lines, markdown, ops_table, row_of, runs_of, spread
+from vtr.bench.tables import Cell, compiled_cell, heads, lines, markdown, not_compiled, ops_table, row_of, runs_of, spread
 from vtr.bench.targets import tower_against_boundary, verdicts
 
 Record = Mapping[str, Any]
@@ -26,6 +26,9 @@ Written by `vtr bench --page docs/speed.md` from the records in `eval/speed/`; d
 - *full*: the model without a reduction. *Kept floor*: the whole tower, then the LLM given only the kept tokens from the start. *Schedule
   floor*: the same weights cut by hand to the lengths that the method was seen to run on, in every layer of tower and LLM, without selection
   and hooks. "of schedule floor" is method / floor: prefill, and behind the slash the total of the longest answer.
+- *With the decode step compiled on a static cache*: `torch.compile(fullgraph=True)` in a warm-up that is not counted; the prefill is eager and
+  writes into a cache that is, in all layers, as long as the row's longest layer and the answer. Rows follow one after the other here, each
+  with all of its rounds, since a compiled step belongs to one installed reduction.
 - Methods whose counts depend on the images follow counts measured on an embedded checkpoint where weights are random; the table says so.
 """
 NOT_RUN = """No record from a GPU is here: `scripts/bench_gpu.sh`, which makes the tables of the shapes `llava-1.5-7b` and `llava-next-7b`, has not
@@ -83,9 +86,24 @@ def _model(name: str, record: Record) -> str:
             "",
         ]
         found += markdown(heads(cell), lines(cell))
+        found += _compiled(cell)
     if record["refused"]:
         found += ["", "Not run:", "", *(f"- {method}: {reason}" for method, reason in record["refused"].items())]
     return "\n".join(found)
+
+
+def _compiled(cell: Cell) -> list[str]:
+    """Lines about the answers with a compiled decode step, none where that was not asked for."""
+    own, reasons = compiled_cell(cell), not_compiled(cell)
+    found = []
+    if own is not None:
+        seconds = [row["compiled"]["warm_up_s"] for row in own["rows"]]
+        rounds = len(own["rows"][0]["runs"])
+        said = f"With the decode step compiled on a static cache, {rounds} round(s); compiling took {min(seconds):.0f} to {max(seconds):.0f} s a row:"
+        found += ["", said, "", *markdown(heads(own), lines(own))]
+    if reasons:
+        found += ["", "Not compiled:", "", *(f"- {name}: {reason}" for name, reason in reasons.items())]
+    return found
 
 
 def _targets(models: Sequence[tuple[str, Record]]) -> str:

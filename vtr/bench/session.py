@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vtr.bench.compiled import run_compiled
 from vtr.bench.measure import Row, run_cell
 from vtr.bench.record import environment, make_record
 from vtr.bench.schedule import decides_itself, forced, measure_shares, scaled
@@ -32,6 +33,7 @@ class Asked:
         floors: run the floors too.
         minutes: shared evenly by the cells; no further round of a cell begins after its share. Every cell counts one round at least.
         settings: method -> its settings beside the budget.
+        compiled: time the answers with a compiled decode step on a static cache too; of `minutes` it has the second half.
     """
 
     methods: tuple[str, ...] = (ALL,)
@@ -42,6 +44,7 @@ class Asked:
     floors: bool = True
     minutes: float | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    compiled: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -138,13 +141,16 @@ def bench_model(
             cell = {"keep": keep, "batch": batch, "prompt": prompts[0]["input_ids"].shape[1], "rows": []}
             record["cells"].append(cell)
             until = start + share * len(record["cells"])
+            half = until - share / 2 if asked.compiled else until
 
             def after(rows: list[Row], cell: dict[str, Any] = cell) -> None:
                 cell["rows"] = [row.to_dict() for row in rows]
                 record["seconds"] = round(time.monotonic() - start, 1)
                 save(record)
 
-            run_cell(model, prompts, methods, keep, asked.new_tokens, asked.repeats, asked.floors, until, tolerated, after, advance)
+            rows = run_cell(model, prompts, methods, keep, asked.new_tokens, asked.repeats, asked.floors, half, tolerated, after, advance)
+            if asked.compiled:
+                run_compiled(model, rows, prompts, asked.new_tokens, asked.repeats, until, after, advance)
     return record
 
 

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from vtr.apply.call import Clock
 
 
 class Stopwatch:
@@ -52,14 +53,11 @@ def synchronize(device: torch.device) -> None:
 @contextmanager
 def choosing_in_process_time() -> Iterator[None]:
     """Reports read wall time on the CPU; inside the block they read process time, like everything else here."""
-    from vtr.apply import call
-    from vtr.apply.entry import swap
-
-    undo = swap(call, "time", SimpleNamespace(perf_counter=time.process_time))
+    token = Clock.now.set(time.process_time)
     try:
         yield
     finally:
-        undo()
+        Clock.now.reset(token)
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:

@@ -42,12 +42,25 @@ def paired(row: Line, other: Line, name: str, change: Callable[[int, float], flo
     return [change(i, a) / b for i, (a, b) in enumerate(zip(runs_of(row, name), runs_of(other, name), strict=True))]
 
 
+def compiled_cell(cell: Cell) -> Cell | None:
+    """The cell as it is with a compiled decode step; rows that could not be compiled are not in it, None where the full model is not."""
+    rows = [{**row, "runs": row["compiled"]["runs"]} for row in cell["rows"] if "runs" in row.get("compiled", {})]
+    found = {**cell, "rows": [{name: value for name, value in row.items() if name != "peak_bytes"} for row in rows]}
+    return found if row_of(found, FULL) is not None else None
+
+
+def not_compiled(cell: Cell) -> dict[str, str]:
+    """Rows that were to be compiled and were not, with the reason."""
+    return {row["name"]: row["compiled"]["not_run"] for row in cell["rows"] if "not_run" in row.get("compiled", {})}
+
+
 def heads(cell: Cell) -> list[str]:
     """Columns of a cell's table."""
     longest = _longest(cell)
     answer = [f"{longest} tokens ms", "ms per token", "tokens/s"] if longest != "1" else ["tokens/s"]
     last = ["faster than full", "of schedule floor", "of kept floor"] if row_of(cell, KEPT) else ["faster than full"]
-    return ["", "average tokens", "tower ms", "choosing ms", "prefill ms", *answer, "peak MiB", "KV MiB", *last]
+    peak = ["peak MiB"] if "peak_bytes" in cell["rows"][0] else []
+    return ["", "average tokens", "tower ms", "choosing ms", "prefill ms", *answer, *peak, "KV MiB", *last]
 
 
 def lines(cell: Cell) -> list[list[str]]:
@@ -68,7 +81,8 @@ def _line(cell: Cell, row: Line) -> list[str]:
     if longest != "1":
         found += [spread(runs_of(row, f"total_ms.{longest}")), spread(runs_of(row, "decode_ms"))]
     found.append(f"{1e3 * cell['batch'] * int(longest) / total:.1f}")
-    found += [f"{row['peak_bytes'] / MIB:.0f}", f"{median(runs_of(row, 'kv_bytes')) / MIB:.1f}"]
+    found += [f"{row['peak_bytes'] / MIB:.0f}"] if "peak_bytes" in row else []
+    found.append(f"{median(runs_of(row, 'kv_bytes')) / MIB:.1f}")
     found.append("" if row is full else _times(full, row, longest))
     if kept is not None:
         found.append("" if floor is None or row["kind"] != METHOD else _times(row, floor, longest))

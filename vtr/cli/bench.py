@@ -24,6 +24,9 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")] = 5,
     minutes: Annotated[float | None, typer.Option(help="Begin no further round after so long.")] = None,
     floors: Annotated[bool, typer.Option("--floors/--no-floors", help="Run the kept floor and the schedule floors too.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Answers with a compiled decode step on a static cache too; compiling is not counted.")
+    ] = False,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +69,10 @@ def bench(
         floors,
         minutes,
         _by_method(settings or []),
+        compiled,
     )
+    if compiled and max(asked.new_tokens) < 2:
+        raise ValueError(f"--compiled: an answer of one token has no decode step, got --new-tokens {new_tokens}; give a longer one")
     if ops:
         _ops(place, dtype, repeats, longest, file, quiet)
     if model is not None:
@@ -141,7 +147,6 @@ def _pool_size(asked: Any) -> int:
 
 def _ops(device: str, dtype: str, repeats: int, longest: float, file: Path | None, quiet: bool) -> None:
     import torch
-    from rich.table import Table
 
     from vtr.bench.ops import WIDTH, time_ops
     from vtr.bench.record import environment, make_record, to_text
@@ -156,34 +161,41 @@ def _ops(device: str, dtype: str, repeats: int, longest: float, file: Path | Non
     name = str(chosen).removeprefix("torch.")
     record = make_record("ops", environment(torch.device(device)), width=WIDTH, dtype=name, rows=rows)
     head, body = ops_table(rows)
-    table = Table(*head, box=None, header_style="bold")
-    for line in body:
-        table.add_row(*line)
-    out.print(table)
+    _print_table(head, body)
     if file:
         _write(file, to_text(record))
         out.print(f"written to {file}", style="dim", soft_wrap=True)
 
 
 def _print_cells(record: dict[str, Any], file: Path | None) -> None:
-    from rich.table import Table
-
-    from vtr.bench.tables import heads, lines
+    from vtr.bench.tables import compiled_cell, heads, lines, not_compiled
 
     model, facts = record["model"], record["environment"]
     out.print(f"{model['name']}, {model['dtype']}, {model['attention']}, {facts['device']}, {facts['clock']}", style="bold", soft_wrap=True)
     for cell in record["cells"]:
         out.print(f"\nkeep {cell['keep']} of {model['tokens']}, batch {cell['batch']}", style="bold")
-        table = Table(*heads(cell), box=None, header_style="bold", pad_edge=False)
-        for line in lines(cell):
-            table.add_row(*line)
-        out.print(table)
+        _print_table(heads(cell), lines(cell))
+        compiled = compiled_cell(cell)
+        if compiled is not None:
+            out.print("decode step compiled on a static cache", style="dim")
+            _print_table(heads(compiled), lines(compiled))
+        for name, reason in not_compiled(cell).items():
+            out.print(f"not compiled: {name}: {reason}", style="yellow", soft_wrap=True, markup=False)
     if record["counts"] and record["counts"]["shares"]:
         out.print(f"counts measured on {record['counts']['source']}: {', '.join(record['counts']['shares'])}", style="dim", soft_wrap=True)
     for method, reason in record["refused"].items():
         out.print(f"not run: {method}: {reason}", style="yellow", soft_wrap=True, markup=False)
     if file:
         out.print(f"written to {file}", style="dim", soft_wrap=True)
+
+
+def _print_table(head: list[str], body: list[list[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(*head, box=None, header_style="bold", pad_edge=False)
+    for line in body:
+        table.add_row(*line)
+    out.print(table)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
