@@ -31,6 +31,7 @@ class Stage(training.Stage):
     pruned: int = 50  # percent of steps with randomly pruned visual tokens
     fewest: float = 0.3  # smallest share of them that stays
     most: float = 1.0  # largest share
+    reading: float = 1.0  # weight of questions about text
 
 
 STAGES = (
@@ -39,7 +40,7 @@ STAGES = (
     Stage("llava192", 7000, 6, CANVAS, 8e-4, closeups=10, seen=0.4, tower_every=4, pruned=15, fewest=0.2),
     Stage("whole", 6000, 6, CANVAS, 5e-4, closeups=10, tower_every=2, pruned=80, fewest=0.15),
 )
-NEXT_STAGES = (Stage("next", 1200, 4, CANVAS, 3e-4, anyres=True, pruned=90, fewest=0.05, most=0.3),)
+NEXT_STAGES = (Stage("next", 3600, 4, CANVAS, 5e-4, anyres=True, pruned=92, fewest=0.08, most=0.5, reading=4.0),)
 TOWER_RATE = 0.5  # of the learning rate, once the tower has had its own stage
 FAMILY_WEIGHT = {"relation": 3.0, "counting": 5.0}  # learned last
 NO_IMAGE = 3  # percent of steps without visual tokens
@@ -62,8 +63,8 @@ class Trainer(training.Training):
     def __init__(self, model, tokenizer, folder: Path, stages=STAGES, device: str = "cpu", seed: int = 0, save_every_s: int = 180):
         super().__init__(model, folder, stages, device, seed, save_every_s)
         self.tokenizer = tokenizer
-        if device == "cpu":
-            model.set_attn_implementation("eager")  # its backward pass in bf16 takes a fifth of the time of SDPA's
+        if device == "cpu" and not any(stage.anyres for stage in stages):
+            model.set_attn_implementation("eager")  # short sequences: its backward pass in bf16 takes a fifth of the time of SDPA's
         self.heads = Supervision(model.config.vision_config.hidden_size).to(device)
 
     def batches(self, stage: Stage) -> Batches:
@@ -83,7 +84,7 @@ class Trainer(training.Training):
         dice = Dice(self.seed << 8 | 255, step)
         if stage.questions and dice.below(100) < NO_IMAGE:
             logits, _ = llm_pass(self.model, None, None, batch | {"start": torch.full_like(batch["ids"][:, 0], 2)})
-            loss, _ = self._answers(logits, batch)
+            loss, _ = self._answers(stage, logits, batch)
             return loss, {"none": float(loss.detach())}
         visual, where, aux, found = self._visual(stage, step, batch)
         if not stage.questions:
@@ -96,7 +97,7 @@ class Trainer(training.Training):
             if dice.below(100) < RENUMBERED:
                 where, start = torch.arange(keep, device=where.device).expand_as(where), torch.full_like(start, keep)
         logits, middle = llm_pass(self.model, visual, where + 2, batch | {"start": start + 2})
-        loss, right = self._answers(logits, batch)
+        loss, right = self._answers(stage, logits, batch)
         away = self.heads.named(middle, batch["spots"])
         return loss + 0.3 * aux + away, {**right, **found, "away": float(away.detach())}
 
@@ -134,11 +135,12 @@ class Trainer(training.Training):
             )
         return features, where, aux, found
 
-    def _answers(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def _answers(self, stage: Stage, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         asked = batch["target"] >= 0
         target, family = batch["target"][asked], batch["family"][asked]
         row = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)
-        weight = torch.tensor([FAMILY_WEIGHT.get(name, 1.0) for name in FAMILIES], device=target.device)[family]
+        weights = FAMILY_WEIGHT | {"text": stage.reading}
+        weight = torch.tensor([weights.get(name, 1.0) for name in FAMILIES], device=target.device)[family]
         loss = (weight * F.cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
         which = (row * 64 + batch["question"])[asked]
         wrong = torch.zeros(len(asked) * 64 + 64, device=asked.device).index_add(0, which, (logits.argmax(-1) != target).float())
