@@ -17,7 +17,7 @@ from dataclasses import MISSING, fields, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from vtr.types import STAGES, Method
+from vtr.types import BUDGETS, STAGES, Method
 
 _log = logging.getLogger(__name__)
 _METHODS: dict[str, type[Method]] = {}
@@ -111,8 +111,7 @@ def create_method(name: str, **settings: Any) -> Method:
 
 def with_settings(method: Method, **settings: Any) -> Method:
     """A copy of `method` with some settings changed; a new budget replaces the old one."""
-    budget = {"keep", "keep_ratio", "average_keep"}
-    cleared = dict.fromkeys(budget) if budget & {k for k, v in settings.items() if v is not None} else {}
+    cleared = dict.fromkeys(BUDGETS) if any(settings.get(k) is not None for k in BUDGETS) else {}
     return replace(method, **{**cleared, **settings})
 
 

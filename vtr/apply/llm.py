@@ -39,7 +39,7 @@ class LlmHooks:
         self.beams: dict[int, int] = {}  # per thread, how often generate() is about to repeat every prompt
         self.layers = list(host.layers)
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
-        self.needs_tower = any(s.step.stage in ("input", "tower") or s.step.side == "before_projector" for s in plan.steps)
+        self.needs_tower = any(s.in_tower for s in plan.steps)
         self.watched = plan.signals(tower=False)
         sources = {n.source for s in plan.steps for n in s.step.needs if n.kind == "text_embedding"}
         self.text_towers = {source: TextTower(source) for source in sources if source}
@@ -198,7 +198,7 @@ class LlmHooks:
         kept = encoded.kept.to(embeds.device).unflatten(0, (-1, images.slots))
         kept = kept[torch.tensor(images.source).to(embeds.device, non_blocking=True)].flatten()
         gid = sequence.gid()
-        last = [s for s in self.plan.steps if s.step.stage in ("input", "tower") or s.step.side == "before_projector"][-1]
+        last = [s for s in self.plan.steps if s.in_tower][-1]
         counts = [encoded.counts[s] for s in images.source]
         embeds = shorten(call, embeds, (gid < 0) | kept[gid.clamp_min(0)], counts, last)
         # left filler may be a tombstone; it is masked, but NaN would pass through a masked value

@@ -27,6 +27,11 @@ class PlanStep:
     def removes(self) -> bool:
         return self.step.action in ("remove", "merge", "input")
 
+    @property
+    def in_tower(self) -> bool:
+        """Whether it acts in front of the projector, so that it needs the images to be encoded inside the reduction."""
+        return self.step.stage in ("input", "tower") or self.step.side == "before_projector"
+
 
 @dataclass(frozen=True)
 class Plan:

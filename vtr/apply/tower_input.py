@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.apply.encoding import Encoding
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, by_patch
 
 Grid = tuple[int, int]
 
@@ -32,9 +32,8 @@ def plan_resize(host: Host, run: Encoding, grids: list[Grid], pixels: Tensor) ->
     width = max(run.there)
     column = torch.stack([torch.nn.functional.pad(chosen[grid], (width - len(chosen[grid]), 0)) for grid in run.grids])
     valid = torch.arange(width) >= width - torch.tensor(run.there)[:, None]
-    alive = torch.zeros(len(run.layouts), run.images.slots, dtype=torch.bool)
-    for i, layout in enumerate(run.layouts):
-        alive[i, layout.patch[layout.patch >= 0]] = True
+    tokens = [layout.patch >= 0 for layout in run.layouts]
+    alive = by_patch(run.layouts, tokens, run.images.slots, False).view(len(tokens), -1)
     run.alive = [int(alive[i, chosen[grid] + v * run.area].sum()) for i, v, grid in zip(run.image, run.view, run.grids, strict=True)]
     device = run.sequence.column.device
     run.sequence.column, run.sequence.valid = column.to(device, non_blocking=True), valid.to(device, non_blocking=True)

@@ -9,6 +9,7 @@ import typer
 from vtr.cli._common import out, reported
 from vtr.cli.list_ import facts
 from vtr.registry import default_settings, method_class
+from vtr.types import BUDGETS
 
 SHARED = {
     "keep": "visual tokens left per image after the last removal",
@@ -35,7 +36,7 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
     settings = Table("setting", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     meanings = {**SHARED, **cls.card.settings}
     for name, default in default_settings(cls).items():
-        if cls.default_budget is None and name in ("keep", "keep_ratio", "average_keep"):
+        if cls.default_budget is None and name in BUDGETS:
             continue
         settings.add_row(name, "" if default is None else str(default), meanings.get(name, ""))
     out.print()

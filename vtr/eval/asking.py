@@ -16,6 +16,7 @@ from torch import Tensor
 from vtr.types import VtrError
 
 MARK = "<image>"
+_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 @contextmanager
@@ -148,11 +149,10 @@ def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int
         max_new_tokens: of the longest answer.
         **settings: of `model.generate`; without any the answers are greedy.
     """
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     tokenizer = getattr(processor, "tokenizer", processor)
     synchronize(model)
     start = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **{**greedy, **settings})
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **{**_GREEDY, **settings})
     synchronize(model)
     return out[:, inputs["input_ids"].shape[1] :], (time.perf_counter() - start) * 1000
 
@@ -161,7 +161,7 @@ def prefill_ms(model: Any, inputs: Any) -> float:
     """Milliseconds of one pass over the whole prompt, vision tower and cache included, up to the first new token."""
     synchronize(model)
     start = time.perf_counter()
-    model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+    model.generate(**inputs, max_new_tokens=1, **_GREEDY)
     synchronize(model)
     return (time.perf_counter() - start) * 1000
 

@@ -12,10 +12,9 @@ import torch
 from vtr.eval.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
 from vtr.registry import create_method, default_settings, method_class
-from vtr.types import Budget, Method
+from vtr.types import BUDGETS, Budget, Method
 
 FULL = "full"  # a row of every table, not a method: the model without any reduction
-BUDGETS = ("keep", "keep_ratio", "average_keep")
 
 
 @dataclass(frozen=True)

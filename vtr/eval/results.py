@@ -26,6 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vtr.types import BUDGETS
+
 FORMAT = "vtr-cell"
 SCHEMA = 1
 _PARTS = ("fingerprint", "conditions", "summary", "samples")
@@ -43,7 +45,7 @@ def content_hash(content: Any) -> str:
 def cell_path(folder: str | Path, fingerprint: dict[str, Any]) -> Path:
     """Readable and unique: `tiny-llava.fastv.keep-64.shapes.seed-0.1a2b3c4d5e6f.json`."""
     settings = fingerprint["settings"]
-    budget = next((f"{k}-{settings[k]}" for k in ("keep", "keep_ratio", "average_keep") if settings.get(k) is not None), None)
+    budget = next((f"{k}-{settings[k]}" for k in BUDGETS if settings.get(k) is not None), None)
     seed = fingerprint["seed"]
     parts = [fingerprint["model"]["name"].split("/")[-1], fingerprint["method"], budget, fingerprint["task"]["name"]]
     parts.append(None if seed is None else f"seed-{seed}")

@@ -75,9 +75,7 @@ class TowerCache:
 
 
 def _needs_tower(plan: Any) -> bool:
-    steps = [item.step for item in plan.steps]
-    inside = any(step.stage in ("input", "tower") or step.side == "before_projector" for step in steps)
-    return inside or bool(plan.signals(tower=True))
+    return any(item.in_tower for item in plan.steps) or bool(plan.signals(tower=True))
 
 
 def _key(pixels: Tensor, rest: str) -> str:

@@ -12,8 +12,7 @@ import numpy as np
 from vtr.eval.results import ResultError, content_hash
 from vtr.eval.stats import Interval, accuracies, combine
 from vtr.registry import default_settings, list_methods, method_class
-
-BUDGETS = ("keep", "keep_ratio", "average_keep")
+from vtr.types import BUDGETS
 
 
 class Outcomes(NamedTuple):

@@ -19,10 +19,11 @@ from vtr.types.contract import (
     View,
     VtrError,
 )
-from vtr.types.method import Card, Method
+from vtr.types.method import BUDGETS, Card, Method
 
 __all__ = [
     "ACTIONS",
+    "BUDGETS",
     "STAGES",
     "Action",
     "Budget",

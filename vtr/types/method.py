@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from vtr.types.contract import Budget, Geometry, NewlineOption, PositionOption, Stage, Step
+
+BUDGETS = tuple(f.name for f in fields(Budget))
+"""Settings that are a budget, in the order in which they are listed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Method:
             raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):
             raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
-        given = {k: getattr(self, k) for k in ("keep", "keep_ratio", "average_keep") if getattr(self, k) is not None}
+        given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k) is not None}
         if self.default_budget is None and given:
             raise ValueError(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
         if given:

@@ -13,7 +13,8 @@ from vtr.eval.report.document import Document, Part
 from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.tables import LEGEND, TIMES_LEGEND, make_tables, not_measured
 from vtr.eval.results import ResultError, content_hash, read_cell
-from vtr.eval.summary import BUDGETS, Condensed, condense
+from vtr.eval.summary import Condensed, condense
+from vtr.types import BUDGETS
 
 
 def read_folders(folders: Iterable[Path], advance: Callable[[], None] = lambda: None) -> tuple[list[Condensed], list[str]]:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from vtr.eval.cells import FULL
 from vtr.eval.report.resamples import Resamples
 from vtr.eval.results import content_hash
-from vtr.eval.summary import BUDGETS, Condensed, Row, make_rows
+from vtr.eval.summary import Condensed, Row, make_rows
 from vtr.registry import default_settings, list_methods, method_class
+from vtr.types import BUDGETS
 
 AT_A_BUDGET = ("random", "uniform", "pool", "resize")
 BASELINES = (FULL, *AT_A_BUDGET, "none")

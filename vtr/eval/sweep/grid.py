@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vtr.apply import reduced
-from vtr.eval.cells import BUDGETS, FULL, Cell, variants
+from vtr.eval.cells import FULL, Cell, variants
 from vtr.eval.forecast import misfits, sketch
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
 from vtr.registry import closest, create_method, default_settings, list_methods, method_class, with_settings
-from vtr.types import Budget, Method, VtrError
+from vtr.types import BUDGETS, Budget, Method, VtrError
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 

@@ -22,7 +22,7 @@ from vtr.eval.cells import FULL
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
 from vtr.registry import closest, method_class
-from vtr.types import Budget, VtrError
+from vtr.types import BUDGETS, Budget, VtrError
 
 ALL = "all"
 
@@ -97,14 +97,14 @@ class Budgets(_Part):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Budgets:
-        given = [name for name in ("keep", "keep_ratio", "average_keep") if getattr(self, name)]
+        given = [name for name in BUDGETS if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of keep, keep_ratio, average_keep, got {' and '.join(given) or 'none of them'}")
         return self
 
     def values(self) -> list[Budget]:
         """As the library takes them."""
-        return [Budget(**{kind: value}) for kind in ("keep", "keep_ratio", "average_keep") for value in getattr(self, kind)]
+        return [Budget(**{kind: value}) for kind in BUDGETS for value in getattr(self, kind)]
 
 
 class ModelEntry(_Part):
