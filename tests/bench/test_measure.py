@@ -9,12 +9,13 @@ import torch
 import vtr
 from tests.bench.test_floors import First
 from vtr.bench import measure, page, tables, targets
-from vtr.bench.ops import OPS, time_ops
+from vtr.bench.ops import OPS, Op, time_ops
 from vtr.bench.record import read_records, to_text
 from vtr.bench.session import Asked, Counts, bench_model
 from vtr.bench.shapes import build, find_shape, prompts
 from vtr.bench.stopwatch import choosing_in_process_time, peak_bytes
 from vtr.cost import TransformerShape, kv_bytes
+from vtr.ops import fused
 from vtr.types import Step
 
 
@@ -140,3 +141,19 @@ def test_every_op_runs_at_every_size_or_says_why():
     late = time_ops("cpu", repeats=1, tokens=(18, 36), batches=(1,), longest_s=0.0)
     assert all("by its growth" in row["left_out"] for row in late if row["tokens"] == 36)
     assert tables.ops_table(late)[0] == ["ms", "N = 18, B = 1", "N = 36, B = 1"]
+
+
+def test_kernels_are_timed_behind_the_torch_path(monkeypatch):
+    asked = []
+
+    def run(made):
+        asked.append(fused.fused())
+        if fused.fused() and made.most > 2:
+            raise RuntimeError("no device\nfor this")
+
+    monkeypatch.setattr("vtr.bench.ops.OPS", (Op("one", run, 0, 1), Op("two", run, 0, 1, kernel=True)))
+    rows = time_ops("cpu", repeats=1, tokens=(18, 36), batches=(1,), kernels=True)
+    assert [row["op"] for row in rows] == ["one", "one", "two", "two", "two, Triton kernel", "two, Triton kernel"]
+    assert asked == [False] * 8 + [True] * 3 and len(rows[4]["ms"]) == 1
+    assert rows[5]["left_out"] == "does not run: RuntimeError: no device" and "ms" not in rows[5]
+    assert {row["op"] for row in time_ops("cpu", repeats=1, tokens=(18,), batches=(1,))} == {"one", "two"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtr.bench.shapes import GIB, free_gib
 from vtr.bench.stopwatch import Stopwatch, synchronize
-from vtr.ops import bipartite, density_peaks, distances, dpp, farthest, kmedoids, maxsum, nearest_sum, redundancy, spectral, topk
+from vtr.ops import bipartite, density_peaks, distances, dpp, farthest, fused, kmedoids, maxsum, nearest_sum, redundancy, spectral, topk
 
 TOKENS, BATCHES, KEPT_SHARE, WIDTH = (576, 2880, 12544), (1, 16), 9, 1024
 """Token counts and batch sizes of the table; one token of nine is kept; tokens are 1024 wide."""
@@ -55,22 +55,30 @@ def _nearest(made: Made) -> Any:
 
 
 class Op(NamedTuple):
-    """What is timed; `pairs`: `(N, N)` float32 matrices it holds at once, at most; `growth`: power of N that its work grows with."""
+    """What is timed.
+
+    Args:
+        name, run: of the selection.
+        pairs: `(N, N)` float32 matrices it holds at once, at most.
+        growth: power of N that its work grows with.
+        kernel: has one in Triton.
+    """
 
     name: str
     run: Callable[[Made], Any]
     pairs: float
     growth: float
+    kernel: bool = False
 
 
 OPS = (
-    Op("top-k", lambda m: topk.topk_mask(m.score, m.real, m.keep), 0, 1),
-    Op("farthest first (max-min)", _max_min, 4, 2),
-    Op("greedy max-sum", lambda m: maxsum.greedy_max_sum(m.tokens, m.real, m.score.argmax(1), m.most), 1, 2),
-    Op("greedy DPP", lambda m: dpp.greedy_dpp(m.tokens, m.score + 0.1, m.real, m.most), 1.2, 3),
-    Op("bipartite match and merge", _bipartite, 1, 2),
+    Op("top-k", lambda m: topk.topk_mask(m.score, m.real, m.keep), 0, 1, True),
+    Op("farthest first (max-min)", _max_min, 4, 2, True),
+    Op("greedy max-sum", lambda m: maxsum.greedy_max_sum(m.tokens, m.real, m.score.argmax(1), m.most), 1, 2, True),
+    Op("greedy DPP", lambda m: dpp.greedy_dpp(m.tokens, m.score + 0.1, m.real, m.most), 1.2, 3, True),
+    Op("bipartite match and merge", _bipartite, 1, 2, True),
     Op("density peaks", lambda m: density_peaks.density_peaks(m.tokens, m.real, m.keep, m.most), 16, 2),
-    Op("k-medoids, 10 iterations", _medoids, 8, 3),
+    Op("k-medoids, 10 iterations", _medoids, 8, 3, True),
     Op("spectral embedding", _spectral, 8, 3),
     Op("graph redundancy", lambda m: redundancy.graph_redundancy(m.tokens, m.real), 4, 2),
     Op("nearest neighbours summed", _nearest, 1, 2),
@@ -85,6 +93,7 @@ def time_ops(
     tokens: Iterable[int] = TOKENS,
     batches: Iterable[int] = BATCHES,
     longest_s: float = 5.0,
+    kernels: bool | None = None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """Milliseconds of every op at every size, or why a size was left out.
@@ -94,28 +103,37 @@ def time_ops(
         repeats: runs that count; one more in front warms up.
         tokens, batches: sizes.
         longest_s: a size is left out when the time of a smaller one, scaled by its work, is longer than this.
+        kernels: time the Triton kernels too, after everything else; None does on a GPU.
         advance: called after each op and size.
 
     Returns:
         Dicts with `op`, `tokens`, `batch`, `keep` and either `ms` (one per run) or `left_out`.
     """
     found = []
-    place = torch.device(device)
     batches = tuple(batches)
-    for op in OPS:
+    place, sizes = torch.device(device), [(count, batch) for count in tokens for batch in batches]
+    paths = [(op, False) for op in OPS]
+    if place.type == "cuda" if kernels is None else kernels:
+        paths += [(op, True) for op in OPS if op.kernel]
+    for op, fast in paths:
+        name = f"{op.name}, Triton kernel" if fast else op.name
         known: tuple[int, int, float] | None = None  # a size that was timed, for the time that a larger one will take
-        for count in tokens:
-            for batch in batches:
-                entry: dict[str, Any] = {"op": op.name, "tokens": count, "batch": batch, "keep": max(count // KEPT_SHARE, 1)}
-                reason = _too_large(op, count, batch, device, known, longest_s)
-                if reason:
-                    found.append({**entry, "left_out": reason})
-                    continue
-                made = _make(count, batch, entry["keep"], place, dtype)
-                runs = [_once(partial(op.run, made), place) for _ in range(repeats + 1)][1:]
-                known = (count, batch, statistics.median(runs))
-                found.append({**entry, "ms": runs})
-                advance(op.name)
+        for count, batch in sizes:
+            entry: dict[str, Any] = {"op": name, "tokens": count, "batch": batch, "keep": max(count // KEPT_SHARE, 1)}
+            reason = _too_large(op, count, batch, device, known, longest_s)
+            if not reason:
+                try:
+                    made = _make(count, batch, entry["keep"], place, dtype)
+                    with fused.kernels(fast):
+                        entry["ms"] = [_once(partial(op.run, made), place) for _ in range(repeats + 1)][1:]
+                    known = (count, batch, statistics.median(entry["ms"]))
+                except Exception as error:  # a kernel that does not run must not take the numbers of torch along
+                    if not fast:
+                        raise
+                    said = str(error).strip().splitlines()
+                    reason = f"does not run: {type(error).__name__}{': ' + said[0][:80] if said else ''}"
+            found.append({**entry, "left_out": reason} if reason else entry)
+            advance(name)
     return found
 
 
