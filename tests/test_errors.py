@@ -2,20 +2,20 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import vtr
 from tests import probes, tiny_models
-from tests.fake_flash import flash_attention
-from tests.probes import ByAttention, EveryNth, Freeze, KeepAll, MergePairs, Observe, Ragged, TowerTop
-from tests.tiny_models import LLM, ONE, Shot, batch_of, build, generate, model_of
-from vtr import Budget, Selection, Signal, Step, VtrError
+from tests.probes import EveryNth, Observe, TowerTop
+from tests.tiny_models import LLM, batch_of, build, model_of
+from vtr import Selection, Signal, Step, VtrError
 
 HALF = EveryNth(stride=2)
+REPLACED = r"the model's layers were replaced since vtr\.apply; remove\(\) the reduction and apply it again"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_removing_twice_is_harmless(model):
 def test_a_layer_replaced_under_a_reduction_is_refused():
     model, batch = build("llava"), batch_of("llava")
     layers = model.model.language_model.layers
-    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]), pytest.raises(VtrError, match="layer"):
+    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]), pytest.raises(VtrError, match=REPLACED):
         layers[2] = copy.deepcopy(model_of("llava").model.language_model.layers[2])
         model(**batch.inputs)
 
@@ -190,6 +190,41 @@ def test_an_average_is_solved_to_the_nearest_token(model, wanted, keep):
     assert abs(told["average_keep"] - wanted) < 1
 
 
+@pytest.mark.parametrize(
+    ("names", "average"),
+    [(("divprune", "fastv"), 15.0), (("tome", "dart"), 16.0), (("fastv", "divprune"), 12.0)],
+)
+def test_an_average_in_a_plan_counts_what_the_others_leave(model, names, average):
+    entering = 20
+    averaged = [name for name in names if name in ("fastv", "dart")]
+    plan = [vtr.create_method(name, **({"average_keep": average} if name in averaged else {"keep": entering})) for name in names]
+    with vtr.reduced(model, plan) as reduction:
+        model(**batch_of("llava").inputs)
+    told = reduction.report().to_dict()
+    assert abs(told["average_keep"] - average) < 1
+
+
+def test_an_average_in_a_plan_is_out_of_reach_by_what_enters(model):
+    # 20 tokens enter and two of five layers run on them: at least (2 * 20 + 3 * 1) / 5 = 8.6
+    plan = [vtr.create_method("divprune", keep=20), vtr.create_method("fastv", average_keep=7)]
+    with pytest.raises(
+        ValueError, match=r"fastv: average_keep=7 .* at least 8\.6 and at most 20; ask for more, or remove at layer 1 or before"
+    ):
+        refuse(model, plan)
+
+
+def test_one_method_of_a_plan_has_the_average(model):
+    plan = [vtr.create_method("divprune", average_keep=20), vtr.create_method("fastv", average_keep=15)]
+    with pytest.raises(ValueError, match=r"one method can have it, got divprune and fastv"):
+        refuse(model, plan)
+
+
+def test_budgets_of_a_plan_are_compared_in_model_order(model):
+    vtr.apply(model, [vtr.create_method("fastv", keep=8), vtr.create_method("divprune", keep=20)]).remove()
+    with pytest.raises(ValueError, match=r"fastv: keep=20 removes nothing, 8 tokens are left by the methods that act before it"):
+        refuse(model, [vtr.create_method("fastv", keep=20), vtr.create_method("divprune", keep=8)])
+
+
 # -- layers and signals
 
 
@@ -233,6 +268,17 @@ def test_a_malformed_step_is_refused(step):
         Step(**step)
 
 
+@pytest.mark.parametrize(("stage", "action"), [("decode", "observe"), ("boundary", "restore")])
+def test_an_action_that_the_host_does_not_do_there_is_refused(model, stage, action):
+    @dataclass(frozen=True, kw_only=True)
+    class Elsewhere(probes.Probe):
+        def steps(self, geometry):
+            return (Step(stage, action=action, select=self.select),)
+
+    with pytest.raises(VtrError, match=rf"probe: host 'llava' does not do action '{action}' at stage '{stage}'"):
+        refuse(model, Elsewhere())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answers(probes.Probe):
     """Answers whatever the test says."""
@@ -261,128 +307,3 @@ def test_a_selection_that_is_none_is_refused(model, answer):
 def test_a_selection_gives_a_mask_or_an_index():
     with pytest.raises(ValueError, match="keep or index, exactly one"):
         Selection()
-
-
-# -- attention backends
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProportionalMerge(MergePairs):
-    default_budget: ClassVar[Budget | None] = None
-
-
-def test_flash_attention_cannot_weigh_keys_by_size(model):
-    with flash_attention(model), pytest.raises(VtrError, match=r"proportional.*attn_implementation='sdpa'"):
-        refuse(model, ProportionalMerge(stage="tower", layer=1))
-
-
-def test_flash_attention_cannot_freeze_a_batch(model):
-    batch = batch_of("llava")
-    with flash_attention(model), pytest.raises(VtrError, match=r"attn_implementation='sdpa'"), vtr.reduced(model, [HALF, Freeze()]):
-        model(**batch.inputs)
-
-
-def test_a_sliding_window_shorter_than_the_prompt_is_refused():
-    batch = batch_of("llava_qwen")  # 80 positions
-    slides = {"use_sliding_window": True, "max_window_layers": 2, "layer_types": None}
-    short, long = (build("llava_qwen", text={**slides, "sliding_window": window}) for window in (60, 400))
-    with vtr.reduced(short, HALF), pytest.raises(VtrError, match=r"sliding.window.*60"):
-        short(**batch.inputs)
-    with vtr.reduced(long, HALF):
-        long(**batch.inputs)
-
-
-# -- calls
-
-
-def test_full_history_on_a_reduced_cache_is_refused(model):
-    first = batch_of("llava", ONE)
-    second = batch_of("llava", ((3, Shot(), 4),), seed=5)
-    both = {name: torch.cat([first.inputs[name], second.inputs[name]], 1) for name in ("input_ids", "attention_mask")}
-    cache = DynamicCache(config=model.config.get_text_config())
-    with vtr.reduced(model, HALF):
-        model(**first.inputs, past_key_values=cache)
-        with pytest.raises(ValueError, match="pass only the new tokens"):
-            model.generate(**both, pixel_values=second.inputs["pixel_values"], past_key_values=cache, max_new_tokens=2, do_sample=False)
-
-
-def test_chunked_prefill_is_refused(model):
-    with vtr.reduced(model, HALF), pytest.raises(VtrError, match="chunk"):
-        model.generate(**batch_of("llava", ONE).inputs, max_new_tokens=2, do_sample=False, prefill_chunk_size=8)
-
-
-def test_a_second_prefill_on_a_static_cache_is_refused(model):
-    first, second = batch_of("llava", ONE), batch_of("llava", ONE, seed=5)
-    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=200)
-    mask = torch.ones(1, 2 * first.valid.shape[1], dtype=torch.long)
-    with vtr.reduced(model, HALF):
-        model(**first.inputs, past_key_values=cache)
-        with pytest.raises(VtrError, match=r"static cache.*DynamicCache|static.*dynamic"):
-            model(**{**second.inputs, "attention_mask": mask}, past_key_values=cache)
-
-
-def test_embeddings_with_features_already_merged_are_refused(model):
-    batch, seen = batch_of("llava"), []
-    handle = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    model(**batch.inputs)
-    handle.remove()
-    with vtr.reduced(model, HALF), pytest.raises(VtrError, match=r"visual_positions|placeholder"):
-        model(inputs_embeds=seen[0], attention_mask=batch.inputs["attention_mask"])
-
-
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_wrong_number_of_images_is_an_error_and_the_next_call_is_clean(kind, count):
-    model, batch = model_of(kind), batch_of(kind)
-    broken = {name: value[:count] if name in ("pixel_values", "image_sizes") else value for name, value in batch.inputs.items()}
-    with vtr.reduced(model, [TowerTop(), Ragged()]):
-        expected = model(**batch.inputs).logits
-        with pytest.raises((ValueError, VtrError), match=r"(?i)image|visual"):
-            model(**broken)
-        assert torch.equal(model(**batch.inputs).logits, expected)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("plan", [[HALF], [TowerTop(), HALF]], ids=["boundary", "tower"])
-def test_features_that_are_not_finite_are_neither_taken_for_removed_tokens_nor_hidden(model, value, plan):
-    batch = batch_of("llava")
-    broken = batch.inputs["pixel_values"].clone()
-    broken[0] = value  # the only image of the first row
-    with vtr.reduced(model, plan) as reduction:
-        counts = []
-        for pixels in (batch.inputs["pixel_values"], broken):
-            logits = model(**{**batch.inputs, "pixel_values": pixels}).logits
-            counts.append([len(image["retained"]) for image in reduction.report().to_dict()["images"]])
-    assert counts[0] == counts[1]
-    assert bool(logits[0, -1].isnan().all()), "the unreduced model answers NaN here"
-    assert bool(logits[1, -1].isfinite().all())
-
-
-def test_a_report_before_any_call_is_refused(model):
-    with (
-        vtr.reduced(model, HALF) as reduction,
-        pytest.raises(VtrError, match=r"no prompt with an image has been run.*call generate or forward first"),
-    ):
-        reduction.report()
-
-
-# -- allowed, and what comes out
-
-
-def test_attentions_are_allowed_and_differ_in_length_by_layer():
-    model, batch = model_of("llava", "eager"), batch_of("llava")
-    with vtr.reduced(model, [HALF, EveryNth(stage="prefill", layer=2)]) as reduction:
-        output = model(**batch.inputs, output_attentions=True, output_hidden_states=True)
-    lengths = reduction.report().to_dict()["sequence_lengths"]
-    assert [weights.shape[-1] for weights in output.attentions] == lengths and lengths[0] > lengths[2]
-    assert output.hidden_states[-1].shape[1] == lengths[-1]
-
-
-def test_logits_have_the_shortened_length(model):
-    batch = batch_of("llava")
-    with vtr.reduced(model, [KeepAll(), ByAttention(keep=3)]) as reduction:
-        assert model(**batch.inputs).logits.shape[1] == reduction.report().to_dict()["sequence_lengths"][-1]
-        assert model(**batch.inputs, logits_to_keep=1).logits.shape[1] == 1
-        assert generate(model, batch, 2).sequences.shape[1] == batch.valid.shape[1] + 2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
+from vtr.ops.precision import outside_autocast
 from vtr.registry import create_method
-from vtr.types import Budget, Geometry, Method, NewlineOption, PositionOption, Signal, Step, VtrError
+from vtr.types import Geometry, Method, NewlineOption, PositionOption, Signal, Step, VtrError
 
 
 @dataclass(frozen=True)
@@ -83,41 +84,57 @@ class Plan:
         Raises:
             ValueError: `average_keep` out of reach for an image.
         """
-        method = self.methods[item.method]
-        budget = method.budget
-        if budget is None or not item.step.counted:
+        if not self.counted(item):
             return list(now)
-        final = {n: self.final_keep(item.method, budget, n) for n in set(original)}
-        return [min(final[n] + round(item.step.share * (n - final[n])), have) for n, have in zip(original, now, strict=True)]
+        final = {n: self.final_keep(item.method, n) for n in set(original)}
+        return [min(_left_by(item.step, final[n], n), have) for n, have in zip(original, now, strict=True)]
 
-    def final_keep(self, method: int, budget: Budget, n: int) -> int:
-        """Tokens left of an image of `n` after the method's last removal; solves `average_keep` by real layer counts."""
+    def final_keep(self, method: int, n: int) -> int:
+        """Tokens that a method with a budget leaves of an image of `n` by its last removal; `average_keep` is solved over the whole plan."""
+        budget = self.methods[method].budget
+        assert budget is not None
         if budget.average_keep is None:
             return budget.resolve(n)
-        removals = [s.step for s in self.steps if s.method == method and s.removes]
-
-        def average(keep: int) -> float:
-            total, count, layer = 0.0, n, 0
-            for step in removals:
-                start = step.layer if step.stage == "prefill" else 0
-                total += count * (start - layer)
-                layer, count = start, keep + round(step.share * (n - keep))
-            return (total + count * (self.llm_layers - layer)) / self.llm_layers
-
-        smallest = average(1)
-        if budget.average_keep < smallest - 1 or budget.average_keep > n:
-            first = min((s.layer for s in removals if s.stage == "prefill"), default=0)
-            reach = int(budget.average_keep * self.llm_layers // n)
-            raise ValueError(
-                f"{self.methods[method].name}: average_keep={budget.average_keep} is out of reach for an image of {n} visual tokens: removal "
-                f"at layer {first} leaves an average of at least {smallest:.1f} and at most {n}; "
-                f"ask for more, or remove at layer {max(reach, 0)} or before"
-            )
+        least, most = self._average(method, 1, n), self._average(method, n, n)
+        if budget.average_keep < least - 1 or budget.average_keep > most:
+            raise ValueError(self._out_of_reach(method, n, least, most))
         low, high = 1, n
-        while low < high:  # average() grows with keep
+        while low < high:  # the average grows with keep
             middle = (low + high) // 2
-            low, high = (low, middle) if average(middle) >= budget.average_keep else (middle + 1, high)
-        return min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(average(k) - float(budget.average_keep or 0)))
+            low, high = (low, middle) if self._average(method, middle, n) >= budget.average_keep else (middle + 1, high)
+        wanted = budget.average_keep
+        return min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(self._average(method, k, n) - wanted))
+
+    def _average(self, method: int, keep: int, n: int) -> float:
+        """Mean over the LLM's layers of the tokens left of an image of `n`, where `method` leaves `keep`; steps without a budget count as
+        removing nothing."""
+        total, count, layer = 0, n, 0
+        for item in self.steps:
+            if not item.removes or not self.counted(item):
+                continue
+            start = item.step.layer if item.step.stage == "prefill" else 0
+            total += count * (start - layer)
+            layer, count = start, min(count, _left_by(item.step, keep if item.method == method else self.final_keep(item.method, n), n))
+        return (total + count * (self.llm_layers - layer)) / self.llm_layers
+
+    def _out_of_reach(self, method: int, n: int, least: float, most: float) -> str:
+        name, wanted = self.methods[method].name, float(self.methods[method].average_keep or 0)
+        first = next((s.step.layer for s in self.steps if s.method == method and s.removes and s.step.stage == "prefill"), 0)
+        entering = min(
+            (self.final_keep(s.method, n) for s in self.steps if s.method != method and s.step.stage != "prefill" and self.counted(s)),
+            default=n,
+        )
+        reach = int((wanted - 1) * self.llm_layers / max(entering - 1, 1))
+        return (
+            f"{name}: average_keep={wanted:g} is out of reach for an image of {n} visual tokens: removal at layer {first} leaves an average of "
+            f"at least {least:.1f} and at most {most:g}; ask for {'more' if wanted < least else 'less'}"
+            + (f", or remove at layer {reach} or before" if 0 < reach < first else ", or remove at the boundary" if wanted < least else "")
+        )
+
+
+def _left_by(step: Step, final: int, n: int) -> int:
+    """Tokens of an image of `n` behind a step of a method that leaves `final` in the end."""
+    return final + round(step.share * (n - final))
 
 
 def _untapped(signal: Signal) -> bool:
@@ -148,7 +165,7 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
             raise VtrError(
                 f"{one.name}: acts at stage {one.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
             )
-        steps = one.steps(geometry)
+        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in one.steps(geometry)]
         removals = [s for s in steps if s.action in ("remove", "merge", "input")]
         for step in steps:
             _check_step(one.name, step, host, geometry)
@@ -226,11 +243,27 @@ def _check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometr
 
 
 def _check_budgets(plan: Plan, host: Host | DenseHost) -> None:
+    averaged = [method.name for method in plan.methods if method.budget is not None and method.budget.average_keep is not None]
+    if averaged and not plan.llm_layers:
+        raise ValueError(
+            f"{averaged[0]}: average_keep is a mean over the layers of an LLM, and {host.name!r} has none; give keep or keep_ratio"
+        )
+    if len(averaged) > 1:
+        raise ValueError(
+            f"vtr.apply: average_keep is the mean over the layers of the whole plan, so one method can have it, got {' and '.join(averaged)}; "
+            "give the others keep or keep_ratio"
+        )
     left: float = host.most_tokens
-    for number, method in enumerate(plan.methods):
+    for number in dict.fromkeys(s.method for s in plan.steps if s.last):  # in the order in which they finish
+        method = plan.methods[number]
         budget = method.budget
         if budget is None:
             continue
+        if budget.average_keep is not None and not plan.llm_layers:
+            raise ValueError(
+                f"{method.name}: average_keep is a mean over the layers of an LLM, and host {host.name!r} has none, got {budget.average_keep}; "
+                "give keep or keep_ratio"
+            )
         if budget.keep is not None and budget.keep > host.most_tokens:
             raise ValueError(
                 f"{method.name}: keep={budget.keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
@@ -238,11 +271,11 @@ def _check_budgets(plan: Plan, host: Host | DenseHost) -> None:
             )
         if budget.keep is not None and budget.keep >= left < host.most_tokens:
             raise ValueError(
-                f"{method.name}: keep={budget.keep} removes nothing, {int(left)} tokens are left by the methods before it; lower it or leave "
-                f"{method.name} out"
+                f"{method.name}: keep={budget.keep} removes nothing, {int(left)} tokens are left by the methods that act before it; lower it or "
+                f"leave {method.name} out"
             )
         if budget.average_keep is not None and host.default_layout is not None:
-            plan.final_keep(number, budget, host.most_tokens)
+            plan.final_keep(number, host.most_tokens)
         if budget.keep is not None:
             left = min(left, budget.keep)
 
