@@ -9,21 +9,11 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-DEVICE=${DEVICE:-cuda}
-LLAVA=${LLAVA:-llava-1.5-7b}
-NEXT=${NEXT:-llava-next-7b}
-KEEP=${KEEP:-64}
-KEEP_NEXT=${KEEP_NEXT:-160}
-BATCH=${BATCH:-1,8}
-METHODS=${METHODS:-all}
-FEW=${FEW:-uniform} # compiled too; methods whose counts follow from the budget
-REPEATS=${REPEATS:-3}
-LONGEST=${LONGEST:-0.2}
-MINUTES=${MINUTES:-7.5}
-OUT=${OUT:-eval/speed}
+DEVICE=${DEVICE:-cuda} LLAVA=${LLAVA:-llava-1.5-7b} NEXT=${NEXT:-llava-next-7b} KEEP=${KEEP:-64} KEEP_NEXT=${KEEP_NEXT:-160} BATCH=${BATCH:-1,8}
+METHODS=${METHODS:-all} FEW=${FEW:-uniform} # FEW: compiled too; methods whose counts follow from the budget
+REPEATS=${REPEATS:-3} LONGEST=${LONGEST:-0.2} MINUTES=${MINUTES:-7.5} OUT=${OUT:-eval/speed}
 python=${PYTHON:-python}
-mkdir -p "$OUT" || exit 1
-new=$(mktemp -d) || exit 1
+mkdir -p "$OUT" && new=$(mktemp -d) || exit 1
 trap 'rm -rf "$new"' EXIT
 trap 'exit 130' INT TERM
 end=$(awk -v m="$MINUTES" 'BEGIN { printf "%d", m * 60 }')
@@ -32,10 +22,7 @@ missed=()
 step() { # NAME SECONDS COMMAND...: COMMAND writes $new/NAME.json
   local name=$1 wanted=$2 left=$((end - SECONDS)) code=0
   shift 2
-  if [ "$left" -lt "$wanted" ]; then
-    missed+=("$name: not begun, $left s left of the $wanted it needs")
-    return
-  fi
+  [ "$left" -ge "$wanted" ] || { missed+=("$name: not begun, $left s left of the $wanted it needs"); return; }
   echo "== $name, $left s left"
   timeout --signal=INT --kill-after=10 "$left" "$python" -m vtr bench --device "$DEVICE" --quiet --json "$new/$name.json" "$@" || code=$?
   if [ "$code" -eq 0 ]; then
@@ -57,7 +44,4 @@ cells "$DEVICE-$LLAVA-64" 60 --model "$LLAVA" --keep "$KEEP" --methods "$FEW" --
 page=$([ "$OUT" = eval/speed ] && echo docs/speed.md || echo "$OUT/speed.md")
 "$python" -m vtr bench --page "$page" --records "$OUT" --quiet || missed+=("page: failed, see above")
 echo "$SECONDS s"
-if [ "${#missed[@]}" -gt 0 ]; then
-  printf 'bench_gpu.sh: missing: %s\n' "${missed[@]}" >&2
-  exit 1
-fi
+[ "${#missed[@]}" -eq 0 ] || { printf 'bench_gpu.sh: missing: %s\n' "${missed[@]}" >&2; exit 1; }
