@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vtr.apply.compiled import forget_compiled
 from vtr.apply.report import Report
 from vtr.types import Method, VtrError
 
@@ -69,6 +70,7 @@ class Reduction:
         except BaseException:
             self.remove()
             raise
+        forget_compiled()
         _ACTIVE[self.host.base] = weakref.ref(self)
 
     @property
@@ -79,11 +81,14 @@ class Reduction:
     def remove(self) -> None:
         """Restores the model exactly; reports stay valid, and a KV cache shortened by it raises `VtrError` when a model goes on from it.
 
-        A second call does nothing.
+        Compiled code is dropped, as by `apply`. A second call does nothing.
         """
+        installed = bool(self._undo)
         while self._undo:
             self._undo.pop()()
         self._state.clear()
+        if installed:
+            forget_compiled()
         holder = _ACTIVE.get(self.host.base)
         if holder is not None and holder() is self:
             del _ACTIVE[self.host.base]
@@ -128,6 +133,9 @@ def apply(
     **settings: Any,
 ) -> Reduction:
     """Reduces the visual tokens of `model` until `Reduction.remove()`.
+
+    Code that `torch.compile` has made in this process is dropped and made anew at the next call, here and at `remove()`: torch does not see
+    that hooks came or went.
 
     Args:
         model: a pretrained model whose `config.model_type` or class has a host (`vtr.registry.list_hosts()`), or a module around one such

@@ -259,11 +259,6 @@ def _check_budgets(plan: Plan, host: Host | DenseHost) -> None:
         budget = method.budget
         if budget is None:
             continue
-        if budget.average_keep is not None and not plan.llm_layers:
-            raise ValueError(
-                f"{method.name}: average_keep is a mean over the layers of an LLM, and host {host.name!r} has none, got {budget.average_keep}; "
-                "give keep or keep_ratio"
-            )
         if budget.keep is not None and budget.keep > host.most_tokens:
             raise ValueError(
                 f"{method.name}: keep={budget.keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.precision import outside_autocast
 
+
+@outside_autocast
 def attention_rows(
     query: Tensor,
     key: Tensor,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtr.ops.precision import outside_autocast
+
 Grid = tuple[int, int]
 Made = TypeVar("Made")
 MEDIAN_LOGIT = 2.0
@@ -33,6 +35,7 @@ def constant(make: Callable[..., Made]) -> Callable[..., Made]:
     return torch.compiler.assume_constant_result(known)
 
 
+@outside_autocast
 def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, iterations: int = 5, window: int = 5) -> Tensor:
     """Centres of a token grid (arXiv 2210.01035, token clustering layer).
 
@@ -89,6 +92,7 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
     return centres
 
 
+@outside_autocast
 def candidate_distances(tokens: Tensor, grid: Grid, clusters: Grid, window: int = 5) -> Tensor:
     """Squared distances of every token to the first centres that it may join, for calibrating tau.
 
@@ -155,6 +159,7 @@ def cell_pivots(grid: Grid, clusters: Grid, real: Tensor) -> tuple[Tensor, Tenso
     return table.expand(len(real), -1, -1).gather(2, there.to(torch.uint8).argmax(2, keepdim=True))[..., 0], there.any(2)
 
 
+@outside_autocast
 def hard_labels(tokens: Tensor, centres: Tensor) -> Tensor:
     """`(B, N)` int64: the nearest of all centres `(B, M, D)` of each token `(B, N, D)`; ties: lowest index. `O(N M D)`."""
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))

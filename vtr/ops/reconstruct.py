@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vtr.ops.clusters import squared_distances
+from vtr.ops.precision import outside_autocast
 
 Normalize = Literal["sum", "l2"]
 
 
+@outside_autocast
 def reconstruction(tokens: Tensor, centres: Tensor, *, tau: float | Tensor, neighbours: int = 20, normalize: Normalize = "sum") -> Tensor:
     """Weights of the centres in every token (arXiv 2210.01035, token reconstruction layer); the same for every layer restored.
 

@@ -1,0 +1,28 @@
+"""Computing in the precision that was asked for, also inside `torch.autocast`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+Made = TypeVar("Made")
+
+
+def outside_autocast(function: Callable[..., Made]) -> Callable[..., Made]:
+    """Decorator: autocast, which turns products of float32 tensors to half precision, is off while `function` runs.
+
+    The device is that of the first argument, a tensor or something with `tokens`.
+    """
+
+    @wraps(function)
+    def run(first: Any, *args: Any, **kwargs: Any) -> Made:
+        kind = getattr(first, "tokens", first).device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(first, *args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return run
