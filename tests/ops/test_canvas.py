@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, valid_region
 
@@ -62,3 +64,19 @@ def test_canvas_cells_put_crops_side_by_side():
 
 def test_on_device_keeps_values():
     assert on_device([(1, 2), (3, 4)], torch.device("cpu")).tolist() == [[1, 2], [3, 4]]
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]))
+def test_the_valid_region_is_centred_and_touches_two_sides(height, width, crops):
+    rows, cols = crops[0] * 6, crops[1] * 6
+    top, bottom, left, right = valid_region((height, width), crops, (6, 6))
+    assert 0 <= top <= bottom <= rows and 0 <= left <= right <= cols
+    assert top == rows - bottom and left == cols - right
+    assert (top, bottom) == (0, rows) or (left, right) == (0, cols)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+def test_blocks_cover_every_cell_once(seed, rows, cols, down, across):
+    values = torch.randint(0, 9, (1, rows * down, cols * across), generator=torch.Generator().manual_seed(seed)).double()
+    sums = block_sums(values, torch.tensor([[down, across]]), down * across + 2)
+    assert float(sums.sum()) == float(values.sum()) and not sums[0, down * across :].any()

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.density_peaks import cluster_means, density_peaks
 from vtr.ops.distances import cosine, euclidean
@@ -75,3 +77,19 @@ def test_distances_are_exact_where_it_matters():
     expected = 1 - x.double() @ x.double().mT / (norm[:, None] * norm[:, :, None])
     torch.testing.assert_close(cosine(x), expected, atol=1e-7, rtol=0)
     assert torch.equal(cosine(x), cosine(x).mT)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 8), st.integers(1, 9))
+def test_everyone_is_with_the_nearest_center_even_among_ties(seed, n, clusters, neighbours):
+    random, clusters = torch.Generator().manual_seed(seed), min(clusters, n)
+    x = torch.randint(0, 3, (1, n, 2), generator=random).float()  # few places: duplicates and equal distances
+    real, wanted = torch.ones(1, n, dtype=torch.bool), torch.tensor([clusters])
+    found = density_peaks(x, real, wanted, clusters, torch.tensor([min(neighbours, n)]))
+    center = found.center[0].tolist()
+    assert len(set(center)) == clusters and found.cluster[0, center].tolist() == list(range(clusters))
+    distance = euclidean(x)[0]
+    for i in set(range(n)) - set(center):
+        to = [float(distance[i, c]) for c in center]
+        assert int(found.cluster[0, i]) == to.index(min(to))
+    padded = density_peaks(torch.cat([x, x[:, :1]], 1), torch.arange(n + 1)[None] < n, wanted, clusters, torch.tensor([min(neighbours, n)]))
+    assert torch.equal(padded.center, found.center) and torch.equal(padded.cluster[:, :n], found.cluster)

@@ -3,6 +3,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.dpp import greedy_dpp, min_max
 from vtr.ops.relevance import text_similarity
@@ -98,3 +100,28 @@ def test_subsets_of_the_greedy_order_are_prefixes():
     tokens, quality = torch.randn(1, 20, 30, generator=random), torch.rand(1, 20, generator=random) + 0.1
     orders = [greedy_dpp(tokens, quality, torch.ones(1, 20, dtype=torch.bool), k)[0].tolist() for k in range(1, 21)]
     assert all(longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(orders))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 5))
+def test_picks_are_distinct_start_with_the_best_and_do_not_see_length_or_padding(seed, n, width):
+    random = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(1, n, width, generator=random, dtype=torch.float64)
+    quality = 1 + torch.randperm(n, generator=random)[None].double()
+    real = torch.rand(1, n, generator=random) < 0.8
+    real[0, 0] = True
+    count = int(real.sum())
+    order = greedy_dpp(tokens, quality, real, n)[:, :count]
+    assert sorted(order[0].tolist()) == real[0].nonzero()[:, 0].tolist()
+    assert int(order[0, 0]) == int(quality.masked_fill(~real, 0).argmax()), "all cosines with itself are 1"
+    longer = greedy_dpp(tokens * 2.0 ** torch.arange(n)[:, None], quality, real, n)[:, :count]
+    assert torch.equal(longer, order)
+    wide = [torch.cat([part, part[:, :1]], 1) for part in (tokens, quality)]
+    assert torch.equal(greedy_dpp(*wide, torch.cat([real, torch.zeros(1, 1, dtype=torch.bool)], 1), n)[:, :count], order)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=8))
+def test_min_max_keeps_the_order_and_ends_at_zero_and_one(values):
+    row = torch.tensor([values]).double()
+    scaled = min_max(row, torch.ones_like(row).bool(), floor=0.0)
+    assert torch.equal(scaled[0][:, None] < scaled[0], row[0][:, None] < row[0])
+    assert float(scaled.max()) == 1 and float(scaled.min()) == (0 if len(set(values)) > 1 else 1)

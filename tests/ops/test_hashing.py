@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.hashing import checksum, mix, random_key
 
@@ -53,3 +55,8 @@ def test_the_same_on_cpu_and_cuda() -> None:
     sums = checksum(image)
     assert torch.equal(sums, checksum(image.cuda()).cpu())
     assert torch.equal(random_key(1, sums, patch), random_key(1, sums.cuda(), patch.cuda()).cpu())
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_mix_is_splitmix64_of_any_number(values: list[int]) -> None:
+    assert [v % 2**64 for v in mix(torch.tensor(values)).tolist()] == [splitmix64(v % 2**64) for v in values]

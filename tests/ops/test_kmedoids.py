@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.distances import euclidean
 from vtr.ops.kmedoids import kmedoids
@@ -74,3 +76,20 @@ def test_laplacian_of_the_neighbourhood_graph():
     torch.testing.assert_close(values[0, :8], torch.linalg.eigvalsh(laplacian))
     assert not vectors[0, 8, :8].any()
     torch.testing.assert_close(laplacian @ vectors[0, :8, :8], vectors[0, :8, :8] * values[0, :8])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4))
+def test_medoids_own_themselves_and_iterating_never_costs_more(seed, n, clusters, iterations):
+    random, clusters = torch.Generator().manual_seed(seed), min(clusters, n)
+    x = torch.randint(0, 4, (1, n, 2), generator=random).float()  # duplicates and equal distances
+    distance, real, wanted = euclidean(x), torch.ones(1, n, dtype=torch.bool), torch.tensor([clusters])
+    costs = []
+    for rounds in (0, iterations, iterations + 1):
+        found = kmedoids(distance, x.norm(dim=-1), real, wanted, clusters, rounds)
+        medoid = found.medoid[0].tolist()
+        assert medoid == sorted(set(medoid)) and len(medoid) == clusters
+        assert found.cluster[0, medoid].tolist() == list(range(clusters))
+        nearest = distance[0][:, medoid].amin(1)
+        assert torch.equal(distance[0].gather(1, found.medoid[0, found.cluster[0]][:, None])[:, 0], nearest)
+        costs.append(float(nearest.sum()))
+    assert costs[0] + 1e-9 >= costs[1] and costs[1] + 1e-9 >= costs[2]

@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vtr.ops.maxsum as maxsum
 from vtr.ops.maxsum import greedy_max_sum
@@ -70,3 +72,17 @@ def test_one_token_and_one_pick():
         [0],
         [0],
     ]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([1, 24]))
+def test_every_pick_is_least_similar_to_those_before(seed, n, width):
+    random = torch.Generator().manual_seed(seed)
+    tokens, real = torch.randn(1, n, width, generator=random), torch.rand(1, n, generator=random) < 0.8
+    first = torch.randint(0, n, (1,), generator=random)
+    real[0, first] = True
+    order = greedy_max_sum(tokens, real, first, int(real.sum()))[0].tolist()
+    assert order[0] == int(first) and sorted(order) == real[0].nonzero()[:, 0].tolist()
+    unit = F.normalize(tokens[0].double(), dim=-1)
+    for count in range(1, len(order)):
+        total = (unit @ unit[order[:count]].T).sum(1)
+        assert float(total[order[count]]) <= float(total[order[count:]].min()) + 1e-5

@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 
@@ -59,3 +61,29 @@ def test_of_equal_neighbours_the_first_is_taken_and_half_precision_is_summed_in_
     assert add_nearest(tokens, same, weight, torch.tensor([[2]]), real, 1).tolist() == [[[101.0]]]
     got = add_nearest(tokens.to(torch.bfloat16), same, weight, torch.tensor([[2, 0]]), real, 2)
     assert got.dtype == torch.float32 and got.flatten().tolist() == [111.0, 111.0]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 8))
+def test_a_wide_head_gives_weights_and_does_not_see_a_shift_of_logits(seed, heads, n):
+    random = torch.Generator().manual_seed(seed)
+    logits, _, _ = one_head(
+        torch.randn(2 * heads, generator=random).double(), torch.randn(n + 1, 2 * heads, generator=random).double(), heads
+    )
+    weights = torch.cat([torch.zeros(heads, 1).double(), logits], 1).softmax(1)[:, 1:]  # the CLS token has logit 0
+    real = torch.rand(1, n, generator=random) < 0.8
+    row = one_head_row(logits[None], weights[None], real)
+    assert not row[~real].any() and bool((row[real] > 0).all()) and float(row.sum()) <= 1 + 1e-9
+    shift = torch.randn(1, heads, 1, generator=random).double()
+    torch.testing.assert_close(one_head_row(logits + shift, weights[None], real), row)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 8))
+def test_what_is_taken_in_grows_with_its_weights(seed, n, neighbours):
+    random = torch.Generator().manual_seed(seed)
+    tokens, metric = torch.randn(2, n, 3, generator=random).double(), torch.randn(2, n, 4, generator=random)
+    weight, real = torch.rand(2, n, generator=random).double(), torch.rand(2, n, generator=random) < 0.7
+    index = torch.randint(0, n, (2, 2), generator=random)
+    base = tokens.gather(1, index[..., None].expand(-1, -1, 3))
+    once, twice, none = (add_nearest(tokens, metric, factor * weight, index, real, neighbours) for factor in (1, 2, 0))
+    assert torch.equal(none, base)
+    torch.testing.assert_close(twice - base, 2 * (once - base))

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.parts import members, part_sum, topk_per_part
 
@@ -41,3 +43,16 @@ def test_part_sum_ignores_what_is_not_there_even_nan():
     values = torch.tensor([[1.0, torch.nan, 2.0, 4.0]])
     member = members(torch.tensor([[0, 0, 1, 0]]), torch.tensor([[True, False, True, True]]), 3)
     assert part_sum(values, member).tolist() == [[5.0, 2.0, 0.0]]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4))
+def test_sums_of_parts_add_up_and_choices_of_parts_are_those_of_the_part_alone(seed, n, parts):
+    score, part, real, keep = case(seed, 2, n, parts)
+    member = members(part, real, parts)
+    assert torch.equal(member.any(1), real) and int(member.sum(1).max()) <= 1
+    assert torch.equal(part_sum(score, member).sum(1), torch.where(real, score, 0).sum(1))
+    got = topk_per_part(score, part, real, keep)
+    for p in range(parts):
+        own = real & (part == p)
+        alone = topk_per_part(score, torch.zeros_like(part), own, keep[:, p : p + 1])
+        assert torch.equal(got & own, alone)

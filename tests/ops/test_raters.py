@@ -1,4 +1,6 @@
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.raters import rated, rater_score, raters
 
@@ -23,3 +25,19 @@ def test_without_a_text_token_above_the_mean_all_rate():
     asked = torch.tensor([[True, False], [True, True], [False, False]])
     assert raters(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]), asked).tolist() == asked.tolist()
     assert rated(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[0.0] * 3]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
+def test_scores_are_shares_and_somebody_always_rates(seed, n, words):
+    random = torch.Generator().manual_seed(seed)
+    visual, text = torch.randn(2, n, 3, generator=random), torch.randn(2, words, 3, generator=random)
+    real, asked = torch.rand(2, n, generator=random) < 0.8, torch.rand(2, words, generator=random) < 0.7
+    score = rater_score(visual, text, real, asked)
+    torch.testing.assert_close(score.sum(1), (real.any(1) & asked.any(1)).float())
+    by = raters(score, asked)
+    assert not (by & ~asked).any() and torch.equal(by.any(1), asked.any(1))
+    rows = torch.rand(2, words, n, generator=random)
+    found = rated(rows, by)
+    some = by.any(1)
+    assert not found[~some].any()
+    assert bool((found[some] <= rows[some].amax(1) + 1e-6).all()) and bool((found[some] >= rows[some].amin(1) - 1e-6).all())

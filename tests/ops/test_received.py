@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.received import attention_received
 
@@ -21,3 +23,14 @@ def test_nobody_asks_in_an_empty_row_and_float64_stays():
     query = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     got = attention_received(query, query, torch.zeros(1, 4, dtype=torch.bool))
     assert got.dtype == torch.float64 and not got.any()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 9))
+def test_a_whole_attention_is_received_in_chunks_of_any_size(seed, n, chunk):
+    random = torch.Generator().manual_seed(seed)
+    query, key = torch.randn(2, 2, n, 2, 3, generator=random).double().unbind(0)
+    real = torch.rand(2, n, generator=random) < 0.8
+    got = attention_received(query, key, real, chunk)
+    torch.testing.assert_close(got.sum(1), real.any(1).double())
+    torch.testing.assert_close(got, attention_received(query, key, real))
+    assert not got[~real].any()

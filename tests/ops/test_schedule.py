@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.schedule import checked_counts, checked_layers, least_average, nearest_table, scaled_layers, shares_of
 
@@ -55,3 +57,27 @@ def test_the_nearest_table_is_taken_and_for_averages_one_within_reach():
         assert nearest_table(tables, (3, 7, 16), 32, keep=keep / 576, n=576) == expected
     for average, expected in ((206, 192), (150, 192), (110, 64), (20, 64)):
         assert nearest_table(tables, (3, 7, 16), 32, average=average / 576, n=576) == expected
+
+
+ascending = st.sets(st.integers(1, 31), min_size=1, max_size=5).map(sorted)
+
+
+@given(ascending, st.integers(2, 80))
+def test_any_schedule_lands_ascending_inside_any_llm(layers, depth):
+    if len(layers) >= depth:
+        with pytest.raises(ValueError, match=f"a schedule of {len(layers)} removals needs an LLM of at least"):
+            scaled_layers(layers, depth)
+        return
+    scaled = scaled_layers(layers, depth)
+    assert list(scaled) == sorted(set(scaled)) and len(scaled) == len(layers) and scaled[0] >= 1 and scaled[-1] < depth
+    assert scaled_layers(layers, 32) == tuple(layers)
+
+
+@given(ascending, st.integers(32, 80), st.data())
+def test_the_least_average_is_the_mean_over_layers_of_what_is_left(layers, depth, data):
+    count = len(layers)
+    counts = sorted(data.draw(st.lists(st.integers(1, 576), min_size=count, max_size=count)), reverse=True)
+    shares = shares_of(counts, 576)
+    assert list(shares) == sorted(shares, reverse=True) and shares[-1] == 0 and shares[0] <= 1
+    per_layer = [1.0 if layer < layers[0] else shares[sum(layer >= at for at in layers) - 1] for layer in range(depth)]
+    assert least_average(layers, shares, depth) == pytest.approx(sum(per_layer) / depth)

@@ -1,4 +1,6 @@
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtr.ops.split import gather_parts, join_mask, split
 
@@ -23,3 +25,17 @@ def test_parts_hold_their_tokens_in_order_and_shares_add_up():
     for g in range(4):
         expected = {int((real[g] & (part[g] == p)).nonzero()[0]) for p in range(3) if (real[g] & (part[g] == p)).any()}
         assert set(first[g].nonzero()[:, 0].tolist()) == expected
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 12))
+def test_splitting_and_joining_loses_nothing(seed, n, parts, keep):
+    random = torch.Generator().manual_seed(seed)
+    part, real = torch.randint(0, parts, (2, n), generator=random), torch.rand(2, n, generator=random) < 0.8
+    found = split(part, real, torch.tensor([keep, keep]).minimum(real.sum(1)), parts, n)
+    assert torch.equal(join_mask(found.real.flatten(0, 1), found, n), real)
+    assert torch.equal(found.keep.sum(1), torch.tensor([keep, keep]).minimum(real.sum(1)))
+    size = found.real.sum(2)
+    assert bool((found.keep <= size).all())
+    for kept, has in zip(found.keep.tolist(), size.tolist(), strict=True):
+        short = [k for k, h in zip(kept, has, strict=True) if k < h]
+        assert not short or max(kept) <= min(short) + 1, "equal shares, except where a part has no more"
