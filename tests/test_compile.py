@@ -74,9 +74,9 @@ def test_the_compiled_decode_step_is_one_graph(name, kind):
         return torch.stack(logits)
 
     with vtr.reduced(model, DECODED[name]):
-        plain = answer(model.forward)
+        plain = answer(model)
         torch._dynamo.reset()
-        compiled = answer(torch.compile(model.forward, backend=backend, fullgraph=True, dynamic=False))
+        compiled = answer(torch.compile(model, backend=backend, fullgraph=True, dynamic=False))
         torch._dynamo.reset()
     assert graphs[0] == 1
     torch.testing.assert_close(compiled, plain, atol=2e-5, rtol=0)

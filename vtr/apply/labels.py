@@ -30,6 +30,8 @@ class LabelHooks:
             undo.append(model.register_forward_hook(self.leave, with_kwargs=True).remove)
 
     def enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if kwargs.get("labels") is None and torch.compiler.is_compiling():
+            return None  # a decode step stays one graph: threads cannot be told apart in one
         self.llm.survivors.pop(threading.get_ident(), None)
         self.waiting.pop(threading.get_ident(), None)
         if kwargs.get("labels") is None:
@@ -39,6 +41,8 @@ class LabelHooks:
         return args, kwargs
 
     def leave(self, module: Any, _args: tuple, _kwargs: dict, output: Any) -> Any:
+        if not self.waiting:
+            return None
         labels, kwargs = self.waiting.pop(threading.get_ident(), (None, {}))
         if labels is None:
             return None
