@@ -102,3 +102,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(OSError, match="cannot write to .*file.*choose another folder"):
         results.prepare_folder(tmp_path / "file" / "results")
     assert results.prepare_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "b.json").symlink_to(tmp_path / "gone")
+    cells, problems = results.read_folder(tmp_path)
+    assert cells == [] and "not complete JSON" not in "".join(problems)
+    assert problems == ["a.json: cannot be read (is a directory)", "b.json: cannot be read (it is a link to a file that is not there)"]
+    assert results.read_folder(tmp_path, {tmp_path / "a.json", tmp_path / "b.json"})[1] == []

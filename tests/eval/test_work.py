@@ -193,3 +193,26 @@ def test_claims_are_given_back_when_a_result_cannot_be_written(tmp_path, monkeyp
 def test_the_first_line_of_an_error_is_kept():
     assert failure_of(ValueError()).error == "ValueError"
     assert failure_of(KeyError("x")) == Failure("'x'", "KeyError", "KeyError: 'x'\n")
+
+
+def test_every_file_that_cannot_be_trusted_is_named_once_also_a_link_to_nothing(tmp_path):
+    run(jobs(1, 2), tmp_path)
+    one, two = sorted(tmp_path.glob("*.json"))
+    one.write_text("{")
+    two.unlink()
+    two.symlink_to(tmp_path / "gone")
+    (tmp_path / "foreign.json").write_text("{}")
+    ran, _, ear = run(jobs(1, 2), tmp_path)
+    assert len(ran) == 2 and len(ear.problems) == 3
+    for name, said in ((one.name, "run again"), (two.name, "run again"), ("foreign.json", "not a result")):
+        assert [said in line for line in ear.problems if name in line] == [True]
+
+
+def test_a_folder_where_a_result_belongs_is_refused_before_anything_runs(tmp_path):
+    run(jobs(1), tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"is a folder where a result belongs; move it away"):
+        run(jobs(2, 1), tmp_path)
+    assert list(tmp_path.iterdir()) == [path]

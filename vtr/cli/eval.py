@@ -76,8 +76,6 @@ def run_cells(
     pool.describe(setup)
     check_cells(setup, cells)
     with Watcher(quiet) as watcher:
-        for problem in results.read_folder(folder)[1]:
-            watcher.problem(problem)
         done = run_jobs([Job(setup, cell) for cell in cells], folder, pool, watcher)
     if done.failures:
         job, failure = done.failures[0]

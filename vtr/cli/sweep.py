@@ -39,7 +39,7 @@ def sweep(
         import pydantic  # noqa: F401
     except ImportError:
         raise VtrError("sweep: needs pydantic, which is not installed; pip install 'vtr[eval]'") from None
-    from vtr.eval.results import prepare_folder, read_folder
+    from vtr.eval.results import prepare_folder
     from vtr.eval.sweep.grid import load_sweep
     from vtr.eval.work import run_jobs
 
@@ -52,8 +52,6 @@ def sweep(
         return
     prepare_folder(folder)
     with _pool(plan.file.workers, ray, jobs) as workers, Watcher(quiet) as watcher:
-        for problem in read_folder(folder)[1]:
-            watcher.problem(problem)
         done = run_jobs(plan.jobs, folder, workers, watcher, retry=resume)
     finished = len(plan.jobs) - len(done.failures)
     out.print(

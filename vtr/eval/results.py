@@ -23,6 +23,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,11 @@ def read_cell(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        dangling = path.is_symlink() and isinstance(error, FileNotFoundError)
+        reason = "it is a link to a file that is not there" if dangling else str(error.strerror).lower()
+        raise ResultError(f"{path.name}: cannot be read ({reason})") from None
+    except ValueError as error:
         raise ResultError(f"{path.name}: not complete JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ResultError(f"{path.name}: not a result of vtr eval")
@@ -114,10 +119,10 @@ def read_cell(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_folder(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All complete cells of a folder, ordered by file name, and one line for every `*.json` that is not one."""
+def read_folder(folder: str | Path, leave: Collection[Path] = ()) -> tuple[list[dict[str, Any]], list[str]]:
+    """All complete cells of a folder but those at the paths to leave out, ordered by file name, and one line for every `*.json` that is not one."""
     cells, problems = [], []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(path for path in Path(folder).glob("*.json") if path not in leave):
         try:
             cells.append(read_cell(path))
         except ResultError as error:

@@ -91,11 +91,13 @@ def run_jobs(jobs: Sequence[Job], folder: Path, pool: Pool, listener: Listener |
         retry: try cells again that failed earlier; False counts their recorded failures.
 
     Raises:
-        OSError: a result cannot be written.
+        OSError: a result cannot be written; a folder where one belongs is named before anything runs.
         ValueError, VtrError: a model of the jobs does not exist or is not complete.
     """
     listener = listener or Silent()
     items, done = _items(jobs, folder, pool)
+    for problem in results.read_folder(folder, {item.path for item in items})[1]:
+        listener.problem(problem)
     todo: list[_Item] = []
     for item in items:
         if _finished(item, listener):
@@ -135,6 +137,8 @@ def _items(jobs: Sequence[Job], folder: Path, pool: Pool) -> tuple[list[_Item], 
     items: dict[Path, _Item] = {}
     for place, (job, fingerprint) in enumerate(zip(jobs, prints, strict=True)):
         path = results.cell_path(folder, fingerprint)
+        if path.is_dir():
+            raise OSError(f"out: {path} is a folder where a result belongs; move it away")
         items.setdefault(path, _Item(job, fingerprint, path, [])).places.append(place)
     return list(items.values()), Done(prints)
 
@@ -167,7 +171,7 @@ def _in_order(todo: list[_Item], loaded: list[Setup | None]) -> list[_Item]:
 
 def _finished(item: _Item, listener: Listener | None = None) -> bool:
     """Whether there is a result that can be trusted; a file that cannot is in the way and will be written again."""
-    if not item.path.exists():
+    if not item.path.exists() and not item.path.is_symlink():
         return False
     try:
         return bool(results.read_cell(item.path)["fingerprint"] == item.fingerprint)

@@ -46,7 +46,11 @@ def test_a_rate_above_the_peak_of_the_device_is_named():
         ("cuda NVIDIA L40S", "float16", 362.0),
         ("cuda NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
         ("cuda Tesla T4", "float16", 65.0),
-        ("cuda NVIDIA GeForce RTX 4090", "float16", None),
+        ("cuda NVIDIA GeForce RTX 4090", "float16", 330.3),
+        ("cuda NVIDIA GeForce RTX 3090 Ti", "float32", 40.0),
+        ("cuda NVIDIA GeForce RTX 3090", "bfloat16", 142.0),
+        ("cuda NVIDIA GeForce RTX 4080 SUPER", "float16", None),
+        ("cuda NVIDIA GeForce RTX 4090 Laptop GPU", "float16", None),
         ("cpu", "float32", None),
     ],
 )
@@ -104,7 +108,11 @@ def test_a_time_below_its_floor_is_named():
     assert "below its floor" in only(cell("fastv", keep=64, summary={"prefill_ms": 8.0, "prefill_floor_ms": 10.0}))[0]
 
 
-def test_few_samples_are_named():
+def test_few_samples_are_named_and_very_few_give_no_verdict():
+    for count, verdict in ((1, "no verdict below 10 samples"), (9, "no verdict below 10 samples"), (10, "better +40.0")):
+        document = build([cell("random", 0.6, keep=64, count=count), cell("fastv", 1.0, keep=64, count=count)])
+        row = next(line for line in document.parts[0].tables[0].rows if line[0].text == "fastv")
+        assert row[-1].text.startswith(verdict) and (row[-1].value is None) == (count < 10), count
     assert "fewer than 30 samples (existence 20, text 20)" in only(cell("fastv", keep=64, count=20))[0]
 
 

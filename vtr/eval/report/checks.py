@@ -1,7 +1,8 @@
 """Sanity checks of every report: each finds what would make a table say something that was not measured.
 
 Peaks are dense tensor-core rates of the makers' data sheets (NVIDIA: V100 2017, T4 2018, A100 2020, L4 and L40S 2023, H100 and H200 SXM 2023,
-B200 2024), the highest for any accumulation type; for float32 with TF32 where the device has it, because results do not say whether it was on.
+B200 2024) and of the appendices of its architecture papers (GA102 2021 for GeForce RTX 30, Ada 2022 for 40, RTX Blackwell 2025 for 50), the
+highest for any accumulation type; for float32 with TF32 where the device has it, because results do not say whether it was on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
 from vtr.eval.report.tables import missing_baselines
 from vtr.eval.summary import Row, percent
 
-_PEAKS = {  # device name contains -> TFLOP/s of 16-bit floats, of float32
+_PEAKS = {  # a word of the device's name, or its end -> TFLOP/s of 16-bit floats, of float32
     "B200": (2250.0, 1125.0),
     "H200": (989.4, 494.7),
     "H100": (989.4, 494.7),
@@ -23,6 +24,13 @@ _PEAKS = {  # device name contains -> TFLOP/s of 16-bit floats, of float32
     "L4": (121.0, 60.0),
     "V100": (125.0, 15.7),
     "T4": (65.0, 8.1),
+    # half of the first is what GeForce reaches with sums in float32; its TF32 is as fast as its float32
+    "GeForce RTX 5090": (419.0, 104.8),
+    "GeForce RTX 4090": (330.3, 82.6),
+    "GeForce RTX 4080": (194.9, 48.7),
+    "GeForce RTX 3090 Ti": (160.0, 40.0),
+    "GeForce RTX 3090": (142.0, 35.6),
+    "GeForce RTX 3080": (119.0, 29.8),
 }
 FEW = 30
 """Samples of a family below which a percentile bootstrap is too narrow to be trusted."""
@@ -139,10 +147,14 @@ def _above_peak(section: Section) -> Iterator[str]:
 
 def peak_tflops(row: Row) -> float | None:
     """The most that the row's device can do in its dtype, in TFLOP/s with multiply and add counted apart; None where it is not known."""
-    device = str(row.fingerprint.get("device", ""))
+    return device_peak(str(row.fingerprint.get("device", "")), str(row.fingerprint.get("dtype")))
+
+
+def device_peak(device: str, dtype: str) -> float | None:
+    """See `peak_tflops`; a GeForce has to be named to the end, `Ti` and `Laptop GPU` are other devices."""
     words = device.replace("-", " ").split()
-    found = next((peaks for name, peaks in _PEAKS.items() if name in words), None)
-    return None if found is None else found[0] if row.fingerprint.get("dtype") in ("float16", "bfloat16") else found[1]
+    found = next((peaks for name, peaks in _PEAKS.items() if name in words or device.endswith(f" {name}")), None)
+    return None if found is None else found[0] if dtype in ("float16", "bfloat16") else found[1]
 
 
 def _below_floor(section: Section) -> Iterator[str]:

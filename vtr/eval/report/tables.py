@@ -26,6 +26,9 @@ COLUMNS = (
     Measure("peak_mib", "peak MiB"),
 )
 
+TOO_FEW = 10
+"""Samples of a family below which a bootstrap says nothing: of a single one every resample is the same."""
+
 LEGEND = (
     "scores: percent with 95 % intervals over samples (Wilson; with several seeds a bootstrap over samples and seeds); "
     "macro: unweighted mean over families",
@@ -105,6 +108,8 @@ def against(section: Section, row: Row) -> Cell:
     random = section.random(row)
     if random is None or row.method == "random":
         return Cell()
+    if min(map(len, row.samples.values())) < TOO_FEW:
+        return Cell(f"no verdict below {TOO_FEW} samples")
     step = section.resamples.difference(row, random)
     verdict = "better" if step.low > 0 else "worse" if step.high < 0 else "not distinguishable"
     value, low, high = (100 * end for end in step)
