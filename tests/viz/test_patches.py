@@ -73,6 +73,30 @@ def test_crops_stand_as_a_canvas_beside_the_thumbnail():
     assert wide.size == (100 + 12 + 200, 100)
 
 
+def test_tokens_of_a_smaller_view_are_drawn_as_large_as_what_they_cover():
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    image[0, :, 16:] = 240
+    shrunk = entry(retained=[5, 7, 13, 15])  # a grid of 2 x 2; the centres (1, 1), (1, 3), (3, 1), (3, 3)
+    picture = draw_patches(image, shrunk, view_px=400, resized=True)
+    for patch in range(16):
+        shown = middle(picture, patch)[0]
+        assert abs(shown - (0 if patch % 4 < 2 else 240)) < 20, "nothing is dimmed; blurred only by the shrinking"
+    outline = (255, 221, 0)
+    edges = {x for x in range(400) if picture.getpixel((x, 50)) == outline}
+    assert edges == {0, 199, 200, 399}, "four tokens, not sixteen"
+    assert draw_patches(image, entry(retained=[]), view_px=40, resized=True).size == (40, 40)
+
+
+def test_smaller_views_of_an_anyres_image_keep_what_unpadding_cut_off():
+    views = np.full((3, 32, 32, 3), 240, np.uint8)
+    tokens = [*range(16), *(16 * v + p for v in (1, 2) for p in range(4, 12))]  # the first and last row of the canvas are padding
+    retained = [5, 7, 13, 15, *(16 * v + p for v in (1, 2) for p in (5, 7))]
+    picture = draw_patches(views, entry(views=3, crop_grid=[1, 2], tokens=tokens, retained=retained), view_px=400, resized=True)
+    assert {middle(picture, p) for p in range(16)} == {(240, 240, 240)}
+    assert middle(picture, 5, origin=(412, 0)) == (240, 240, 240)
+    assert middle(picture, 13, origin=(412, 0)) == (225, 225, 225)
+
+
 def test_padding_views_are_not_drawn_and_missing_ones_are_refused():
     assert draw_patches(np.repeat(WHITE, 3, 0), entry(), view_px=100).size == (100, 100)
     with pytest.raises(ValueError, match="report has 5 views, got pixels of 1"):

@@ -49,7 +49,7 @@ def run(
     for number, (name, views, entry) in enumerate(zip(image, found.views, found.report["images"], strict=True)):
         budget = len(entry["retained"])
         path = folder / f"{Path(name).stem}-{number}-{chosen.name}-{budget}.png"
-        draw_patches(views, entry).save(path)
+        draw_patches(views, entry, resized="input" in chosen.stages).save(path)
         pictures.append(str(path))
     if as_json:
         out.print_json(json.dumps({**found.to_dict(), "pictures": pictures}))

@@ -1,7 +1,8 @@
 """One picture per image: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
 
 Drawn on the pixels that entered the tower, so crops, resizing and padding of the processor are shown as they were. AnyRes images show
-their thumbnail on the left and the canvas of crops on the right.
+their thumbnail on the left and the canvas of crops on the right. Of views that a method made smaller every token is drawn as large as what
+it covers.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) 
     return (shown.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def draw_patches(views: np.ndarray, image: Mapping[str, Any] | None = None, view_px: int = VIEW_PX) -> Image.Image:
+def draw_patches(
+    views: np.ndarray, image: Mapping[str, Any] | None = None, view_px: int = VIEW_PX, *, resized: bool = False
+) -> Image.Image:
     """The picture of one image.
 
     Args:
         views: `(V, H, W, 3)` uint8 from `views_from_pixels`.
         image: its entry of `Report.to_dict()["images"]`; None draws the image without any reduction.
         view_px: width of one view in the picture.
+        resized: the method made the views smaller in front of the tower and nothing removed tokens after that; the report tells a token by
+            the patch of the whole grid at its centre.
 
     Raises:
         ValueError: fewer views than the report speaks of.
@@ -51,17 +56,41 @@ def draw_patches(views: np.ndarray, image: Mapping[str, Any] | None = None, view
     if len(views) < count:
         raise ValueError(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
     height = round(view_px * views.shape[1] / views.shape[2])
-    scaled = [Image.fromarray(view).resize((view_px, height), Image.Resampling.LANCZOS) for view in views[:count]]
+    pictures = [Image.fromarray(view) for view in views[:count]]
+    if image and resized and image["retained"]:
+        grid = _smaller_grid(image)
+        rows, cols = (side * n // full for side, n, full in zip(views.shape[1:3], grid, image["patch_grid"], strict=True))  # in pixels
+        pictures = [picture.resize((cols, rows), Image.Resampling.BICUBIC) for picture in pictures]
+        image = _on_grid(image, grid)
+    scaled = [picture.resize((view_px, height), Image.Resampling.LANCZOS) for picture in pictures]
     crops = tuple(image["crop_grid"]) if image else (0, 0)
     places = _places(count, crops, (view_px, height))
-    size = (max(x for x, _ in places) + view_px, max(y for _, y in places) + height)
-    sheet = Image.new("RGB", size, "white")
+    extent = (max(x for x, _ in places) + view_px, max(y for _, y in places) + height)
+    sheet = Image.new("RGB", extent, "white")
     for view, place in zip(scaled, places, strict=True):
         sheet.paste(view, place)
     if image is None:
         return sheet
     boxes = _Boxes(tuple(image["patch_grid"]), places, (view_px, height))
     return _links(_shade(sheet, image, boxes), image, boxes)
+
+
+def _smaller_grid(image: Mapping[str, Any]) -> tuple[int, int]:
+    """The patch grid `(rows, cols)` that all views were resized to: that of the first, of which unpadding cuts nothing off."""
+    rows, cols = image["patch_grid"]
+    first = [patch for patch in image["retained"] if patch < rows * cols]
+    return len({patch // cols for patch in first}), len({patch % cols for patch in first})
+
+
+def _on_grid(image: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
+    """The entry with the patches of a smaller grid in place of the patches at their centres."""
+    (rows, cols), (down, across) = image["patch_grid"], grid
+    row, col = ([(2 * i + 1) * full // (2 * n) for i in range(n)] for full, n in ((rows, down), (cols, across)))
+    centres = [(view * rows + r) * cols + c for view in range(image["views"]) for r in row for c in col]
+    tokens, retained = (
+        [cell for cell, centre in enumerate(centres) if centre in had] for had in (set(image["tokens"]), set(image["retained"]))
+    )
+    return {**image, "patch_grid": grid, "tokens": tokens, "retained": retained, "assignment": None}
 
 
 def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[tuple[int, int]]:
