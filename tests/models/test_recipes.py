@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from vtr.cost import TransformerShape, kv_bytes
-from vtr.models.recipes import Recipe, find_recipe, list_recipes, load_recipe
+from vtr.models.recipes import Recipe, find_recipe, list_recipes, load_recipe, with_settings
 from vtr.registry import list_hosts
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ["llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b", "tiny-llava", "tiny-llava-next"]
+SHIPPED = ["llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b", "tiny-llava", "tiny-llava-next", "tiny-vit-seg"]
 GOOD = (ROOT / "models" / "llava-1.5-7b.yaml").read_text()
 
 
@@ -32,8 +32,8 @@ def test_a_recipe_is_complete_and_consistent(name):
     assert tokens["most"] == tokens["per_view"] * tokens["most_views"]
     assert recipe.image["size"][0] // recipe.image["patch"] == tokens["patch_grid"][0]
     assert recipe.host in list_hosts()
-    assert "<image>" in recipe.prompt
-    assert "{question}" in recipe.prompt
+    mentioned = [part in recipe.prompt for part in ("<image>", "{question}")]
+    assert all(mentioned) if "llava" in recipe.host else recipe.prompt == ""
     assert tokens["newlines"] == (recipe.host == "llava_next")
 
 
@@ -71,6 +71,12 @@ def test_a_broken_recipe_says_what_is_wrong(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not a YAML file"), ("- a", "must be a mapping"), ("settings: 3", "'settings'")])
+def test_settings_are_not_written_into_what_is_no_recipe(text, message):
+    with pytest.raises(ValueError, match=message):
+        with_settings(text, "expedit", {"tau": 1.0})
 
 
 def test_unknown_names_are_none():

@@ -37,10 +37,28 @@ class _Look(Method):
         return Selection(index=every, tokens=view.tokens, assign=every, grid=view.patch_grid)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Tau of an encoder, the settings that it is for, and what `expedit` knows the encoder by: its depth and its patch weights."""
+
+    tau: float
+    alpha: int
+    grid: tuple[int, int] | float
+    window: int
+    layers: int
+    patch_norm: float | None
+
+    def settings(self) -> dict[str, Any]:
+        """As recipes hold it."""
+        grid = list(self.grid) if isinstance(self.grid, tuple) else self.grid
+        encoder = {"layers": self.layers, "patch_norm": None if self.patch_norm is None else float(f"{self.patch_norm:.6g}")}
+        return {"tau": float(f"{self.tau:.4g}"), "alpha": self.alpha, "grid": grid, "window": self.window, "encoder": encoder}
+
+
 @torch.no_grad()
 def measure_tau(
     model: nn.Module, batches: Iterable[Tensor | Mapping[str, Any]], advance: Callable[[int], None] = lambda count: None, **settings: Any
-) -> float:
+) -> Calibration:
     """Tau at which the median of tau times the squared distance of a token to its candidate centres is 2, over a few images.
 
     Args:
@@ -53,7 +71,8 @@ def measure_tau(
         ValueError: no image, or images without any difference between tokens.
     """
     look = _Look(method=create_method("expedit", **settings))
-    with reduced(model, look):
+    with reduced(model, look) as reduction:
+        geometry = reduction.host.geometry()
         for inputs in batches:
             model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
             advance(1)
@@ -61,4 +80,11 @@ def measure_tau(
     medians = medians[medians > 0]
     if not len(medians):
         raise ValueError("measure_tau: needs images in which tokens differ, got none; give pictures with something on them")
-    return MEDIAN_LOGIT / float(medians.median())
+    return Calibration(
+        tau=MEDIAN_LOGIT / float(medians.median()),
+        alpha=look.method.steps(geometry)[0].layer,
+        grid=look.method.grid,
+        window=look.method.window,
+        layers=geometry.tower_layers,
+        patch_norm=geometry.patch_norm() if geometry.patch_norm else None,
+    )

@@ -63,9 +63,12 @@ def shortv(
 @app.command("expedit")
 @reported
 def expedit(
-    model: Model,
-    target: Annotated[Path, typer.Option("--out", help="YAML file to write, or a recipe to add it to; for `--set tau=FILE`.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As elsewhere, or an encoder: timm:NAME, open_clip:ARCHITECTURE/WEIGHTS, folder or hub id.")
+    ],
+    target: Annotated[Path, typer.Option("--out", help="YAML file to write, or a recipe to add it to, which `tau=auto` finds.")],
     samples: Annotated[int, typer.Option(help="Images, one forward each.")] = 8,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures. Default: scenes of shapes.")] = None,
     alpha: Annotated[int | None, typer.Option(help="Blocks at full resolution. Default: 10 of 24.")] = None,
     grid: Annotated[str, typer.Option(help="Clusters as ROWSxCOLS, or their share of each side of the token grid.")] = "0.7",
     window: Annotated[int, typer.Option(help="Odd, in cells of the smaller grid.")] = 5,
@@ -75,55 +78,55 @@ def expedit(
     quiet: Quiet = False,
 ) -> None:
     """Find the tau that suits the features of an encoder (arXiv 2210.01035)."""
-    import yaml
-
     from vtr.calibrate.expedit import measure_tau
     from vtr.eval.results import write_atomic
+    from vtr.models.recipes import with_settings
 
-    questions = _validation(samples)
+    pictures = [q.image for q in _validation(samples)] if images is None else _pictures(images, samples)
     sides = grid.lower().split("x")
     try:
         clusters = float(grid) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
     except ValueError:
         raise ValueError(f"--grid: must be ROWSxCOLS or a share in (0, 1], got {grid!r}; 28x28 or 0.7") from None
-    content = yaml.safe_load(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"--out: {target} is not a file of keys; name a new file or a recipe")
-    loaded, batches = _with_images(model, questions, device, dtype, attention)
+    before = target.read_text(encoding="utf-8") if target.is_file() else ""
+    with_settings(before, "expedit", {})  # refuses a file that is no recipe before anything is loaded
+    loaded, batches = _inputs(model, pictures, device, dtype, attention)
     with progress(quiet) as bars:
-        task = bars.add_task("calibrating", total=len(questions))
-        tau = measure_tau(loaded, batches, lambda count: bars.advance(task, count), alpha=alpha, grid=clusters, window=window)
-    found = {
-        "tau": float(f"{tau:.4g}"),
-        "alpha": alpha,
-        "grid": clusters if isinstance(clusters, float) else list(clusters),
-        "window": window,
-    }
-    content.setdefault("settings", {})["expedit"] = found
-    if "hub_id" not in content:
-        content |= {"samples": len(questions), "data": "shapes v1, validation scenes", "model": model}
-    write_atomic(target, yaml.safe_dump(content, sort_keys=False))
-    out.print(f"tau {found['tau']:.4g}, written to {target}: use it as `--method expedit --set tau={target}`", soft_wrap=True)
+        task = bars.add_task("calibrating", total=len(pictures))
+        found = measure_tau(loaded, batches, lambda count: bars.advance(task, count), alpha=alpha, grid=clusters, window=window)
+    text = with_settings(before, "expedit", found.settings())
+    if not before:
+        data = "shapes v1, validation scenes" if images is None else f"pictures of {images.name}"
+        text += f"samples: {len(pictures)}\ndata: {data}\nmodel: {model}\n"
+    write_atomic(target, text)
+    out.print(f"tau {found.tau:.4g}, written to {target}: use it as `--method expedit --set tau={target}`", soft_wrap=True)
 
 
-def _with_images(model: str, questions: Any, device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
-    """The model, dense or with an LLM, and one input per question."""
-    import json
+def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
+    """The model, an encoder or one with an LLM, and one input per picture."""
+    from vtr.models.encoders import is_encoder, load_encoder
 
-    import numpy as np
-
-    config = Path(model) / "config.json"
-    if config.is_file() and "architecture" in json.loads(config.read_text(encoding="utf-8")):
-        from vtr.models.dense import load_dense
-        from vtr.models.loading import check_device
-
-        dense = load_dense(model, check_device(device))
-        return dense, (dense.prepare([np.asarray(q.image)]) for q in questions)
+    if is_encoder(model):
+        encoder, prepare = load_encoder(model, device, dtype)
+        return encoder, (prepare(picture) for picture in pictures)
     from vtr.eval.asking import encode, to_model
     from vtr.models.loading import load_model
 
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
-    return loaded, (to_model(encode(processor, [q.question], [[q.image]]), loaded) for q in questions)
+    return loaded, (to_model(encode(processor, ["What is this?"], [[picture]]), loaded) for picture in pictures)
+
+
+def _pictures(folder: Path, samples: int) -> list[Any]:
+    """The first pictures of a folder by name."""
+    from PIL import Image
+
+    from vtr.eval.asking import open_image
+
+    known = Image.registered_extensions()
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in known)[:samples]
+    if not files:
+        raise ValueError(f"--images: needs a folder with pictures, got {str(folder)!r}; .png and .jpg among others are known")
+    return [open_image(file) for file in files]
 
 
 def _validation(samples: int) -> list[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtr.hosts._host import patch_norm
 from vtr.ops.rotary import cell_rotation
 from vtr.types import Geometry, VtrError
 
@@ -98,6 +100,7 @@ class DenseHost:
             llm_layers=0,
             most_tokens=self.patch_grid[0] * self.patch_grid[1],
             fixed_grid=not self.dynamic,
+            patch_norm=partial(patch_norm, self.patches),
         )
 
     def at(self, grid: Grid) -> DenseHost:

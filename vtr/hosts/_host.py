@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,6 +139,7 @@ class Host:
             llm_layers=len(self.layers),
             most_tokens=self.most_tokens,
             text_config={n: getattr(config, n, None) for n in names},
+            patch_norm=partial(patch_norm, self.tower),
         )
 
     def attention_name(self, tower: bool) -> str:
@@ -172,6 +174,13 @@ class Host:
         kinds = getattr(config, "layer_types", None)
         slides = any("sliding" in k for k in kinds) if kinds else bool(getattr(config, "use_sliding_window", window is not None))
         return int(window) if window and slides else None
+
+
+@torch.no_grad()
+def patch_norm(tower: nn.Module) -> float | None:
+    """Euclidean norm of the weights of the first convolution in `tower`, the patch embedding; None where there is none with values."""
+    weight = next((p for p in tower.parameters() if p.ndim == 4), None)
+    return None if weight is None or weight.is_meta else float(torch.linalg.vector_norm(weight, dtype=torch.float32))
 
 
 def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,11 +31,13 @@ from torch import Tensor
 from vtr.ops.clusters import calibrate_tau, cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
 from vtr.ops.reconstruct import reconstruct, reconstruction
-from vtr.registry import register_method
+from vtr.registry import calibrated, register_method
 from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
 
 FULL_SHARE = 10 / 24
 """Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
+SAME_NORM = 1e-3
+"""Relative difference up to which norms of patch weights are of one encoder: more than rounding to bfloat16 makes."""
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Expedit(Method):
             "grid": "(rows, cols) of clusters, or their share of each side of the token grid",
             "iterations": "of the clustering",
             "window": "odd; a token may join the clusters of window x window cells around its own",
-            "tau": "sharpness of both layers; 'auto' calibrates it to each image, a YAML file of `vtr calibrate expedit` to the encoder",
+            "tau": "sharpness of both layers; 'auto' takes that of the encoder's recipe, else calibrates to each image; or a YAML file with one",
             "neighbours": "clusters that a restored token is made of; negative: all",
             "blocks": "blocks that run on clusters; None: all after alpha",
             "reconstruct": "restore the full grid at the end; false hands the clusters to the projector, 'naive' copies the nearest cluster",
@@ -142,12 +145,34 @@ class Expedit(Method):
             raise VtrError(f"expedit: reconstruct=False hands clusters to an LLM, but host {geometry.host!r} has none; leave it out")
         if geometry.fixed_grid:
             self.clusters(geometry.patch_grid)
-        tau = read_tau(self.tau) if isinstance(self.tau, str) and self.tau != "auto" else self.tau
-        select = partial(_cluster, method=self, tau=tau)
+        select = partial(_cluster, method=self, tau=self._sharpness(geometry, alpha))
         merge = Step("tower", alpha, "merge", select=select, counted=False, per="view", proportional=False, grid=self.clusters)
         if not self.reconstruct:
             return (merge,)
         return merge, Step("tower", end, "restore", select=partial(_restore, method=self), counted=False, per="view")
+
+    def _sharpness(self, geometry: Geometry, alpha: int) -> float | str:
+        """Tau as a number where it is known, `auto` where each image gives its own: for `auto` that of the recipe whose encoder has this
+        depth and these patch weights, if it was calibrated at this alpha, window and grid."""
+        if not isinstance(self.tau, str):
+            return self.tau
+        if self.tau != "auto":
+            return read_tau(self.tau)
+        for entry in calibrated("expedit"):
+            encoder = entry.get("encoder")
+            if not isinstance(encoder, Mapping) or encoder.get("layers") != geometry.tower_layers or geometry.patch_norm is None:
+                continue
+            settings: dict[str, Any] = {name: entry.get(name) for name in ("tau", "alpha", "grid", "window")}
+            stored = Expedit(**settings)
+            if (stored.alpha, stored.window) != (alpha, self.window) or stored._sides(geometry) != self._sides(geometry):
+                continue
+            norm = geometry.patch_norm()
+            if norm is not None and isclose(norm, encoder.get("patch_norm") or 0, rel_tol=SAME_NORM):
+                return stored.tau
+        return "auto"
+
+    def _sides(self, geometry: Geometry) -> tuple[int, int]:
+        return self.grid if isinstance(self.grid, tuple) else self.clusters(geometry.patch_grid)
 
     def clusters(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The grid of clusters for a token grid.

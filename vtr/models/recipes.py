@@ -5,13 +5,14 @@ Looked for in `./models` first, then in the copies installed with the package, t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vtr.registry import closest
+from vtr.registry import closest, shared_folders
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recipe:
         memory_gib: weights alone in `dtype`, in GiB (2^30 bytes); activations and KV cache come on top.
         image: image settings of the processor.
         tokens: token geometry: `patch_grid` of a view, `per_view`, `most_views`, `most` visual tokens of an image, `newlines`.
-        prompt: the template, `{question}` filled in; the processor's own chat template is what is used.
+        prompt: the template, `{question}` filled in; the processor's own chat template is what is used. Empty without an LLM.
         revision: pinned commit on the hub; None = the newest.
         notes: remarks for `vtr models`.
         config: how the checkpoint's config differs from the host's default one, where that is known; plans can then be checked before it is here.
@@ -80,15 +81,25 @@ def load_recipe(path: str | Path) -> Recipe:
     return Recipe(name=path.stem, file=path.resolve(), **content)
 
 
-def shared_folders(name: str) -> list[Path]:
-    """Existing folders that hold `name` (`models`, `eval/examples`): the working folder, package data, a source checkout."""
-    package = Path(__file__).resolve().parents[1]
-    places = [Path.cwd() / name, package / "_data" / name, package.parent / name]
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir() and place.resolve() not in found:
-            found.append(place.resolve())
-    return found
+def with_settings(text: str, method: str, settings: Mapping[str, Any]) -> str:
+    """The text of a YAML file with `settings` of a method under its key `settings`; everything outside that key stays as it is written.
+
+    Raises:
+        ValueError: not a YAML mapping, or one whose key `settings` is not.
+    """
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe: not a YAML file ({str(error).splitlines()[0]}); name a new file or a recipe") from None
+    known = content.get("settings") or {} if isinstance(content, dict) else None
+    if not isinstance(known, dict):
+        raise ValueError("recipe: must be a mapping of keys, and so must its 'settings'; name a new file or a recipe")
+    made = yaml.safe_dump({"settings": {**known, method: dict(settings)}}, sort_keys=False, default_flow_style=None)
+    lines = text.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if line.startswith("settings:")), len(lines))
+    end = next((i for i, line in enumerate(lines) if i > first and line.strip() and not line.startswith(" ")), len(lines))
+    before, after = "".join(lines[:first]), "".join(lines[end:])
+    return before + ("\n" if before and not before.endswith("\n") else "") + made + after
 
 
 def list_recipes() -> list[Recipe]:
