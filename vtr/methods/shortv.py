@@ -62,6 +62,7 @@ PUBLISHED: dict[str, Published] = {
         "llava_next", _VICUNA_13B, (39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17)
     ),
     "tiny-llava": Published("llava", _TINY, (5, 4, 1, 2)),
+    "tiny-llava-next": Published("llava_next", _TINY, (5, 4, 2, 1)),
 }
 
 
