@@ -1,5 +1,7 @@
 """`vtr report`: from a folder of results to Markdown, CSV, LaTeX and HTML."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from tests.eval.report.made import content
 from vtr.cli import app
 from vtr.eval.failures import Failure, write_failure
 from vtr.eval.results import write_cell
+from vtr.registry import default_settings, method_class
 
 
 def vtr(*arguments):
@@ -73,6 +76,21 @@ def test_without_timings_two_runs_of_one_experiment_give_the_same_bytes(tmp_path
     fill(tmp_path / "two", latency=30.0)
     texts = [vtr("report", tmp_path / name, "--no-timings", "--format", "csv").stdout for name in ("one", "two")]
     assert texts[0] == texts[1] != vtr("report", tmp_path / "one", "--format", "csv").stdout
+
+
+def test_a_record_of_vtr_bench_gives_prefill_floors_and_memory(tmp_path):
+    (tmp_path / "cells").mkdir()
+    settings = {"keep": 64, **{k: v for k, v in default_settings(method_class("fastv")).items() if k != "keep"}}
+    made = content("fastv", 0.5, fingerprint={"model": {"name": "tiny-llava", "sha256": "0"}}, **settings)
+    write_cell(tmp_path / "cells", **{name: made[name] for name in ("fingerprint", "conditions", "summary", "samples")})
+    record = Path(__file__).parents[1] / "eval" / "report" / "bench-tiny-llava.json"
+    result = vtr("report", tmp_path / "cells", "--speed", record, "--plots", tmp_path / "plots")
+    assert result.exit_code == 0, result.output
+    assert "### keep 64: speed, batch 1" in result.stdout and "| prefill floor ms |" in result.stdout and record.name in result.stdout
+    assert len(list((tmp_path / "plots").glob("*.prefill_ms.*.png"))) == 2
+    for path, message in ((tmp_path / "gone.json", "cannot read"), (tmp_path, "cannot read")):
+        refused = vtr("report", tmp_path / "cells", "--speed", path)
+        assert refused.exit_code == 2 and message in refused.output
 
 
 def test_what_cannot_be_trusted_failed_or_contradicts_is_named(tmp_path):

@@ -24,6 +24,9 @@ def report(
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG and SVG; html has them inside anyway.")] = None,
     times: Annotated[Path | None, typer.Option(help="Folder of the same experiments without --share-tower, for milliseconds.")] = None,
+    speed: Annotated[
+        list[Path] | None, typer.Option(help="Record of vtr bench, e.g. eval/speed/NAME.json: prefill, floors and peak memory; repeatable.")
+    ] = None,
     timings: Annotated[
         bool, typer.Option("--timings/--no-timings", help="Milliseconds and memory, which are never twice the same.")
     ] = True,
@@ -31,16 +34,17 @@ def report(
 ) -> None:
     """Scores with 95 % intervals, cost, rankings and plots of what was measured; every method against random at its budget."""
     from vtr.eval import results
-    from vtr.eval.report import build, find_format, render, write_figures
+    from vtr.eval.report import build, find_format, read_speed, render, write_figures
 
     form = find_format(form, target)
+    records = [one for path in dict.fromkeys(speed or []) for one in read_speed(path)]
     cells, problems = _read(folders, quiet)
     if not cells:
         for problem in problems:
             _warn(problem)
         raise ValueError(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
     timed, more = _read([times], quiet) if times else ([], [])
-    document = build(cells, timed, [*problems, *more], timings, plots=bool(plots) or form == "html")
+    document = build(cells, timed, [*problems, *more], timings, bool(plots) or form == "html", records)
     for warning in document.warnings:
         _warn(warning)
     if plots:

@@ -8,10 +8,11 @@ from typing import Any
 
 from vtr.eval.failures import read_failures
 from vtr.eval.report.averages import average_part
-from vtr.eval.report.checks import check, check_models
+from vtr.eval.report.checks import check, check_models, check_speed
 from vtr.eval.report.document import Document, Part
 from vtr.eval.report.section import CONTEXT, Section
-from vtr.eval.report.tables import LEGEND, TIMES_LEGEND, make_tables, not_measured
+from vtr.eval.report.speed import Speed
+from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
 from vtr.eval.results import ResultError, content_hash, read_cell
 from vtr.eval.summary import Condensed, condense
 from vtr.types import BUDGETS
@@ -66,6 +67,7 @@ def build(
     problems: Sequence[str] = (),
     timings: bool = True,
     plots: bool = False,
+    speed: Sequence[Speed] = (),
 ) -> Document:
     """The report of these results: a part per model and task, a part per model over its tasks, every check.
 
@@ -75,9 +77,10 @@ def build(
         problems: lines to warn of first.
         timings: whether to show milliseconds and memory, which are never twice the same.
         plots: whether to draw.
+        speed: records of `vtr bench`, from `read_speed`.
     """
-    sections = sections_of(cells, times)
-    warnings, parts = list(problems), []
+    sections = sections_of(cells, times, speed)
+    warnings, parts = [*problems, *(check_speed(sections, speed) if timings else [])], []
     by_model: dict[str, list[Section]] = {}
     for index, section in enumerate(sections):
         by_model.setdefault(section.name, []).append(section)
@@ -92,15 +95,23 @@ def build(
         if averaged := average_part(own):
             parts.append(averaged[0])
             warnings += [*averaged[1], *check_models(own)]
-    return Document(warnings, parts, [*LEGEND, *([TIMES_LEGEND] if timings else []), "blank: not measured in that run"])
+    legend = [
+        *LEGEND,
+        *([TIMES_LEGEND] if timings else []),
+        *([SPEED_LEGEND] if timings and speed else []),
+        "blank: not measured in that run",
+    ]
+    return Document(warnings, parts, legend)
 
 
-def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = ()) -> list[Section]:
+def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = (), speed: Sequence[Speed] = ()) -> list[Section]:
     """One section for each model with its weights and each task with its version."""
     groups, timed = _by_section(cells), _by_section(times)
     models = {(str(own[0].fingerprint["model"]["name"]), content_hash(own[0].fingerprint["model"])) for own in groups.values()}
     names = [name for name, _ in models]
-    return [Section(own, timed.get(key, ()), names.count(str(own[0].fingerprint["model"]["name"])) == 1) for key, own in groups.items()]
+    return [
+        Section(own, timed.get(key, ()), speed, names.count(str(own[0].fingerprint["model"]["name"])) == 1) for key, own in groups.items()
+    ]
 
 
 def _by_section(cells: Sequence[Condensed]) -> dict[str, list[Condensed]]:
@@ -123,4 +134,8 @@ def _scope(section: Section, timings: bool) -> str:
     versions = first.get("versions") or {}
     words += [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
     absent = not_measured(section, timings)
-    return ", ".join(words) + "." + (f" Not measured in any of these runs: {', '.join(absent)}." if absent else "")
+    said = [", ".join(words), *([f"Not measured in any of these runs: {', '.join(absent)}"] if absent else [])]
+    if timings:
+        shown = [speed for speed in section.speed if any(map(speed.of, section.rows))]
+        said += [f"Speed from {speed.source} of vtr bench: {speed.where}" for speed in shown]
+    return "".join(f"{sentence}. " for sentence in said).rstrip()

@@ -7,11 +7,13 @@ highest for any accumulation type; for float32 with TF32 where the device has it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from vtr.eval.cells import FULL
 from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
+from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import missing_baselines
 from vtr.eval.summary import Row, percent
 
@@ -135,34 +137,50 @@ def _above_request(section: Section) -> Iterator[str]:
 
 def _above_peak(section: Section) -> Iterator[str]:
     for row in section.rows:
-        peak, own = peak_tflops(row), section.measured(row)
-        ms = own.get("prefill_ms", own.get("latency_ms"))
-        if peak is None or not ms or "tflops" not in own:
-            continue
-        rate = 2 * own["tflops"] / (ms / 1000)
-        if rate > peak:
-            device = row.fingerprint["device"]
-            yield f"{_name(section, row)}: {rate:.0f} TFLOP/s in {ms:.3g} ms is above the {peak:.0f} of {device}; its time or tokens are wrong"
+        own = section.measured(row)
+        timed = [(own.get("latency_ms"), str(row.fingerprint["device"]), str(row.fingerprint["dtype"]))]
+        timed += [(speed.of(row).get("prefill_ms"), speed.device, speed.dtype) for speed in section.speed]
+        for ms, device, dtype in timed:
+            peak = peak_tflops(device, dtype)
+            if peak is not None and ms and (rate := 2 * own.get("tflops", 0) / (ms / 1000)) > peak:
+                yield (
+                    f"{_name(section, row)}: {rate:.0f} TFLOP/s in {ms:.3g} ms is above the {peak:.0f} of {device}; its time or tokens are wrong"
+                )
 
 
-def peak_tflops(row: Row) -> float | None:
-    """The most that the row's device can do in its dtype, in TFLOP/s with multiply and add counted apart; None where it is not known."""
-    return device_peak(str(row.fingerprint.get("device", "")), str(row.fingerprint.get("dtype")))
+def peak_tflops(device: str, dtype: str) -> float | None:
+    """The most that a device can do in a dtype, in TFLOP/s with multiply and add counted apart; None where it is not known.
 
-
-def device_peak(device: str, dtype: str) -> float | None:
-    """See `peak_tflops`; a GeForce has to be named to the end, `Ti` and `Laptop GPU` are other devices."""
+    A GeForce has to be named to the end: `Ti` and `Laptop GPU` are other devices.
+    """
     words = device.replace("-", " ").split()
     found = next((peaks for name, peaks in _PEAKS.items() if name in words or device.endswith(f" {name}")), None)
     return None if found is None else found[0] if dtype in ("float16", "bfloat16") else found[1]
 
 
 def _below_floor(section: Section) -> Iterator[str]:
-    for row in section.rows:
-        own = section.measured(row)
+    for row, speed in itertools.product(section.rows, section.speed):
+        own = speed.of(row)
         for time, floor in (("prefill_ms", "prefill_floor_ms"), ("latency_ms", "latency_floor_ms")):
             if row.method != FULL and own.get(time, 0) < 0.95 * own.get(floor, 0) and time in own:
-                yield f"{_name(section, row)}: {time} {own[time]:.3g} is below its floor {own[floor]:.3g}; they were not measured alike"
+                yield (
+                    f"{_name(section, row)}: {time} {own[time]:.3g} in {speed.source} at batch {speed.batch} is below its floor {own[floor]:.3g}; "
+                    "they were not measured alike"
+                )
+
+
+def check_speed(sections: Sequence[Section], speed: Sequence[Speed]) -> list[str]:
+    """Warnings about records of `vtr bench` of which the report shows nothing."""
+    found = {}
+    for one in speed:
+        own = [section for section in sections if one in section.speed]
+        if not own:
+            found[one.source] = f"{one.source} is about {one.models[0]}, of which there are no results here"
+        elif not any(one.of(row) for section in own for row in section.rows):
+            found[one.source] = f"{one.source} has no method with the settings and budgets of the results here"
+        else:
+            found.pop(one.source, None)
+    return list(found.values())
 
 
 def _name(section: Section, row: Row, plain: bool = False) -> str:

@@ -25,7 +25,6 @@ _MARKERS = "os^Dv<>PXh*"
 AXES = (
     Measure("retained", "visual tokens left at the end of the LLM"),
     Measure("tflops", "GFLOPs of the LLM's prefill (a multiply-add counts once)", 1000),
-    Measure("prefill_ms", "prefill in ms per sample"),
     Measure("latency_ms", "whole answer in ms per sample"),
 )
 
@@ -43,12 +42,22 @@ def make_figures(section: Section, timings: bool = True, prefix: str = "") -> li
     with matplotlib.rc_context(_STYLE):
         for axis in AXES[: None if timings else 2]:
             points = {row: own[axis.name] * axis.scale for row in section.comparable if axis.name in (own := section.measured(row))}
-            if any(row.method not in (FULL, "none") for row in points):
-                title = f"{section.title}: accuracy against {axis.words.split(' in ')[0].split(' (')[0]}"
-                found.append(_save(_scatter(section, points, axis), f"{name}.{axis.name}", title))
+            found += _against(section, points, axis, f"{name}.{axis.name}")
+        for index, speed in enumerate(section.speed if timings else ()):
+            points = {row: speed.of(row)["prefill_ms"] for row in section.comparable if "prefill_ms" in speed.of(row)}
+            axis = Measure("prefill_ms", f"prefill in ms per sample at batch {speed.batch} ({speed.source} of vtr bench)")
+            found += _against(section, points, axis, f"{name}.prefill_ms.{index + 1}")
         if any(row in section.resamples for rows in section.budgets.values() for row in rows):
             found.append(_save(_heat_map(section), f"{name}.families", f"{section.title}: accuracy of every family"))
     return found
+
+
+def _against(section: Section, points: dict[Row, float], axis: Measure, name: str) -> list[Figure]:
+    """The plot of accuracy against one number, where a method has it."""
+    if all(row.method in (FULL, "none") for row in points):
+        return []
+    title = f"{section.title}: accuracy against {axis.words.split(' in ')[0].split(' (')[0]}"
+    return [_save(_scatter(section, points, axis), name, title)]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vtr.eval.cells import FULL
 from vtr.eval.report.resamples import Resamples
+from vtr.eval.report.speed import Speed
 from vtr.eval.results import content_hash
 from vtr.eval.summary import Condensed, Row, make_rows
 from vtr.registry import default_settings, list_methods, method_class
@@ -43,10 +44,13 @@ class Section:
     Args:
         cells: of that model and task.
         times: of the same experiments where they were timed; their milliseconds are shown in place of the cells' own.
+        speed: records of `vtr bench`; those of the model are kept.
         unique: False where the model's name stands for other weights elsewhere in the report, so that the title needs its hash.
     """
 
-    def __init__(self, cells: Sequence[Condensed], times: Sequence[Condensed] = (), unique: bool = True) -> None:
+    def __init__(
+        self, cells: Sequence[Condensed], times: Sequence[Condensed] = (), speed: Sequence[Speed] = (), unique: bool = True
+    ) -> None:
         ordered = sorted(cells, key=lambda cell: (str(cell.fingerprint["method"]), cell.key))
         self.rows = make_rows(ordered)
         first = self.rows[0].fingerprint
@@ -55,6 +59,7 @@ class Section:
         self.version = str(first["task"].get("version", ""))
         self.title = f"{self.name} on {self.task} {self.version}".strip()
         self._times = {_experiment(row): row.means for row in make_rows(times)}
+        self.speed = [one for one in speed if self.model in one.models]
         self.labels = self._name_rows()
 
     @cached_property

@@ -9,6 +9,7 @@ from vtr.eval.cells import FULL
 from vtr.eval.published import find_published
 from vtr.eval.report.document import Cell, Table, number, share
 from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
+from vtr.eval.report.speed import Speed
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
 
@@ -17,6 +18,9 @@ COLUMNS = (
     Measure("average_tokens", "average tokens"),
     Measure("tflops", "GFLOPs", 1000),
     Measure("kv_mib_fp16", "KV MiB"),
+    Measure("latency_ms", "total ms"),
+)
+SPEED_COLUMNS = (
     Measure("choosing_ms", "choosing ms"),
     Measure("prefill_ms", "prefill ms"),
     Measure("prefill_floor_ms", "prefill floor ms"),
@@ -39,9 +43,11 @@ LEGEND = (
     f"GFLOPs: prefill of the LLM from the measured tokens of every layer, {CONVENTION}; KV MiB: keys and values after it, 16 bits each",
     "rank: 1 is best, with the interval that 95 % of the resampled rankings give it",
 )
-TIMES_LEGEND = (
-    "ms: per sample, vision tower and choosing included; floor: the same weights hand-cut to the same tokens of every layer, without selection; "
-    "kept floor: given only the kept tokens from the start"
+TIMES_LEGEND = "total ms of a cost table: per sample in the runs that gave the scores, answers as long as they came; vision tower and choosing included"
+SPEED_LEGEND = (
+    "speed: from runs of `vtr bench` by themselves, not from those that gave the scores; ms: per sample (a batch / its size), median over rounds, "
+    "vision tower and choosing included; floor: the same weights hand-cut to the same tokens of every layer, without selection; kept floor: given "
+    "only the kept tokens from the start; peak: memory of a batch's prefill on top of weights and prompts"
 )
 
 
@@ -66,6 +72,7 @@ def make_tables(section: Section, timings: bool = True) -> list[Table]:
 def _group(section: Section, title: str, rows: Sequence[Row], shared: Sequence[Row], timings: bool) -> list[Table]:
     shown = sorted([*rows, *shared], key=lambda row: (row.method != FULL, -row.macro.value, section.labels[row]))
     tables = [_scores(section, title, shown), _cost(section, f"{title}: cost", shown, timings)]
+    tables += [_speed(section, title, speed, shown) for speed in section.speed if timings and any(map(speed.of, rows))]
     ranked = [row for row in rows if row in section.resamples and row.method not in (FULL, "none")]
     if len(ranked) > 1:
         tables.append(_ranking(section, f"{title}: ranking", ranked))
@@ -123,10 +130,20 @@ def _cost(section: Section, title: str, rows: Sequence[Row], timings: bool) -> T
     return Table(title, ("method", *(m.words for m in shown)), (*lines, *_not_run(section, rows, 1 + len(shown))))
 
 
+def _speed(section: Section, title: str, speed: Speed, rows: Sequence[Row]) -> Table:
+    shown = [m for m in SPEED_COLUMNS if any(m.name in speed.of(row) for row in rows)]
+    heads = (m.words.replace("total", f"{speed.tokens} tokens") for m in shown)
+    lines = [(Cell(section.shown(row)), *(number(speed.of(row).get(m.name), m.scale) for m in shown)) for row in rows if speed.of(row)]
+    several = len({other.source for other in section.speed}) > 1
+    return Table(f"{title}: speed, batch {speed.batch}" + (f" ({speed.source})" if several else ""), ("method", *heads), tuple(lines))
+
+
 def not_measured(section: Section, timings: bool) -> list[str]:
     """Columns that no row of the section has a number for."""
     there = {name for row in section.rows for name in section.measured(row)}
-    return [m.words for m in COLUMNS if m.name not in there and (timings or not is_timing(m.name))]
+    absent = [m.words for m in COLUMNS if m.name not in there and (timings or not is_timing(m.name))]
+    timed = any(speed.of(row) for speed in section.speed for row in section.rows)
+    return absent + [m.words for m in SPEED_COLUMNS if timings and not timed and m.words not in absent and m.name not in there]
 
 
 def _ranking(section: Section, title: str, rows: Sequence[Row]) -> Table:
