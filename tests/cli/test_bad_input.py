@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint
 from vtr.cli import app
-from vtr.cli._common import parse_list, parse_settings
+from vtr.cli._common import EXIT_CODES, parse_list, parse_settings
 from vtr.cli.eval import method_settings
 
 
@@ -101,10 +101,10 @@ def test_images(scene):
     run(2, f"image: no file '{missing}'", scene, "--method", "random", image=missing)
     text = scene.parent / "text.png"
     text.write_text("no image")
-    run(1, "is not an image that Pillow can read", scene, "--method", "random", image=text)
+    run(2, "is not an image that Pillow can read", scene, "--method", "random", image=text)
     cut = scene.parent / "cut.png"
     cut.write_bytes(scene.read_bytes()[:2000])
-    run(1, "is damaged", scene, "--method", "random", image=cut)
+    run(2, "is damaged", scene, "--method", "random", image=cut)
 
 
 def test_decompression_bomb(scene, monkeypatch):
@@ -112,7 +112,7 @@ def test_decompression_bomb(scene, monkeypatch):
     run(2, "has too many pixels", scene, "--method", "random")
 
 
-@pytest.mark.parametrize("question", ["<image> or <image>?", "<image><image><image>"])
+@pytest.mark.parametrize("question", ["<image> or <image>?", "<image><image><image> what?"])
 def test_image_count_must_match_the_prompt(scene, question):
     run(2, f"question: has {question.count('<image>')} x <image> but 1 image(s) were given", scene, "--method", "random", question=question)
 
@@ -121,16 +121,17 @@ def test_models_that_cannot_be_loaded(scene):
     copy = shutil.copytree(random_checkpoint(), scene.parent / "copy")
     config = (copy / "config.json").read_text()
     (copy / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "bert"}))
-    run(1, "has model type 'bert', for which there is no host; known:", scene, "--method", "random", model=copy)
+    run(2, "has model type 'bert', for which there is no host; known:", scene, "--method", "random", model=copy)
     (copy / "config.json").write_text(config)
     (copy / "model.safetensors").unlink()
-    run(1, "has no weights (*.safetensors or *.bin)", scene, "--method", "random", model=copy)
+    run(2, "has no weights (*.safetensors or *.bin)", scene, "--method", "random", model=copy)
     run(2, "model: no folder './gone'", scene, "--method", "random", model="./gone")
     run(2, "model: unknown name 'tiny-lava'; did you mean 'tiny-llava'", scene, "--method", "random", model="tiny-lava")
 
 
 def test_a_hub_id_that_cannot_be_reached(scene):  # tests have no network
-    run(1, "load_model: config of 'nobody/nothing' cannot be read", scene, "--method", "random", model="nobody/nothing")
+    said = run(1, "load_model: config of 'nobody/nothing' cannot be read", scene, "--method", "random", model="nobody/nothing")
+    assert "check the id and the network, or give a folder" in said and "Retrying" not in said
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,8 @@ def test_where_and_how(scene, tmp_path, options, message):
 
 def test_flash_attention_that_is_not_installed(scene):
     pytest.importorskip("transformers.utils").is_flash_attn_2_available() and pytest.skip("flash-attn is installed")
-    run(1, "cannot be loaded: ", scene, "--method", "random", "--attention", "flash_attention_2")
+    message = "attention: 'flash_attention_2' cannot be used here; use 'sdpa', or install the package flash-attn"
+    run(2, message, scene, "--method", "random", "--attention", "flash_attention_2")
 
 
 def test_unwritable_folders(scene):
@@ -167,7 +169,20 @@ def test_eval_options(tmp_path):
     refused(2, "limit: must be at least 1, got 0", "eval", "--model", "x", "--methods", "full", "--out", tmp_path, "--limit", 0)
 
 
+@pytest.mark.parametrize("question", ["", " ", "<image>"])
+def test_a_question_asks_something(scene, question):
+    run(2, f"--question: must not be empty, got '{question}'; ask something", scene, "--method", "random", question=question)
+
+
+def test_the_rule_for_exit_codes_is_told():
+    shown = " ".join(CliRunner().invoke(app, ["--help"], terminal_width=400).stdout.split())
+    assert EXIT_CODES in shown
+
+
 def test_other_commands():
+    refused(2, "list: no method matches 'zzz*'; did you mean '", "list", "zzz*")
+    refused(2, "list: no method matches 'fastvv'; did you mean 'fastv', ", "list", "fastvv", "--json")
+    refused(2, "list: no method matches 'fastv'; did you mean 'flowcut'", "list", "fastv", "--stage", "tower")
     refused(2, "list_methods: unknown stage 'vision'; one of input, tower", "list", "--stage", "vision")
     refused(2, "list: give --json or --markdown, not both", "list", "--json", "--markdown")
     refused(2, "No such command", "runn")

@@ -38,7 +38,7 @@ def test_list_shows_every_method_and_filters():
     assert all(name in shown for name in list_methods())
     assert [row["name"] for row in json.loads(vtr("list", "--stage", "prefill", "--json").stdout)] == list_methods(stage="prefill")
     assert [row["name"] for row in json.loads(vtr("list", "fast*", "--json").stdout)] == list_methods("fast*")
-    assert "no method matches" in vtr("list", "zzz").stdout
+    assert "no method acts at stage decode" in vtr("list", "--stage", "decode").stdout
     table = vtr("list", "--markdown").stdout.strip().splitlines()
     assert len(table) == 2 + len(list_methods())
     assert all(line.startswith("| ") and line.endswith(" |") for line in table[2:])
@@ -75,6 +75,7 @@ def test_run_prints_both_sides_and_draws(scene):
     assert "64" in shown
     picture = scene.parent / "pictures" / "scene-0-divprune-64.png"
     assert str(picture) in shown
+    assert "KV MiB (float32)" in shown
     assert Image.open(picture).size == (480, 480)
 
 

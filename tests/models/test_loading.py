@@ -78,13 +78,13 @@ def test_names_are_folders_recipes_or_hub_ids(tmp_path, monkeypatch):
 
 def test_a_folder_without_weights_is_refused(copy):
     (copy / "model.safetensors").unlink()
-    with pytest.raises(VtrError, match=r"has no weights \(\*.safetensors or \*.bin\); copy or download them there"):
+    with pytest.raises(ValueError, match=r"has no weights \(\*.safetensors or \*.bin\); copy or download them there"):
         load_model(str(copy))
 
 
 def test_a_folder_without_config_is_refused(copy):
     (copy / "config.json").unlink()
-    with pytest.raises(VtrError, match=r"has no config.json; give the folder of a Hugging Face checkpoint"):
+    with pytest.raises(ValueError, match=r"has no config.json; give the folder of a Hugging Face checkpoint"):
         load_model(str(copy))
 
 
@@ -92,17 +92,17 @@ def test_a_folder_without_config_is_refused(copy):
 def test_an_unsupported_model_type_is_refused_before_loading(copy, model_type):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    with pytest.raises(VtrError, match=rf"has model type {model_type!r}, for which there is no host; known: .*llava"):
+    with pytest.raises(ValueError, match=rf"has model type {model_type!r}, for which there is no host; known: .*llava"):
         load_model(str(copy))
 
 
 def test_damaged_files_are_refused(copy):
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(VtrError, match="cannot be loaded: "):
+    with pytest.raises(ValueError, match="cannot be loaded: "):
         load_model(str(copy))
     (copy / "config.json").write_text("{")
-    with pytest.raises(VtrError, match=r"config.json is not JSON .*; the checkpoint is damaged"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON .*; the checkpoint is damaged"):
         load_model(str(copy))
 
 
@@ -113,7 +113,7 @@ def test_missing_tensors_are_refused_not_made_up(copy):
     name = next(n for n in tensors if "q_proj" in n)
     del tensors[name]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(VtrError, match=r"lack 1 tensors, first '.*q_proj.weight'; get them again"):
+    with pytest.raises(ValueError, match=r"lack 1 tensors, first '.*q_proj.weight'; get them again"):
         load_model(str(copy))
 
 
@@ -129,3 +129,28 @@ def test_identity_follows_the_content_and_not_the_place_or_the_card(copy):
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert of(copy) != before
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def away(*arguments, **settings):
+        asked.append(arguments)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", away)
+    monkeypatch.setattr(huggingface_hub.utils._http, "http_backoff", away)
+    with pytest.raises(VtrError, match="config of 'nobody/nothing' cannot be read: .*; check the id and the network, or give a folder"):
+        load_model("nobody/nothing")
+    assert len(asked) == 1
+
+
+def test_flash_attention_that_cannot_be_used_names_what_to_use():
+    if pytest.importorskip("transformers.utils").is_flash_attn_2_available():
+        pytest.skip("flash-attn is installed")
+    with pytest.raises(
+        ValueError, match=r"attention: 'flash_attention_2' cannot be used here; use 'sdpa', or install the package flash-attn"
+    ):
+        load_model(str(random_checkpoint()), attention="flash_attention_2")

@@ -9,10 +9,12 @@ import typer
 
 import vtr
 from vtr.cli import bench, calibrate, demo, eval, floors, info, list_, models, report, run, sweep
+from vtr.cli._common import EXIT_CODES
 
 app = typer.Typer(
     name="vtr",
     help="Visual token reduction for pretrained multimodal models, without training.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +44,9 @@ def common(
     debug: Annotated[bool, typer.Option("--debug", help="Log what happens, and tracebacks of errors, to stderr.")] = False,
 ) -> None:
     """Options of all commands."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    shown = logging.StreamHandler()
+    shown.addFilter(lambda record: not record.name.startswith("huggingface_hub"))  # has a handler of its own
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[shown])
     logging.getLogger("vtr").setLevel(logging.DEBUG if debug else logging.WARNING)
 
 

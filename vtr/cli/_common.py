@@ -1,7 +1,6 @@
 """What commands share: options, consoles, progress, parsing of `key=value`, and errors as one line with an exit code.
 
-Exit codes: 0 done, 1 it failed (a damaged file, a model that cannot do it, a missed floor), 2 the command line asks for something that does
-not exist or makes no sense, 130 stopped by Ctrl-C.
+`EXIT_CODES` is the rule for all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +22,11 @@ from vtr.types import VtrError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 it failed while running (network, disk, memory, a model that cannot do it, a missed floor); "
+    "2 what was given is wrong (options, names, images, checkpoints); 130 stopped by Ctrl-C."
+)
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
 err = Console(stderr=True, highlight=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import out, reported
-from vtr.registry import list_methods, method_class
+from vtr.registry import closest, list_methods, method_class
 
 COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget", "mark")
 
@@ -23,7 +23,10 @@ def list_(
     """List methods."""
     if as_json and markdown:
         raise ValueError("list: give --json or --markdown, not both")
-    rows = [facts(name) for name in list_methods(pattern, stage)]
+    names = list_methods(pattern, stage)
+    if pattern is not None and not names:
+        raise ValueError(f"list: no method matches {pattern!r}{closest(pattern, list_methods(stage=stage))}; `vtr list` shows all")
+    rows = [facts(name) for name in names]
     if as_json:
         out.print_json(json.dumps(rows))
         return
@@ -31,7 +34,7 @@ def list_(
         out.print(markdown_table(rows), markup=False, soft_wrap=True)
         return
     if not rows:
-        out.print("no method matches")
+        out.print(f"no method acts at stage {stage}")
         return
     from rich.table import Table
 

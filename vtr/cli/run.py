@@ -10,7 +10,7 @@ import typer
 
 from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, load, out, parse_settings, reported, spinner
 from vtr.registry import create_method, method_class
-from vtr.types import Method
+from vtr.types import Method, VtrError
 
 
 @reported
@@ -33,10 +33,12 @@ def run(
 ) -> None:
     """Ask once with and once without a reduction; print answers, tokens and milliseconds, and draw what was retained."""
     chosen = make_method(method, keep, keep_ratio, seed, settings or [])
-    from vtr.eval.asking import open_image
+    from vtr.eval.asking import MARK
     from vtr.eval.results import prepare_folder
 
-    images = [open_image(path) for path in image]
+    if not question.replace(MARK, "").strip():
+        raise ValueError(f"--question: must not be empty, got {question!r}; ask something about the image")
+    images = [_open(path) for path in image]
     prepare_folder(folder)
     loaded, processor = load(model, device, dtype, attention, quiet)
     from vtr.eval.compare import compare
@@ -52,9 +54,19 @@ def run(
         draw_patches(views, entry, resized="input" in chosen.stages).save(path)
         pictures.append(str(path))
     if as_json:
-        out.print_json(json.dumps({**found.to_dict(), "pictures": pictures}))
+        out.print_json(json.dumps({**found.to_dict(), "dtype": str(loaded.dtype).removeprefix("torch."), "pictures": pictures}))
     else:
-        _print(found, pictures)
+        _print(found, pictures, str(loaded.dtype).removeprefix("torch."))
+
+
+def _open(path: str) -> Any:
+    """An image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
+    from vtr.eval.asking import open_image
+
+    try:
+        return open_image(path)
+    except VtrError as error:
+        raise ValueError(str(error)) from error
 
 
 def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int | None, pairs: list[str]) -> Method:
@@ -80,10 +92,10 @@ def scaled(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _print(found: Any, pictures: list[str]) -> None:
+def _print(found: Any, pictures: list[str], dtype: str) -> None:
     from rich.table import Table
 
-    columns = ("", "answer", "visual tokens", "mean per layer", "prefill ms", "choosing ms", "FLOPs", "KV MiB")
+    columns = ("", "answer", "visual tokens", "mean per layer", "prefill ms", "choosing ms", "FLOPs", f"KV MiB ({dtype})")
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for side in (found.full, found.reduced):
         table.add_row(

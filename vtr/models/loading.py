@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from vtr.models.recipes import find_recipe, list_recipes
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import VtrError
 
+_log = logging.getLogger(__name__)
 DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 DTYPES |= {"float64": "float64", "fp64": "float64"}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 _WEIGHTS = (".safetensors", ".bin")
 _CONTENT = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")
+_HUB_SECONDS = 10
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by size and first mebibyte
 
 
@@ -45,8 +48,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     """A folder, the name of a recipe, or a hub id, in that order.
 
     Raises:
-        ValueError: none of the three; the message has the closest recipes.
-        VtrError: a folder without `config.json` or without weights.
+        ValueError: none of the three (the message has the closest recipes), or a folder without `config.json` or without weights.
+        VtrError: an embedded checkpoint that is not in this copy of the repository.
     """
     folder = Path(name)
     if folder.is_dir() and not (find_recipe(name) and not (folder / "config.json").is_file()):
@@ -72,20 +75,26 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """The config alone.
 
     Raises:
-        VtrError: unreadable, or of a model type that no host serves.
+        ValueError: damaged, or of a model type that no host serves.
+        VtrError: of a hub id, and it cannot be read.
     """
+    return _read_config(checkpoint, _hub_options(checkpoint))
+
+
+def _read_config(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     if checkpoint.folder:  # an unknown model type has to be named by us: AutoConfig would only list its own
         try:
             content = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise VtrError(f"load_model: {checkpoint.folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from None
+            raise ValueError(f"load_model: {checkpoint.folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from None
         _check_model_type(content.get("model_type") if isinstance(content, dict) else None, checkpoint)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+        config = AutoConfig.from_pretrained(checkpoint.source, **options)
     except (OSError, ValueError) as error:
-        raise VtrError(f"load_model: config of {checkpoint.source!r} cannot be read: {_first_line(error)}") from error
+        advice = "check the id and the network, or give a folder"
+        raise VtrError(f"load_model: config of {checkpoint.source!r} cannot be read: {_first_line(error)}; {advice}") from error
     _check_model_type(config.model_type, checkpoint)
     return config
 
@@ -151,14 +160,16 @@ def load_model(
         progress: show the bars of transformers.
 
     Raises:
-        ValueError: unknown model, device, dtype or attention backend.
-        VtrError: the checkpoint is incomplete, damaged, or of an unsupported model type.
+        ValueError: unknown model, device, dtype or attention backend; a folder that is incomplete, damaged, or of an unsupported model type; no
+            FlashAttention here.
+        VtrError: a checkpoint that cannot be got from the hub, or not be loaded into this machine's memory.
     """
     checkpoint = find_checkpoint(name) if isinstance(name, str) else name
     device, attention = check_device(device), check_attention(attention)
     if dtype != "auto":
         check_dtype(dtype, device, None)
-    config = load_config(checkpoint)
+    options = _hub_options(checkpoint)
+    config = _read_config(checkpoint, options)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     where = {} if device == "cpu" else {"device_map": device}
@@ -166,18 +177,24 @@ def load_model(
         with _bars(progress):
             model, info = AutoModelForImageTextToText.from_pretrained(
                 checkpoint.source,
-                revision=checkpoint.revision,
                 dtype=check_dtype(dtype, device, config),
                 attn_implementation=attention,
                 output_loading_info=True,
                 **where,
+                **options,
             )
-        processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+        processor = AutoProcessor.from_pretrained(checkpoint.source, **options)
     except Exception as error:  # transformers raises many kinds, all mean: this checkpoint cannot be loaded here
-        raise VtrError(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
+        if isinstance(error, ImportError) and attention == "flash_attention_2":
+            raise ValueError(
+                f"attention: {attention!r} cannot be used here; use 'sdpa', or install the package flash-attn ({_first_line(error)})"
+            ) from error
+        damaged = checkpoint.folder is not None and not isinstance(error, MemoryError) and "out of memory" not in str(error)
+        kind = ValueError if damaged else VtrError
+        raise kind(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
     if info.get("missing_keys"):
         missing = sorted(info["missing_keys"])
-        raise VtrError(
+        raise ValueError(
             f"load_model: the weights in {checkpoint.source!r} lack {len(missing)} tensors, first {missing[0]!r}; get them again"
         )
     return model.eval(), processor
@@ -200,6 +217,24 @@ def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
     return {"name": checkpoint.name, "sha256": total.hexdigest()}
 
 
+def _hub_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `from_pretrained` is told about the hub; where it does not answer (asked once, no retries), only files that are here are used."""
+    if checkpoint.folder:
+        return {}
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    away = False
+    try:
+        HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:
+        pass  # it answers; what is wrong is said best when the files are asked for
+    except Exception as error:  # of whatever HTTP library huggingface_hub uses
+        _log.debug("the hub does not answer: %s", error)
+        away = True
+    return {"revision": checkpoint.revision, "local_files_only": away}
+
+
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
     """Progress bars of transformers on or off inside the block."""
@@ -215,17 +250,17 @@ def _bars(shown: bool) -> Iterator[None]:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise VtrError(f"load_model: folder {str(folder)!r} has no config.json; give the folder of a Hugging Face checkpoint")
+        raise ValueError(f"load_model: folder {str(folder)!r} has no config.json; give the folder of a Hugging Face checkpoint")
     if not any(f.suffix in _WEIGHTS for f in folder.iterdir()):
-        raise VtrError(f"load_model: folder {str(folder)!r} has no weights (*.safetensors or *.bin); copy or download them there")
+        raise ValueError(f"load_model: folder {str(folder)!r} has no weights (*.safetensors or *.bin); copy or download them there")
 
 
 def _check_model_type(model_type: str | None, checkpoint: Checkpoint) -> None:
     if model_type is None or find_host(model_type) is None:
         known = ", ".join(list_hosts())
-        raise VtrError(f"load_model: {checkpoint.source!r} has model type {model_type!r}, for which there is no host; known: {known}")
+        raise ValueError(f"load_model: {checkpoint.source!r} has model type {model_type!r}, for which there is no host; known: {known}")
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
