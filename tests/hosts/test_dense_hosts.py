@@ -144,7 +144,9 @@ def test_a_compiled_model_gives_the_same():
     ("kind", "method", "settings", "error", "message"),
     [
         ("timm", "fastv", {"keep": 9}, vtr.VtrError, "fastv: acts at stage 'prefill', but host 'timm:VisionTransformer' has no LLM"),
-        ("timm", "flowcut", {"keep": 9}, vtr.VtrError, "flowcut: .*'timm:VisionTransformer'"),
+        ("timm", "flowcut", {"keep": 9}, vtr.VtrError, "flowcut: gives no token back that it removes.* use 'expedit', 'tome' or"),
+        ("timm", "tome", {"average_keep": 9}, ValueError, "tome: average_keep is a mean over the layers of an LLM"),
+        ("timm", "pool", {"average_keep": 9}, ValueError, "pool: average_keep is a mean over the layers of an LLM"),
         ("timm", "expedit", {"grid": (7, 6)}, ValueError, r"grid \(7, 6\) is larger than the token grid \(6, 6\)"),
         ("timm", "expedit", {"alpha": 6}, ValueError, "alpha=6 must be below the 6 blocks"),
         ("timm", "expedit", {"reconstruct": False}, vtr.VtrError, "hands clusters to an LLM"),
@@ -155,6 +157,26 @@ def test_a_compiled_model_gives_the_same():
 def test_what_a_dense_host_cannot_do_is_refused(kind, method, settings, error, message):
     with pytest.raises(error, match=message):
         vtr.apply(model_of(kind), method, **settings)
+
+
+def test_a_vit_takes_one_method_at_a_time():
+    with pytest.raises(vtr.VtrError, match="takes one method at a time, got tome, tome; leave one"):
+        vtr.apply(model_of("timm"), [vtr.create_method("tome", keep=20), vtr.create_method("tome", keep=10)])
+
+
+@pytest.mark.parametrize("kind", ["timm", "open_clip"])
+@torch.no_grad()
+def test_a_method_fetched_before_the_reduction_gets_restored_tokens(kind):
+    model, pixels = model_of(kind), images()
+    fetched = model.forward_intermediates
+    with vtr.reduced(model, "expedit", **COARSE) as reduction:
+        wanted, got = model.forward_intermediates(pixels), fetched(pixels)
+        assert reduction.report().tokens_per_block == [36, 36, 16, 16, 16, 16]
+    assert isinstance(got, type(wanted))
+    pairs = zip(got.values(), wanted.values(), strict=True) if isinstance(got, dict) else ((got[0], wanted[0]), (got[1], wanted[1]))
+    for a, b in pairs:
+        for one, other in zip(a, b, strict=True) if isinstance(a, list) else ((a, b),):
+            assert torch.equal(one, other)
 
 
 def test_models_without_a_token_grid_are_refused():

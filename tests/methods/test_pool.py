@@ -1,5 +1,6 @@
 """Grid average pooling: exact counts, and adaptive average pooling where that exists."""
 
+from dataclasses import asdict
 from fractions import Fraction
 
 import pytest
@@ -119,3 +120,10 @@ def test_rows_do_not_touch_each_other() -> None:
         assert alone.keep is not None and alone.tokens is not None and alone.assign is not None
         assert torch.equal(alone.keep[0], together.keep[row, :n]) and torch.equal(alone.assign[0], together.assign[row, :n])
         torch.testing.assert_close(alone.tokens[0][alone.keep[0]], together.tokens[row][together.keep[row]], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [{"keep": 4}, {"keep_ratio": 0.5}])
+def test_a_grid_and_a_budget_exclude_each_other(budget) -> None:
+    with pytest.raises(ValueError, match=rf"pool: grid=\(3, 3\) says how many tokens stay, got {next(iter(budget))}="):
+        Pool(grid=(3, 3), **budget)
+    assert Pool(**asdict(Pool(grid=(3, 3)))) == Pool(grid=(3, 3))

@@ -123,7 +123,9 @@ class DenseHooks:
         if old is not None:
             self._end(old)  # an early end of the call before, or an exception in it
         grid = (int(output.shape[-2]), int(output.shape[-1]))
-        taps = self.asked.get(me, frozenset((len(self.host.blocks) - 1,)))
+        taps = self.asked.get(me)
+        if taps is None:  # a method fetched before the reduction, or one that the host does not know: it may read any block
+            taps = self._blocks(None if self.host.entries else ())
         self.runs[me] = DenseRun(self.host, self.plan(grid), grid, args[0], taps)
 
     def _enter(self, i: int) -> Any:

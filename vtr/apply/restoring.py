@@ -37,17 +37,21 @@ def check_dense(plan: Plan, host: DenseHost) -> None:
     Raises:
         VtrError: naming the method and what it would need.
     """
-    if sum(s.step.action == "restore" for s in plan.steps) and len(plan.methods) > 1:
-        raise VtrError(f"vtr.apply: host {host.name!r} takes one method at a time, got {', '.join(m.name for m in plan.methods)}")
+    if len(plan.methods) > 1:
+        raise VtrError(
+            f"vtr.apply: host {host.name!r} takes one method at a time, got {', '.join(m.name for m in plan.methods)}; leave one"
+        )
     for s in plan.steps:
         step = s.step
         if step.action not in ("merge", "restore"):
             raise VtrError(
-                f"{s.name}: {step.action} leaves holes, but {host.name!r} needs its full token grid at the end; use 'expedit', 'tome' or 'pool'"
+                f"{s.name}: gives no token back that it removes, but {host.name!r} needs its full token grid at the end; use 'expedit', 'tome' "
+                "or 'pool'"
             )
         if step.at == "mlp" and host.merge_point is None:
             raise VtrError(
-                f"{s.name}: the host {host.name!r} does not know how its blocks merge between attention and MLP; use 'expedit' or 'pool'"
+                f"{s.name}: the host {host.name!r} does not know how its blocks merge between attention and MLP; use 'expedit', or 'pool' with "
+                "grid=(rows, cols)"
             )
         if step.at == "mlp" and step.proportional and host.merge_point is not None and host.merge_point.mask is None:
             raise VtrError(f"{s.name}: blocks of {host.name!r} take no mask for proportional attention; set proportional=False")

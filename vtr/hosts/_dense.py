@@ -18,6 +18,11 @@ Grid = tuple[int, int]
 Taps = Callable[[Mapping[str, Any]], Sequence[int] | None]
 
 
+def last_only(_arguments: Mapping[str, Any]) -> Sequence[int]:
+    """Of an entry that reads the last block alone."""
+    return ()
+
+
 @dataclass(frozen=True)
 class MergePoint:
     """Where a block lets tokens merge between its attention and its MLP.
@@ -49,8 +54,9 @@ class DenseHost:
         prefix_tokens: CLS and registers in front of the patches; has_cls: the first of them is a CLS token.
         patch_grid: `(rows, cols)` of an input of the model's own size.
         dynamic: other sizes of input are possible.
-        entries: methods of `model` that ask for outputs of chosen blocks: name -> the blocks (0-based) that a call with these arguments
-            reads beside the last; None = all. `forward` is hooked, others are wrapped on the instance.
+        entries: methods of `model` that run the blocks: name -> the blocks (0-based) whose outputs a call with these arguments reads beside
+            the last; None = all. `forward` is hooked, others are wrapped on the instance. Calls that come in another way read all blocks;
+            without any entry nobody can read single blocks.
         rotary: keyword of the blocks that holds the rotary table of the patches, a pair (cos, sin) `(..., rows*cols, d)` or both joined in
             the last dimension; "" for none.
         merge_point: where tokens merge inside a block, None when that is not known.

@@ -51,7 +51,10 @@ class WindowedHost(DenseHost):
             VtrError: the tokens left form no grid.
         """
         if small is None:
-            raise VtrError(f"{method}: leaves no grid of tokens, which the attention windows of {self.name} need; use 'expedit'")
+            raise VtrError(
+                f"{method}: the attention windows of {self.name} have to know the grid left of each before they run, got a count of tokens; "
+                "use 'pool' with grid=(k, k), or 'expedit'"
+            )
         if small[0] != small[1]:
             raise ValueError(
                 f"{method}: grid must be square for the windows of {self.name}, {self.window} x {self.window}, got {small}; give (k, k)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtr.hosts._dense import DenseHost
+from vtr.hosts._dense import DenseHost, last_only
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -37,5 +37,5 @@ def open_clip_vit(model: Any) -> DenseHost:
         prefix_tokens=1,
         has_cls=True,
         patch_grid=(rows, cols),
-        entries={"forward_intermediates": read},
+        entries={"forward": last_only, "forward_intermediates": read},
     )

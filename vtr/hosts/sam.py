@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtr.hosts._windows import Swaps, WindowedHost
-from vtr.hosts.timm_vit import intermediates
+from vtr.hosts.timm_vit import entries
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -25,8 +25,7 @@ def timm_sam(model: Any) -> WindowedHost:
         raise VtrError("timm:VisionTransformerSAM: with rotary positions its blocks take one fixed grid; use a model with use_rope=False")
 
     embed = model.patch_embed
-    entries = {"forward_intermediates": intermediates(model)}
-    return _host("timm:VisionTransformerSAM", model, model.blocks, embed.proj, embed.grid_size, entries=entries, dynamic=True)
+    return _host("timm:VisionTransformerSAM", model, model.blocks, embed.proj, embed.grid_size, entries=entries(model), dynamic=True)
 
 
 @register_host("sam", "sam_vision_model")

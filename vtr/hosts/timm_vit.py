@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtr.hosts._dense import DenseHost, MergePoint, Taps
+from vtr.hosts._dense import DenseHost, MergePoint, Taps, last_only
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -41,7 +41,7 @@ def timm_vit(model: Any) -> DenseHost:
         has_cls=getattr(model, "cls_token", None) is not None,
         patch_grid=(int(embed.grid_size[0]), int(embed.grid_size[1])),
         dynamic=bool(getattr(model, "dynamic_img_size", False)),
-        entries={"forward_intermediates": intermediates(model)},
+        entries=entries(model),
         rotary="rope" if getattr(model, "rope", None) is not None else "",
         merge_point=MergePoint(
             keys=lambda block: block.attn.k_norm,
@@ -54,11 +54,11 @@ def timm_vit(model: Any) -> DenseHost:
     )
 
 
-def intermediates(model: Any) -> Taps:
-    """Which blocks a `forward_intermediates` of timm reads."""
+def entries(model: Any) -> dict[str, Taps]:
+    """The methods of a ViT of timm that run its blocks, and which blocks they read."""
     from timm.models._features import feature_take_indices
 
     def read(arguments: Mapping[str, Any]) -> Sequence[int]:
         return feature_take_indices(len(model.blocks), arguments.get("indices"))[0]
 
-    return read
+    return {"forward": last_only, "forward_features": last_only, "forward_intermediates": read}

@@ -31,7 +31,7 @@ from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+from vtr.types import BUDGETS, Budget, Card, Geometry, Method, Selection, Stage, Step, View
 
 
 def pool_cells(height: Tensor, width: Tensor, cells: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +147,9 @@ class Pool(Method):
                 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in self.grid)
             ):
                 raise ValueError(f"pool: grid must be (rows, cols), both at least 1, got {self.grid!r}")
+            given = [f"{name}={getattr(self, name)}" for name in BUDGETS if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"pool: grid={tuple(self.grid)} says how many tokens stay, got {given[0]} beside it; give one of the two")
             object.__setattr__(self, "grid", tuple(self.grid))  # YAML and JSON hand in lists
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
