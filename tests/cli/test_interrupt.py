@@ -51,3 +51,22 @@ def test_a_stopped_run_leaves_whole_cells_and_goes_on(tmp_path, how, code):
     process.kill()
     process.communicate(timeout=120)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("module", ["torch.types", "torch.nn", "typer.main"])
+@pytest.mark.parametrize("command", [("list",), ("floors", "--limit", "2")])
+def test_a_command_that_is_stopped_while_it_is_imported_says_nothing(command, module):
+    interpreter = [sys.executable, "-X", "importtime", "-m", "vtr", *command]
+    process = subprocess.Popen(interpreter, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stderr:
+        if line.split("|")[-1].strip() == module:
+            break
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert printed == "" and all(line.startswith("import time:") for line in said.splitlines())
+
+
+def test_ctrl_c_of_a_program_that_only_imports_vtr_stays_its_own():
+    code = "import signal; before = signal.getsignal(signal.SIGINT); import vtr; print(signal.getsignal(signal.SIGINT) is before)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "True\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Annotated
 
 import typer
@@ -52,4 +53,5 @@ def common(
 
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # vtr/__init__.py has set another for the time of the imports
     app()
