@@ -1,5 +1,7 @@
 """ToMe and pooling on dense hosts: fewer tokens inside, all of them back outside."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from vtr.methods.pool import pooled_grid
 from vtr.ops.clusters import cell_means
 
 
-@pytest.mark.parametrize("kind", ["timm", "ViT", "DINOv2 registers"])
+@pytest.mark.parametrize("kind", ["timm", "ViT", "DINOv2 registers", "CLIP", "SigLIP", "open_clip", "DPT"])
 @pytest.mark.parametrize("settings", [{"keep": 16}, {"keep": 12, "proportional": False}, {"keep_ratio": 0.5}])
 @torch.no_grad()
 def test_tome_merges_and_unmerges(kind, settings):
@@ -20,10 +22,18 @@ def test_tome_merges_and_unmerges(kind, settings):
         pytest.skip("this transformers lays the block out in an older way, which is refused")
 
     def run(pixels: Tensor) -> Tensor:
-        return model.forward_features(pixels) if kind == "timm" else model(pixels).last_hidden_state
+        """What comes out of the last block."""
+        seen: list[Tensor] = []
+        handle = host_of(model).blocks[-1].register_forward_hook(lambda _block, _args, out: seen.append(out))
+        outputs(model, pixels)
+        handle.remove()
+        return seen[-1]
+
+    if kind == "DPT":
+        settings = {**settings, "proportional": False}
 
     full = run(pixels)
-    with vtr.reduced(model, "tome", keep=36):
+    with vtr.reduced(model, "tome", keep=36, proportional=kind != "DPT"):
         assert torch.equal(run(pixels), full)
     with vtr.reduced(model, "tome", **settings) as reduction:
         made = run(pixels)
@@ -63,16 +73,17 @@ def test_pooled_cells_are_what_torch_pools():
     assert pooled_grid((24, 48), 300) == (12, 25) and pooled_grid((24, 24), 10**6) == (24, 24)
 
 
-@pytest.mark.parametrize("kind", ["timm", "ViT"])
+@pytest.mark.parametrize("kind", ["timm", "ViT", "CLIP", "open_clip"])
 @torch.no_grad()
 def test_sizes_weigh_in_the_attention(kind):
     """Merging equal tokens with proportional attention changes nothing: they count as often as they were."""
     model = model_of(kind)
     pixels = images(1, 96, 96)[..., :16, :16].repeat(1, 1, 6, 6)  # all patches alike
-    embedding = model.pos_embed if kind == "timm" else model.embeddings.position_embeddings
+    places = {"timm": "pos_embed", "open_clip": "positional_embedding", "ViT": "embeddings.position_embeddings"}
+    embedding = attrgetter(places.get(kind, "embeddings.position_embedding.weight"))(model)
     kept = embedding.data.clone()
     try:
-        embedding.data[:, 1:] = 0.1
+        embedding.data[..., host_of(model).prefix_tokens :, :] = 0.1
         full = outputs(model, pixels)[0]
         with vtr.reduced(model, "tome", keep=9):
             torch.testing.assert_close(outputs(model, pixels)[0], full, atol=1e-4, rtol=1e-4)

@@ -150,8 +150,15 @@ def test_a_compiled_model_gives_the_same():
         ("timm", "expedit", {"grid": (7, 6)}, ValueError, r"grid \(7, 6\) is larger than the token grid \(6, 6\)"),
         ("timm", "expedit", {"alpha": 6}, ValueError, "alpha=6 must be below the 6 blocks"),
         ("timm", "expedit", {"reconstruct": False}, vtr.VtrError, "hands clusters to an LLM"),
-        ("timm EVA02 rotary", "tome", {"keep": 20}, vtr.VtrError, "does not know how its blocks merge"),
-        ("CLIP", "tome", {"keep": 20}, vtr.VtrError, "does not know how its blocks merge"),
+        (
+            "timm EVA02 rotary",
+            "tome",
+            {"keep": 20},
+            vtr.VtrError,
+            "tome: the rotary positions of .* need tokens that form a grid.* use 'expedit'",
+        ),
+        ("DINOv3", "tome", {"keep": 20}, vtr.VtrError, "tome: the rotary positions of 'dinov3_vit' need tokens that form a grid"),
+        ("DPT", "tome", {"keep": 20}, vtr.VtrError, "blocks of 'dpt' take no mask for proportional attention; set proportional=False"),
     ],
 )
 def test_what_a_dense_host_cannot_do_is_refused(kind, method, settings, error, message):

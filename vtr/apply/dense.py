@@ -149,7 +149,7 @@ class DenseHooks:
             if run.short:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
                 point = self.host.merge_point
-                if run.sized and point is not None and point.mask:
+                if run.sized and point is not None and point.mask and point.attention is None:
                     bias = run.bias(hidden.dtype)
                     rest, kwargs = ((bias, *rest[1:]), kwargs) if rest else (rest, {**kwargs, point.mask: bias})
             if hidden is given and not run.short:
@@ -207,6 +207,7 @@ class DenseHooks:
         def see_keys(_module: nn.Module, _args: tuple, output: Tensor) -> None:
             run = self.runs.get(self._me)
             if run is not None and run.plan.at("tower", i, at="mlp"):
+                output = output if point.project is None else point.project(block, output)
                 run.keys[i] = output if output.ndim == 4 else output.unflatten(-1, (point.heads, -1)).transpose(1, 2)
 
         def before_norm(_module: nn.Module, args: tuple) -> tuple | None:
@@ -228,7 +229,15 @@ class DenseHooks:
             before, merged = run.pending[i]
             return instead_of(before, merged + output)
 
+        def weigh(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            run = self.runs.get(self._me)
+            if run is None or not (run.short and run.sized):
+                return None
+            return args, {**kwargs, str(point.mask): run.bias(args[0].dtype).flatten(1)}
+
+        weighing = [] if point.attention is None else [point.attention(block).register_forward_pre_hook(weigh, with_kwargs=True).remove]
         return [
+            *weighing,
             point.keys(block).register_forward_hook(see_keys).remove,
             point.norm(block).register_forward_pre_hook(before_norm).remove,
             point.branch(block).register_forward_hook(after_branch).remove,

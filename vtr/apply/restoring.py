@@ -48,6 +48,11 @@ def check_dense(plan: Plan, host: DenseHost) -> None:
                 f"{s.name}: gives no token back that it removes, but {host.name!r} needs its full token grid at the end; use 'expedit', 'tome' "
                 "or 'pool'"
             )
+        if step.at == "mlp" and host.rotary:
+            raise VtrError(
+                f"{s.name}: the rotary positions of {host.name!r} need tokens that form a grid, which merged ones do not; use 'expedit', or "
+                "'pool' with grid=(rows, cols)"
+            )
         if step.at == "mlp" and host.merge_point is None:
             raise VtrError(
                 f"{s.name}: the host {host.name!r} does not know how its blocks merge between attention and MLP; use 'expedit', or 'pool' with "

@@ -33,6 +33,8 @@ class MergePoint:
         branch: `block -> module` whose output is added to that stream, the last of the MLP's branch.
         mask: name of the block's first argument after the hidden states if that is an additive attention mask `(B, 1, 1, S)`, else None.
         heads: attention heads, where the keys come with them joined.
+        project: `(block, output of keys) -> keys`, where no module gives the keys themselves.
+        attention: `block -> module` that takes `mask` as a keyword `(B, S)`, where the block does not.
     """
 
     keys: Callable[[Any], Any]
@@ -40,6 +42,8 @@ class MergePoint:
     branch: Callable[[Any], Any]
     mask: str | None = None
     heads: int = 1
+    project: Callable[[Any, Tensor], Tensor] | None = None
+    attention: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)

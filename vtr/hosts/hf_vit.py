@@ -3,7 +3,8 @@ that read several of their blocks (DPT, Depth Anything).
 
 Internals used: `embeddings.{patch_embeddings, patch_embedding, projection}`, `layers` or `encoder.{layer, layers}` or `model.layer`,
 `config.{image_size, patch_size, num_register_tokens, backbone_out_indices, output_hidden_states}`, `out_indices` of backbones, the keyword
-`position_embeddings` of DINOv3's layers; for merging `attention.k_proj`, `layernorm_after` and `mlp`, or `norm2` and `layer_scale2`. Read at
+`position_embeddings` of DINOv3's layers; for merging `attention.k_proj`, `layernorm_after` and `mlp`, or `norm2` and `layer_scale2`, CLIP's
+and SigLIP's `self_attn.k_proj`, `layer_norm2` and `mlp`, DPT's `attention.attention.key`, `layernorm_after` and `output.dense`. Read at
 transformers 5.17 and 5.23.
 """
 
@@ -68,20 +69,27 @@ def hf_vit(model: Any) -> DenseHost:
 
 
 def _merge_point(kind: str, config: Any, block: Any) -> MergePoint | None:
-    """ViT, DeiT and DINOv2, where no dropout shared by both branches is in the way."""
-    if kind in ("vit", "deit") and not config.hidden_dropout_prob:
+    """ViT, DeiT, DINOv2, CLIP, SigLIP and DPT, where no dropout shared by both branches is in the way."""
+    attention = getattr(block, "attention", None)
+    if kind in ("clip_vision_model", "siglip_vision_model"):
+        norm, branch, attention = "layer_norm2", "mlp", getattr(block, "self_attn", None)
+    elif kind == "dpt" and not config.hidden_dropout_prob:  # its blocks take no mask
+        norm, branch, attention = "layernorm_after", "output.dense", getattr(attention, "attention", None)
+    elif kind in ("vit", "deit") and not config.hidden_dropout_prob:
         norm, branch = "layernorm_after", "mlp"
     elif kind.startswith("dinov2") and not config.drop_path_rate:
         norm, branch = "norm2", "layer_scale2"
     else:
         return None
-    if not all(hasattr(block, name) for name in (norm, branch)) or not hasattr(block.attention, "k_proj"):
+    keys = next((name for name in ("k_proj", "key") if hasattr(attention, name)), None)
+    if keys is None or any(_first(block, (name,), nn.Module) is None for name in (norm, branch)):
         return None  # an older layout
+    where = f"{next(name for name, module in block.named_modules() if module is attention)}.{keys}"
     takes_mask = list(signature(block.forward).parameters)[1:2] == ["attention_mask"]
     return MergePoint(
-        keys=lambda block: block.attention.k_proj,
-        norm=lambda block: getattr(block, norm),
-        branch=lambda block: getattr(block, branch),
+        keys=lambda block: block.get_submodule(where),
+        norm=lambda block: block.get_submodule(norm),
+        branch=lambda block: block.get_submodule(branch),
         mask="attention_mask" if takes_mask else None,
         heads=config.num_attention_heads,
     )
