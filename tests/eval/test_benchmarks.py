@@ -80,3 +80,23 @@ def test_unknown_names_and_a_missing_package(shapes_only, monkeypatch):
     monkeypatch.setattr(benchmarks, "_manager", lambda: None)
     with pytest.raises(ValueError, match="task 'lmms:pope' needs lmms-eval, which is not installed"):
         get_task("lmms:pope")
+
+
+def test_looking_for_tasks_passes_on_warnings_only_and_leaves_loguru_as_it_is(monkeypatch):
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    def noisy(self, include_path=None, include_defaults=True):
+        self.logger.debug("no task in this file")
+        self.logger.warning("a tag twice")
+        return {}
+
+    lines = []
+    monkeypatch.setattr(TaskManager, "initialize_tasks", noisy)
+    sink = logger.add(lines.append, level=0, format="{level} {message}")
+    try:
+        benchmarks._manager.__wrapped__()
+        logger.debug("mine")
+    finally:
+        logger.remove(sink)
+    assert lines == ["WARNING a tag twice\n", "DEBUG mine\n"]

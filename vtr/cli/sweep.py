@@ -43,11 +43,13 @@ def sweep(
     from vtr.eval.sweep.grid import load_sweep
     from vtr.eval.work import run_jobs
 
-    plan = load_sweep(file, overrides or [])
+    plan = load_sweep(file, overrides or [], here=not dry_run and ray in (None, "local"))
     folder = folder or plan.folder
     for reason in plan.left_out:
         err.print(f"[yellow]left out:[/] {escape(reason)}", soft_wrap=True)
     if dry_run:
+        for reason in plan.elsewhere:
+            err.print(f"[yellow]warning:[/] for another machine: {escape(reason)}", soft_wrap=True)
         print_plan(plan, folder)
         return
     prepare_folder(folder)

@@ -186,7 +186,22 @@ def _manager() -> Any:
         from lmms_eval.tasks import TaskManager
     except ImportError:
         return None
-    return TaskManager(verbosity="ERROR")
+
+    class Manager(TaskManager):  # type: ignore[misc]
+        """Without lines about files of its own tasks that are of no concern to whoever asks for one; warnings stay."""
+
+        logger = property(lambda self: _Warnings(), lambda self, given: None)
+
+    return Manager()
+
+
+class _Warnings:
+    """loguru's logger as lmms-eval takes it, less the levels below a warning; loguru itself stays as the user has set it up."""
+
+    def __getattr__(self, name: str) -> Any:
+        from loguru import logger
+
+        return getattr(logger, name) if name not in ("debug", "info") else lambda *_args, **_kwargs: None
 
 
 @cache

@@ -47,7 +47,7 @@ MALFORMED = {
     "layer the model has not": (
         "layer: [2, 3]",
         "layer: [2, 99]",
-        r"settings\.fastv: fastv keep=192 layer=99.* on tiny-llava: .*99.* this LLM has 6 layers; use 1 to 5",
+        r"line 5, settings\.fastv\.layer: fastv keep=192 layer=99.* on tiny-llava: .*99.* this LLM has 6 layers; use 1 to 5",
     ),
     "budget of nothing": (
         "[192, 64]",
@@ -57,7 +57,7 @@ MALFORMED = {
     "budget above the model": (
         "[192, 64]",
         "[9999]",
-        r"methods\[1\]: random keep=9999.* on tiny-llava: keep=9999 is above the 576 visual tokens",
+        r"line 3, budgets\.keep\[0\]: random keep=9999.* on tiny-llava: keep=9999 is above the 576 visual tokens",
     ),
     "ratio above one": (
         "{keep: [192, 64]}",
@@ -69,7 +69,11 @@ MALFORMED = {
         "{keep: [64], keep_ratio: [0.5]}",
         r"budgets: give exactly one of keep, keep_ratio, average_keep, got keep and keep_ratio",
     ),
-    "average out of reach": ("equalise: keep\n", "", r"average_keep=64.0 is out of reach.*or write `equalise: keep`"),
+    "average out of reach": (
+        "equalise: keep\n",
+        "",
+        r"line 3, budgets\.keep\[1\]: fastv average_keep=64.0.* on tiny-llava: average_keep=64 is out of reach.*or write `equalise: keep`",
+    ),
     "text for a number": ("limit: 5", "limit: five", r"line 8, limit: must be an integer without quotes, got 'five'"),
     "number below one": ("limit: 5", "limit: 0", r"line 8, limit: must be at least 1, got 0"),
     "no tasks": ("tasks: shapes\n", "", r"'tasks' is missing; write for example `tasks: \[shapes\]`"),
@@ -95,6 +99,35 @@ MALFORMED = {
         r"plans\[0\]: divprune: unknown setting 'keeep'; did you mean 'keep'",
     ),
     "bad resources": ("limit: 5", "workers: {gpu: 1}", r"workers\.gpu: unknown key 'gpu'; did you mean 'gpus'"),
+    "plan with an unknown method": (
+        "limit: 5",
+        "plans: [[nope, fastv]]",
+        r"1 mistake;(?s:.*)line 8, plans\[0\]\[0\].*: unknown method 'nope'",
+    ),
+    "budget among the settings": (
+        "layer: [2, 3]",
+        "keep: [3]",
+        r"line 5, settings\.fastv\.keep: keep is a budget and the sweep has `budgets`, got keep=3; write the value there, or leave `budgets` out",
+    ),
+    "seed that is not among the seeds": (
+        "{fastv: {layer: [2, 3]}}",
+        "{random: {seed: 7}}",
+        r"line 5, settings\.random\.seed: seed must be one of `seeds` \(0, 1\), got 7; write it there",
+    ),
+    "method twice": (
+        "[full, random, fastv]",
+        "[full, random, fastv, random]",
+        r"line 2, methods\[3\]: random is given twice; leave one out",
+    ),
+    "task twice": ("tasks: shapes", "tasks: [shapes, shapes]", r"line 6, tasks\[1\]: shapes is given twice"),
+    "budget twice": ("[192, 64]", "[64, 192, 64]", r"line 3, budgets\.keep\[2\]: 64 is given twice"),
+    "seed twice": ("[0, 1]", "[1, 1]", r"line 7, seeds\[1\]: 1 is given twice"),
+    "model twice": ("models: tiny-llava", "models: [tiny-llava, tiny-llava]", r"line 1, models\[1\]: tiny-llava is given twice"),
+    "value twice": ("layer: [2, 3]", "layer: [2, 2]", r"line 5, settings\.fastv\.layer\[1\]: 2 is given twice"),
+    "device that is none": ("limit: 5", "device: gpu", r"line 8, device: unknown device 'gpu'; write cpu, cuda, cuda:0"),
+    "key that is no text": ("limit: 5", "3: 5", r"1 mistake;(?s:.*)line 8, 3: a key must be text, got 3; put it in quotes"),
+    "key that is no text inside": ("{keep: [192, 64]}", "{keep: 64, no: 3}", r"line 3, budgets\.no: a key must be text, got no"),
+    "alias of itself": ("limit: 5", "limit: &a [*a]", r"has an alias \(\*name\) inside what it stands for; write it out"),
     "not YAML": ("[full, random, fastv]", "[full, random", r"not a YAML file \(.*line 3"),
     "tabs": ("limit: 5", "\tlimit: 5", r"not a YAML file"),
 }
@@ -122,6 +155,42 @@ def test_a_mistake_is_named_with_its_place_and_the_way_out(tmp_path, old, new, m
     with pytest.raises(SweepError, match=message) as caught:
         load_sweep(write(tmp_path, GOOD.replace(old, new)))
     assert str(tmp_path / "sweep.yaml") in str(caught.value) and "nothing was run" in str(caught.value)
+
+
+def test_an_unknown_model_is_one_mistake(tmp_path):
+    with pytest.raises(SweepError, match="1 mistake;.*\n.*unknown name 'tiny-lava'"):
+        load_sweep(write(tmp_path, GOOD.replace("tiny-llava", "tiny-lava")))
+
+
+def test_a_list_that_is_missing_does_not_hide_other_mistakes(tmp_path):
+    with pytest.raises(SweepError, match="2 mistakes;(?s:.*)'tasks' is missing(?s:.*)unknown setting 'layr'"):
+        load_sweep(write(tmp_path, GOOD.replace("tasks: shapes\n", "").replace("layer", "layr")))
+
+
+def test_every_wrong_setting_of_one_method_is_named(tmp_path):
+    text = GOOD.replace("{fastv: {layer: [2, 3]}}", "{expedit: {window: 4, grid: [[30, 30]], alpha: 9}}").replace("fastv]", "expedit]")
+    with pytest.raises(SweepError, match="3 mistakes") as caught:
+        load_sweep(write(tmp_path, text))
+    for message in (
+        r"expedit\.window: .*must be odd, got 4",
+        r"expedit\.grid: .*larger than the token grid",
+        r"expedit\.alpha: .*alpha=9 must",
+    ):
+        assert caught.match(rf"(?s:.*)line 5, settings\.{message}")
+
+
+def test_a_device_of_another_machine_is_refused_only_where_it_is_to_run(tmp_path):
+    file = write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, device: 'cuda:99'}]"))
+    assert len((sweep := load_sweep(file)).jobs) == 9
+    assert sweep.elsewhere[0].startswith("'cuda:99' does not exist on this machine; here are cpu")
+    with pytest.raises(SweepError, match=r"line 1, models\[0\]\.device: 'cuda:99' does not exist on this machine"):
+        load_sweep(file, here=True)
+
+
+def test_a_seed_among_the_settings_picks_one_and_null_is_no_budget(tmp_path):
+    text = GOOD.replace("[full, random, fastv]", "[random, prumerge]").replace("[192, 64]", "[64]")
+    jobs = load_sweep(write(tmp_path, text.replace("{fastv: {layer: [2, 3]}}", "{random: {seed: 1}, prumerge: {keep: [null]}}"))).jobs
+    assert [(job.cell.name, job.cell.seed, job.cell.settings["keep"]) for job in jobs] == [("random", 1, 64), ("prumerge", None, None)]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):

@@ -43,7 +43,9 @@ LEGEND = (
     f"GFLOPs: prefill of the LLM from the measured tokens of every layer, {CONVENTION}; KV MiB: keys and values after it, 16 bits each",
     "rank: 1 is best, with the interval that 95 % of the resampled rankings give it",
 )
-TIMES_LEGEND = "total ms of a cost table: per sample in the runs that gave the scores, answers as long as they came; vision tower and choosing included"
+TIMES_LEGEND = (
+    "total ms of a cost table: per sample in the runs that gave the scores, answers as long as they came, tower and choosing included"
+)
 SPEED_LEGEND = (
     "speed: from runs of `vtr bench` by themselves, not from those that gave the scores; ms: per sample (a batch / its size), median over rounds, "
     "vision tower and choosing included; floor: the same weights hand-cut to the same tokens of every layer, without selection; kept floor: given "

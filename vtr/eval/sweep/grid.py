@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vtr.apply import reduced
-from vtr.eval.cells import FULL, Cell, variants
+from vtr.eval.cells import FULL, Cell, changed_settings, variants
 from vtr.eval.forecast import misfits, sketch
+from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
-from vtr.eval.sweep.schema import ALL, Member, ModelEntry, SweepFile
+from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
-from vtr.registry import closest, create_method, default_settings, list_methods, method_class, with_settings
+from vtr.registry import create_method, method_class, with_settings
 from vtr.types import BUDGETS, Budget, Method, VtrError
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
@@ -29,13 +31,15 @@ class Sweep:
         file: as read, with the changes of the command line.
         name: of the file, without `.yaml`.
         jobs: every cell, models and tasks in the order of the file.
-        left_out: methods that `all` stood for and that do not fit a model, with the reason.
+        left_out: cells of methods that `all` stood for and that do not fit a model, with the reason.
+        elsewhere: devices that this machine does not have.
     """
 
     file: SweepFile
     name: str
     jobs: list[Job]
     left_out: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -43,8 +47,12 @@ class Sweep:
         return Path(self.file.out or Path("out") / "sweeps" / self.name)
 
 
-def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = False) -> Sweep:
     """Read, check and expand a sweep.
+
+    Args:
+        path, overrides: as for `read_sweep`.
+        here: it is to run on this machine, so that its devices must be there.
 
     Raises:
         SweepError: everything that is wrong with it: keys, names, settings, values, budgets that a model cannot meet.
@@ -55,7 +63,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     for key in ("models", "tasks", "methods"):
         if not getattr(file, key) and key not in wrong and not (key == "methods" and (file.plans or "plans" in wrong)):
             mistakes.append(Mistake((key,), "must name at least one, got nothing" + (" and no plans" if key == "methods" else "")))
-    mistakes += _setting_mistakes(file, "methods" in wrong)
+    mistakes += find_mistakes(file, mistakes)
+    absent = absent_devices(file)
+    mistakes += absent if here else []
     tasks = [get_task(name) for name in file.tasks]
     jobs: list[Job] = []
     left_out: list[str] = []
@@ -65,58 +75,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         raise SweepError(path, list(dict.fromkeys(mistakes)), lines)
     if not jobs:
         raise SweepError(path, [Mistake((), "no cell is left to run: " + "; ".join(left_out))])
-    return Sweep(file, Path(path).stem, jobs, left_out)
-
-
-def _setting_mistakes(file: SweepFile, unsure: bool) -> list[Mistake]:
-    """Settings one by one, so that all wrong ones are found; they are taken out of the file. `unsure`: methods may be missing by a mistake."""
-    found = []
-    named = _names(file)
-    for name, grids in list(file.settings.items()):
-        if name == FULL or name not in (ALL, *named):
-            if unsure and name != FULL:
-                continue
-            reason = "is the model without reduction and has no settings" if name == FULL else "is not among the methods of this sweep"
-            found.append(Mistake(("settings", name), f"{name!r} {reason}; leave it out"))
-            del file.settings[name]
-            continue
-        classes = [method_class(n) for n in (named if name == ALL else [name]) if n != FULL]
-        for grid in grids:
-            for setting, values in list(grid.items()):
-                having = [cls for cls in classes if setting in _settings_of(cls)]
-                if not having:
-                    known = sorted({s for cls in classes for s in _settings_of(cls)})
-                    text = f"unknown setting {setting!r} of {name}{closest(setting, known)}; settings: {', '.join(known)}"
-                    found.append(Mistake(("settings", name, setting), text))
-                    del grid[setting]
-                for value in values if having else []:
-                    problem = next(filter(None, (_problem(cls, setting, value) for cls in having)), None)
-                    if problem:
-                        found.append(Mistake(("settings", name, setting), problem))
-                        grid[setting] = [v for v in grid[setting] if v is not value]
-    return found
-
-
-def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
-    try:
-        create_method(cls.name, **{setting: value})
-    except ValueError as error:
-        return str(error)
-    except TypeError as error:
-        ours = str(error).startswith(cls.name)  # else the interpreter stumbled over the value
-        return str(error) if ours else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
-    return None
-
-
-def _settings_of(cls: type[Method]) -> list[str]:
-    names = [f.name for f in fields(cls)]
-    return [n for n in names if n not in BUDGETS] if cls.default_budget is None else names
-
-
-def _names(file: SweepFile) -> list[str]:
-    """Methods in the order of the file, `all` spelled out."""
-    every = [FULL, *list_methods()]
-    return list(dict.fromkeys(n for name in file.methods for n in (every if name == ALL else [name])))
+    return Sweep(file, Path(path).stem, jobs, left_out, [one.text for one in absent])
 
 
 def _model_jobs(
@@ -139,7 +98,7 @@ def _model_jobs(
     wanted = file.budgets
     budgets = wanted.values() if wanted else []
     groups: list[tuple[Place, bool, list[Variant]]] = []
-    for name in _names(file):
+    for name in names_of(file):
         optional = name not in file.methods
         here: Place = ("settings", name) if name in file.settings else ("methods", 0 if optional else file.methods.index(name))
         for grid in _grids(file, name):
@@ -160,19 +119,21 @@ def _model_jobs(
     seen: list[Variant] = []
     reasons: dict[tuple[Place, str], list[str]] = {}
     probe = tasks[0] if tasks else get_task(list_tasks()[0])
-    for here, optional, group in groups:
+    for place_of, optional, group in groups:
         found = [variant for i, variant in enumerate(group) if variant not in seen and variant not in group[:i]]
         seen += found
         cells = [_cell(file, variant, probe) for variant in found]
         bad = misfits(setup, cells)
-        for cell, reason in bad:
+        for where, cell, reason in itertools.chain(*(_every_reason(file, setup, place_of, *one) for one in bad)):
             head, _, rest = reason.partition(": ")
+            if wanted and rest.startswith(tuple(f"{kind}=" for kind in BUDGETS)) and not isinstance(cell.method, tuple):
+                where = (*(place if entry.budgets else ()), *_budget_place(wanted, cell))
             if "out of reach" in rest and file.equalise == "average_keep" and wanted and wanted.keep:
                 rest += "; or write `equalise: keep`, which leaves that many at the end"
             if optional:
-                left_out.append(f"{entry.model}: {reason}")
+                left_out.append(f"{cell.label} on {entry.model}: {rest or head}")
             else:
-                reasons.setdefault((here, rest or head), []).append(cell.label)
+                reasons.setdefault((where, rest or head), []).append(cell.label)
         unfit = {id(cell) for cell, _ in bad}
         fitting = [variant for variant, cell in zip(found, cells, strict=True) if id(cell) not in unfit]
         jobs += [Job(setup, _cell(file, variant, task)) for task in tasks for variant in fitting]
@@ -180,11 +141,36 @@ def _model_jobs(
     return jobs
 
 
+def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, reason: str) -> list[tuple[Place, Cell, str]]:
+    """Why a cell does not fit its model. A method raises only its first reason, so each of its settings is tried by itself."""
+    found: list[tuple[Place, Cell, str]] = []
+    if isinstance(cell.method, Method):
+        own = {name for grid in file.settings.get(cell.name, []) for name in grid}
+        changed = {k: v for k, v in changed_settings(cell.method).items() if k not in BUDGETS}
+        for name, value in changed.items() if cell.name in file.settings or ALL in file.settings else ():
+            with contextlib.suppress(ValueError, TypeError):  # it needs another one beside it
+                alone = create_method(cell.name, **_given_budget(cell.method), **{name: value})
+                where = ("settings", cell.name if name in own else ALL, name)
+                found += [(where, bad, why) for bad, why in misfits(setup, [replace(cell, method=alone)])]
+    return found or [(place, cell, reason)]
+
+
+def _given_budget(method: Method) -> dict[str, Any]:
+    return {name: getattr(method, name) for name in BUDGETS if getattr(method, name) is not None}
+
+
+def _budget_place(budgets: Budgets, cell: Cell) -> Place:
+    """Where the budget of a cell stands below the key `budgets`' parent; `keep` may have become `average_keep`."""
+    (value,) = _given_budget(cell.methods[-1]).values()
+    found = ((kind, own.index(value)) for kind in BUDGETS if value in (own := getattr(budgets, kind)))
+    return ("budgets", *next(found, ()))
+
+
 def _grids(file: SweepFile, name: str) -> list[dict[str, Any]]:
     """Every combination of the settings to try for a method."""
     if name == FULL:
         return [{}]
-    known = _settings_of(method_class(name))
+    known = settings_of(method_class(name))
     shared = [{k: v for k, v in grid.items() if k in known} for grid in file.settings.get(ALL, [])] or [{}]
     own = file.settings.get(name, [{}])
     merged = [{**one, **two} for one in shared for two in own]
@@ -209,13 +195,13 @@ def _plans(file: SweepFile, setup: Setup, members: Sequence[Member], budgets: Se
     """The sweep's budgets are for the last method of a plan, unless it names its own."""
     last = members[-1]
     free = method_class(last.method).default_budget is not None and not any(k in last.settings for k in BUDGETS)
-    seeded = any("seed" in _settings_of(method_class(m.method)) and "seed" not in m.settings for m in members)
+    seeded = any("seed" in settings_of(method_class(m.method)) and "seed" not in m.settings for m in members)
     for budget in [*budgets] if free and budgets else [None]:
         for seed in file.seeds if seeded else [None]:
             made: list[Method] = []
             for member in members:
                 settings = dict(member.settings)
-                if seed is not None and "seed" in _settings_of(method_class(member.method)):
+                if seed is not None and "seed" in settings_of(method_class(member.method)):
                     settings.setdefault("seed", seed)
                 if member is last and budget is not None:
                     settings |= {k: getattr(budget, k) for k in BUDGETS if getattr(budget, k) is not None}

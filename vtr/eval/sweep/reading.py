@@ -63,25 +63,43 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SweepFi
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"sweep: no file {str(path)!r}; eval/sweeps and eval/ablations have examples")
+    mistakes: list[Mistake] = []
     try:
         text = path.read_text(encoding="utf-8")
         node, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        lines = dict(_lines(node, (), mistakes)) if node else {}
+    except RecursionError:
+        raise SweepError(path, [Mistake((), "goes too deep, or has an alias (*name) inside what it stands for; write it out")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SweepError(path, [Mistake((), f"not a YAML file ({' '.join(str(error).split())})")]) from None
     if not isinstance(content, dict):
         raise SweepError(path, [Mistake((), f"must be a mapping with models, methods and tasks, got {type(content).__name__}")])
-    mistakes: list[Mistake] = []
-    lines = dict(_lines(node, (), mistakes))
     for override in overrides:
         _override(content, override)
+    content = _with_text_keys(content)
     while True:
         try:
             return SweepFile.model_validate(content), mistakes, lines
         except ValidationError as error:
-            found = [(tuple(e["loc"]), _say(e, content)) for e in error.errors()]
-        mistakes += [Mistake(place, text) for place, text in found]
-        if not all(_prune(content, place) for place, _ in reversed(found)):
-            raise SweepError(path, mistakes, lines)
+            found = [(tuple(e["loc"]), e["type"], _say(e, content)) for e in error.errors()]
+        known = [mistake.place for mistake in mistakes]
+        for place, kind, text in found:
+            if kind not in ("missing", "too_short") or all(
+                one[: len(place)] != place for one in known
+            ):  # else it is what an earlier one left
+                mistakes.append(Mistake(place, text))
+        for place, kind, _ in reversed(found):
+            if kind == "missing" and len(place) == 1:
+                content[place[0]] = []
+            elif not _prune(content, place):
+                raise SweepError(path, mistakes, lines)
+
+
+def _with_text_keys(content: Any) -> Any:
+    """Without the keys that `_lines` has named."""
+    if isinstance(content, dict):
+        return {key: _with_text_keys(value) for key, value in content.items() if isinstance(key, str)}
+    return [_with_text_keys(value) for value in content] if isinstance(content, list) else content
 
 
 def _say(error: Any, content: Any) -> str:
@@ -135,7 +153,7 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 
 def _lines(node: Any, place: Place, mistakes: list[Mistake]) -> Iterator[tuple[Place, int]]:
-    """Line of every place of a YAML document; keys given twice become mistakes."""
+    """Line of every place of a YAML document; keys given twice, or that are no text, become mistakes."""
     yield place, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -143,6 +161,8 @@ def _lines(node: Any, place: Place, mistakes: list[Mistake]) -> Iterator[tuple[P
             if key.value in seen:
                 mistakes.append(Mistake((*place, key.value), "is given twice; the first would be ignored"))
             seen.add(key.value)
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                mistakes.append(Mistake((*place, key.value), f"a key must be text, got {key.value}; put it in quotes if it is meant"))
             yield from (
                 (p, key.start_mark.line + 1 if p == (*place, key.value) else n) for p, n in _lines(value, (*place, key.value), mistakes)
             )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from vtr.eval.cells import FULL
@@ -46,6 +47,13 @@ def _known_model(name: str) -> str:
     except VtrError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+def _known_device(name: str) -> str:
+    try:
+        return name if name == "auto" else str(torch.device(name)) and name
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; write cpu, cuda, cuda:0 or another number, mps, or auto") from None
 
 
 def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
@@ -85,6 +93,7 @@ def _budget(kind: str) -> AfterValidator:
 Listed = BeforeValidator(_listed)
 MethodName = Annotated[str, AfterValidator(_known_method)]
 Dtype = Annotated[str, _one_of("dtype", ("auto", *DTYPES))]
+Device = Annotated[str, AfterValidator(_known_device)]
 Attention = Annotated[str, _one_of("attention backend", ATTENTIONS)]
 
 
@@ -114,7 +123,7 @@ class ModelEntry(_Part):
     budgets: Budgets | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
-    device: str | None = None
+    device: Device | None = None
     dtype: Dtype | None = None
     attention: Attention | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -154,7 +163,7 @@ class SweepFile(_Part):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 16
     share_tower: bool = False
-    device: str | None = None
+    device: Device | None = None
     dtype: Dtype = "auto"
     attention: Attention = "sdpa"
     workers: Workers = Workers()
