@@ -121,6 +121,20 @@ def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path):
     assert not out.exists()
 
 
+def test_a_dry_run_is_also_for_another_machine_and_says_what_all_leaves_out(tmp_path):
+    file = write(tmp_path, models="llava-1.5-7b", methods="all", plans="[]", settings="{}", equalise="average_keep", device="'cuda:99'")
+    found = vtr("sweep", file, "--dry-run", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.stderr
+    assert "warning: for another machine: 'cuda:99' does not exist on this machine" in found.stderr
+    left_out = [line for line in found.stderr.splitlines() if line.startswith("left out:")]
+    (transprune,) = [line for line in left_out if line.startswith("left out: transprune average_keep=64.0 on llava-1.5-7b: ")]
+    assert "out of reach" in transprune and f"({len(left_out)} left out, see above)" in found.stdout
+    assert "which cells are finished is not known here" in found.stdout
+    refused = vtr("sweep", file, "--out", tmp_path / "out")
+    assert refused.exit_code == 2 and "device: 'cuda:99' does not exist on this machine" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_cost_nothing(tmp_path):
     found = vtr("sweep", write(tmp_path), "limt=3", "tasks=[shape]", "--out", tmp_path / "out")
     assert found.exit_code == 2

@@ -3,13 +3,14 @@
 import pytest
 
 from tests.embedded import random_checkpoint
+from vtr.eval import results
 from vtr.eval.cells import Cell
 from vtr.eval.forecast import check_cells, estimate, forecast, misfits, sketch
 from vtr.eval.runner import Runner
 from vtr.eval.tasks import get_task
 from vtr.eval.work import run_jobs
 from vtr.eval.workers import Job, LocalPool, Setup, describe
-from vtr.models.loading import find_checkpoint, identify, load_model
+from vtr.models.loading import Checkpoint, find_checkpoint, identify, load_model
 from vtr.registry import create_method
 from vtr.types import VtrError
 
@@ -68,6 +69,50 @@ def test_a_known_checkpoint_needs_no_download(name, most):
     assert full.retained == most
     fastv = forecast(Setup(name), cell(create_method("fastv", average_keep=most / 3)))
     assert fastv.average == pytest.approx(most / 3, abs=1) and fastv.tflops < full.tflops
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub is asked; it does not answer."""
+    found = []
+
+    def refuse(*where, **_more):
+        found.append(where)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"])
+def test_a_checkpoint_with_a_recipe_is_estimated_without_the_hub(name, asked, tmp_path):
+    setup = Setup(name, device="cpu", batch_size=3)
+    found = estimate([Job(setup, cell(None)), Job(setup, cell(METHODS["random"]))], tmp_path)
+    assert [line.forecast.retained for line in found.lines] == [576, 64]
+    assert found.unseen == [name] and found.finished == 0 and asked == []
+
+
+def test_what_is_stored_of_the_hub_tells_what_is_finished_without_asking_it(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--llava-hf--llava-1.5-7b-hf"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"model_type": "llava"}')
+    setup = Setup("llava-1.5-7b", device="cpu", batch_size=4)
+    around = describe(
+        setup, Checkpoint("llava-1.5-7b", str(folder / "snapshots" / "abc")), {"name": "llava-hf/llava-1.5-7b-hf", "revision": "abc"}
+    )
+    fingerprint = around.fingerprint(cell(None))
+    results.write_cell(tmp_path, fingerprint=fingerprint, conditions={"seconds": 1}, summary={"samples": 5}, samples=[])
+    found = estimate([Job(setup, cell(None)), Job(setup, cell(METHODS["random"]))], tmp_path)
+    assert (found.unseen, [line.finished for line in found.lines], asked) == ([], [True, False], [])
+
+
+def test_a_checkpoint_that_nothing_is_known_of_is_asked_for_once(asked):
+    with pytest.raises(VtrError, match="config of 'nobody/nothing' cannot be read"):
+        sketch(Setup("nobody/nothing"))
+    assert len(asked) <= 2
 
 
 def test_an_estimate_counts_what_is_left(setup, tmp_path):

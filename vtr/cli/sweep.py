@@ -101,4 +101,11 @@ def print_plan(plan: Any, folder: Path) -> None:
         "tokens for images with the most that the model can have; FLOPs of tower and prefill, a multiply-add counts once; the tower in full",
         style="dim",
     )
-    out.print(f"{len(plan.jobs)} cells, {found.finished} finished; {found.tflops:.4g} TFLOPs to go{found.time}", soft_wrap=True)
+    for model in found.unseen:
+        out.print(
+            f"{model}: which cells are finished is not known here, its checkpoint or device is not on this machine",
+            style="dim",
+            markup=False,
+        )
+    left_out = f" ({len(plan.left_out)} left out, see above)" if plan.left_out else ""
+    out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {found.tflops:.4g} TFLOPs to go{found.time}", soft_wrap=True)

@@ -20,9 +20,9 @@ from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval import results
 from vtr.eval.cells import Cell
 from vtr.eval.compare import frozen_layers
-from vtr.eval.workers import Job, Setup, describe
-from vtr.models.loading import find_checkpoint, load_config
-from vtr.models.recipes import find_recipe
+from vtr.eval.workers import Job, Setup, Surroundings, describe
+from vtr.models.loading import Checkpoint, find_checkpoint, load_config
+from vtr.models.recipes import find_recipe, list_recipes
 from vtr.registry import create_method
 from vtr.types import VtrError
 
@@ -55,13 +55,14 @@ def sketch(setup: Setup) -> Any:
         ValueError: unknown model.
         VtrError: its config cannot be read, or not be built with this attention backend.
     """
-    checkpoint, recipe = find_checkpoint(setup.model), find_recipe(setup.model)
+    checkpoint = find_checkpoint(setup.model)
+    recipe = find_recipe(setup.model) or next((one for one in list_recipes() if one.hub_id == checkpoint.source), None)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     if checkpoint.folder is None and recipe is not None and recipe.config is not None:
         config = AutoConfig.for_model(recipe.host, **recipe.config)
     else:
-        config = load_config(checkpoint)
+        config = load_config(_stored(checkpoint) or checkpoint)
 
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -135,12 +136,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cells in order, and what those cost that are not finished; `time` is a sentence, empty when nothing was measured yet."""
+    """Cells in order, and what those cost that are not finished; `time` is a sentence, empty when nothing was measured yet; `unseen` are models of
+    which it is not known here what is finished, because their checkpoint or device is not on this machine."""
 
     lines: list[Line]
     finished: int
     tflops: float
     time: str
+    unseen: list[str]
 
 
 def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
@@ -156,7 +159,8 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
     for job in jobs:
         made = forecast(job.setup, job.cell)
         samples = None if job.cell.task.remote else len(job.cell.task.samples(job.cell.limit))
-        path = _result(job, folder)
+        around = _around(job.setup)
+        path = results.cell_path(folder, around.fingerprint(job.cell)) if around else None
         try:
             content = results.read_cell(path) if path and path.exists() else None
         except results.ResultError:
@@ -170,18 +174,31 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
         known = known and job.setup in speeds and line.samples is not None
         hours += statistics.median(speeds[job.setup]) * (line.samples or 0) / 3600 if job.setup in speeds else 0.0
     time = f", about {hours:.1f} h on one worker as fast as those that finished" if left and known else ""
-    return Estimate(lines, len(jobs) - len(left), sum(line.forecast.tflops * (line.samples or 0) for _, line in left), time)
+    unseen = list(dict.fromkeys(job.setup.model for job in jobs if _around(job.setup) is None))
+    return Estimate(lines, len(jobs) - len(left), sum(line.forecast.tflops * (line.samples or 0) for _, line in left), time, unseen)
 
 
-def _result(job: Job, folder: Path) -> Path | None:
-    """Where the result of a job is; None when the checkpoint is not on this machine."""
+@cache
+def _around(setup: Setup) -> Surroundings | None:
+    """What fingerprints need, without asking the hub; None when the checkpoint or the device is not on this machine."""
+    checkpoint = find_checkpoint(setup.model)
+    stored = _stored(checkpoint)
     try:
-        return results.cell_path(folder, _around(job.setup).fingerprint(job.cell))
+        if stored and stored.folder:
+            return describe(setup, stored, {"name": checkpoint.source, "revision": stored.folder.name})
+        return describe(setup) if checkpoint.folder else None
     except (ValueError, OSError, VtrError):
         return None
 
 
-_around = cache(describe)
+def _stored(checkpoint: Checkpoint) -> Checkpoint | None:
+    """What of a checkpoint of the hub is on this machine, as a folder named by its commit; None for other ones and where nothing is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if checkpoint.folder:
+        return None
+    config = try_to_load_from_cache(checkpoint.source, "config.json", revision=checkpoint.revision)
+    return Checkpoint(checkpoint.name, str(Path(config).parent)) if isinstance(config, str) else None
 
 
 def _tower_flops(host: Any) -> float:

@@ -14,7 +14,7 @@ import torch
 from vtr.eval.cells import Cell, fingerprint
 from vtr.eval.failures import Failure, failure_of
 from vtr.eval.runner import Runner
-from vtr.models.loading import check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
+from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
 
 _log = logging.getLogger(__name__)
 
@@ -53,17 +53,21 @@ class Surroundings:
         return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type)
 
 
-def describe(setup: Setup) -> Surroundings:
+def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
     """The surroundings of a setup on this machine.
+
+    Args:
+        setup: see there.
+        checkpoint, identity: where the config is and what the model is called in fingerprints, where that is known without asking the hub.
 
     Raises:
         ValueError: unknown model, device, dtype or attention backend.
         VtrError: the checkpoint is incomplete or its config unreadable.
     """
-    checkpoint = find_checkpoint(setup.model)
+    checkpoint = checkpoint or find_checkpoint(setup.model)
     device, attention = check_device(setup.device), check_attention(setup.attention)
     config = load_config(checkpoint)
-    return Surroundings(identify(checkpoint), check_dtype(setup.dtype, device, config), attention, device, config.model_type)
+    return Surroundings(identity or identify(checkpoint), check_dtype(setup.dtype, device, config), attention, device, config.model_type)
 
 
 Load = Callable[[Setup], tuple[Any, Any]]
