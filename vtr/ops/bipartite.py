@@ -61,7 +61,7 @@ def bipartite_match(metric: Tensor, source: Tensor, destination: Tensor, remove:
         `Match`; what is neither source nor destination stays as it is. With no destination in a row its sources are pruned (-1).
     """
     unit = F.normalize(metric.float(), dim=-1)
-    score = (unit @ unit.mT).masked_fill(~destination[:, None], -torch.inf)  # (B, T, T)
+    score = (unit @ unit.mT).masked_fill_(~destination[:, None], -torch.inf)  # (B, T, T)
     similarity, into = score.max(dim=2)
     similarity = similarity.masked_fill(~source, -torch.inf)
     gone = topk_mask(similarity, source, remove)
