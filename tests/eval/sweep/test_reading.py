@@ -179,6 +179,16 @@ def test_every_wrong_setting_of_one_method_is_named(tmp_path):
         assert caught.match(rf"(?s:.*)line 5, settings\.{message}")
 
 
+def test_a_place_in_a_list_that_lost_an_entry_is_the_list(tmp_path):
+    text = GOOD.replace("[full, random, fastv]", "[nope, full, random, random]").replace("{fastv: {layer: [2, 3]}}", "{}")
+    with pytest.raises(SweepError, match="line 2, methods: random is given twice") as caught:
+        load_sweep(write(tmp_path, text.replace("limit: 5", "plans: [[nope, fastv], [{divprune: {keep: 64}}, {fastv: {keep: 128}}]]")))
+    assert (
+        caught.match(r"(?s:.*)line 2, methods\[0\]: unknown(?s:.*)line 8, plans: divprune\+fastv.*removes nothing")
+        and len(caught.value.mistakes) == 4
+    )
+
+
 def test_a_device_of_another_machine_is_refused_only_where_it_is_to_run(tmp_path):
     file = write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, device: 'cuda:99'}]"))
     assert len((sweep := load_sweep(file)).jobs) == 9

@@ -21,7 +21,17 @@ def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:
         file: from `read_sweep`.
         earlier: the mistakes that it has named.
     """
-    return [*_repeated(file, earlier), *_contradictions(file), *_setting_mistakes(file, any(m.place[:1] == ("methods",) for m in earlier))]
+    return [*_repeated(file), *_contradictions(file), *_setting_mistakes(file, any(m.place[:1] == ("methods",) for m in earlier))]
+
+
+def without_moved(mistakes: Sequence[Mistake], earlier: Sequence[Mistake]) -> list[Mistake]:
+    """Mistakes with the whole list as their place where earlier ones were taken out of it, so that its numbers are no longer those of the file."""
+    found = []
+    for place, text in mistakes:
+        at = next((n for n, part in enumerate(place) if isinstance(part, int)), len(place))
+        moved = any(len(one.place) > at and one.place[:at] == place[:at] for one in earlier)
+        found.append(Mistake(place[:at] if moved else place, text))
+    return found
 
 
 def absent_devices(file: SweepFile) -> list[Mistake]:
@@ -36,19 +46,19 @@ def absent_devices(file: SweepFile) -> list[Mistake]:
     return found
 
 
-def _repeated(file: SweepFile, earlier: Sequence[Mistake]) -> Iterator[Mistake]:
+def _repeated(file: SweepFile) -> Iterator[Mistake]:
     """Values that stand twice in a list, which would make two equal cells."""
     for place, values in _lists(file):
-        moved = any(m.place[: len(place)] == place for m in earlier)  # numbers are no longer those of the file
         for number, value in enumerate(values):
             if (text := str(value)) in map(str, values[:number]):
-                yield Mistake(place if moved else (*place, number), f"{text} is given twice; leave one out")
+                yield Mistake((*place, number), f"{text} is given twice; leave one out")
 
 
 def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
     """Every list of the file in which each value is another experiment."""
     yield ("models",), [entry.model_dump(exclude_none=True) if entry.model_fields_set - {"model"} else entry.model for entry in file.models]
-    yield ("plans",), [[member.model_dump(exclude_defaults=True) for member in plan] for plan in file.plans]
+    plans = [[" ".join([one.method, *(f"{k}={v}" for k, v in one.settings.items())]) for one in plan] for plan in file.plans]
+    yield ("plans",), [" + ".join(plan) for plan in plans]
     for name in ("methods", "tasks", "seeds"):
         yield (name,), getattr(file, name)
     for prefix, budgets, seeds in (((), file.budgets, []), *((("models", n), e.budgets, e.seeds or []) for n, e in enumerate(file.models))):

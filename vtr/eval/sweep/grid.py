@@ -12,7 +12,7 @@ from typing import Any
 from vtr.apply import reduced
 from vtr.eval.cells import FULL, Cell, changed_settings, variants
 from vtr.eval.forecast import misfits, sketch
-from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of
+from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
@@ -59,6 +59,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
         ValueError: no such file, or an override that makes no sense.
     """
     file, mistakes, lines = read_sweep(path, overrides)
+    earlier = list(mistakes)
     wrong = {mistake.place[0] for mistake in mistakes if mistake.place}
     for key in ("models", "tasks", "methods"):
         if not getattr(file, key) and key not in wrong and not (key == "methods" and (file.plans or "plans" in wrong)):
@@ -72,7 +73,8 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
     for number, entry in enumerate(file.models):
         jobs += _model_jobs(file, entry, tasks, ("models", number), mistakes, left_out)
     if mistakes:
-        raise SweepError(path, list(dict.fromkeys(mistakes)), lines)
+        later = without_moved(mistakes[len(earlier) :], earlier)
+        raise SweepError(path, list(dict.fromkeys([*earlier, *later])), lines)
     if not jobs:
         raise SweepError(path, [Mistake((), "no cell is left to run: " + "; ".join(left_out))])
     return Sweep(file, Path(path).stem, jobs, left_out, [one.text for one in absent])
