@@ -121,10 +121,9 @@ def test_embeddings_with_features_already_merged_are_refused(model):
 @pytest.mark.parametrize(
     ("kind", "method", "message"),
     [
-        (
-            "llava",
-            [TowerTop(), HALF],
-            r"a tower method needs images encoded inside the reduction; pass pixel_values, not features made before",
+        *(
+            ("llava", plan, r"a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
+            for plan in (TowerTop(), [TowerTop(), HALF])
         ),
         (
             "llava",

@@ -135,7 +135,7 @@ class LlmHooks:
         if call.prefill:
             valid = valid_tokens(kwargs.get("attention_mask"), embeds, state)
             stats = survey(call, valid, kwargs.get("position_ids"))
-            call.prefill = any(stats["visual"]) and bool(self.acts or call.encoded is not None)
+            call.prefill = any(stats["visual"]) and bool(self.acts or self.needs_tower or call.encoded is not None)
         if not call.prefill and state is None:
             self.call = None  # nothing of ours in this call: it stays as it is, bit for bit
             return None

@@ -73,7 +73,9 @@ def answer_examples(
         for method in (None, *methods):
             outcome, report = ask(model, processor, inputs, method, max_new_tokens=16)
             outcomes.append(outcome)
-            pictures.append(draw_patches(views_of(processor, inputs, report)[0], report["images"][0] if report else None))
+            resized = method is not None and "input" in method.stages
+            views, image = views_of(processor, inputs, report)[0], report["images"][0] if report else None
+            pictures.append(draw_patches(views, image, resized=resized))
             advance(1)
         found.append(Answered(example, outcomes, pictures))
     return found
