@@ -132,7 +132,7 @@ def test_embeddings_with_features_already_merged_are_refused(model):
         ),
         ("llava_next", HALF, r"llava_next: the image sizes of these features are unknown; pass pixel_values, or encode the images inside"),
     ],
-    ids=["a tower step", "a tower signal", "AnyRes"],
+    ids=["a tower step", "a tower step before another", "a tower signal", "AnyRes"],
 )
 def test_features_from_outside_are_refused_where_the_tower_or_the_sizes_are_needed(kind, method, message):
     model = model_of(kind)
