@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import vtr
 from tests.dense_models import COARSE, MODELS, SHARP, images, model_of, outputs, timm_model
 from tests.tiny_models import snapshot
+from vtr.hosts._host import host_of
 
 everywhere = pytest.mark.parametrize("kind", MODELS)
 
@@ -196,6 +197,17 @@ def test_models_without_a_token_grid_are_refused():
     model.patch_embed.proj = nn.Sequential(model.patch_embed.proj, nn.Flatten(2))
     with vtr.reduced(model, "expedit", alpha=1, grid=(3, 3)), pytest.raises(vtr.VtrError, match="has no token grid: its patches come as"):
         model(images())
+
+
+def test_a_mask_that_hides_nothing_is_left_out():
+    host, mask = host_of(model_of("ViT")), torch.ones(2, 1, 37, 37, dtype=torch.bool)
+    assert host.arguments(None, (mask,), {}) == ((None,), {}) and host.arguments(None, (), {"attention_mask": mask}) == (
+        (),
+        {"attention_mask": None},
+    )
+    mask[0, 0, 0, 0] = False
+    with pytest.raises(vtr.VtrError, match="spans the full token grid"):
+        host.arguments(None, (mask,), {})
 
 
 @torch.no_grad()

@@ -18,6 +18,11 @@ Grid = tuple[int, int]
 Taps = Callable[[Mapping[str, Any]], Sequence[int] | None]
 
 
+def _hides_nothing(value: Any) -> bool:
+    """Whether it is a bool mask without a False, which transformers makes for compiled code where it leaves the mask out otherwise."""
+    return isinstance(value, Tensor) and value.dtype == torch.bool and bool(value.all())
+
+
 def last_only(_arguments: Mapping[str, Any]) -> Sequence[int]:
     """Of an entry that reads the last block alone."""
     return ()
@@ -181,6 +186,8 @@ class DenseHost:
         Raises:
             VtrError: a mask over the full grid was given, or tokens left form no grid that could have rotary positions.
         """
+        args = tuple(None if _hides_nothing(value) else value for value in args)
+        kwargs = {name: None if _hides_nothing(value) else value for name, value in kwargs.items()}
         masks = [name for name in ("attn_mask", "attention_mask", "head_mask") if isinstance(kwargs.get(name), Tensor)]
         if masks or any(isinstance(value, Tensor) for value in args):
             raise VtrError(
