@@ -206,7 +206,7 @@ def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
     if folder is None:
         from transformers.utils import cached_file
 
-        config = cached_file(checkpoint.source, "config.json", revision=checkpoint.revision)
+        config = cached_file(checkpoint.source, "config.json", **_hub_options(checkpoint))
         return {"name": checkpoint.source, "revision": Path(str(config)).parent.name}
     total = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _CONTENT):
