@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Dense results on models/tiny-vit-seg: `OMP_NUM_THREADS=1 python scripts/dense_results.py` writes docs/dense.md and its two pictures."""
+"""Dense results on models/tiny-vit-seg: `OMP_NUM_THREADS=1 python scripts/dense_results.py` writes the table of docs/dense.md and two pictures."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,8 @@ from vtr.bench import dense as bench
 from vtr.data.scenes import draw
 from vtr.data.segmentation import test_scenes
 from vtr.eval import dense
+from vtr.eval.marked import with_block
+from vtr.eval.results import write_atomic
 from vtr.models.dense import load_dense
 
 SHOWN = 2  # of the variants, in the picture
@@ -35,8 +37,9 @@ def main() -> None:
     dense.write_rows(given.out / "figures" / "dense.json", table, {"model": str(given.model), "scenes": given.scenes, "where": where})
     command = f"OMP_NUM_THREADS=1 python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}"
     text = f"Made by `{command}`; {given.scenes} test scenes of `shapes`; {where}.\n"
-    pictures_text = "![mIoU against images per second](figures/dense.png)\n\n![clusters and segmentation](figures/dense-clusters.png)\n"
-    (given.out / "dense.md").write_text(f"# Dense results on tiny-vit-seg\n\n{text}\n{dense.markdown(table)}\n\n{pictures_text}")
+    page = given.out / "dense.md"
+    old = page.read_text() if page.is_file() else "# Dense results\n\n<!-- dense:begin -->\n<!-- dense:end -->\n"
+    write_atomic(page, with_block(old, "dense", f"{text}\n{dense.markdown(table)}"))
 
 
 if __name__ == "__main__":

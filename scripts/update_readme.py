@@ -6,22 +6,21 @@ from pathlib import Path
 
 import vtr
 from vtr.cli.list_ import facts, markdown_table
+from vtr.eval.marked import with_block
 from vtr.registry import method_class
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- methods:begin -->\n", "<!-- methods:end -->"
 
 
 def table() -> str:
     """What `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
     own = [facts(name) for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
-    return markdown_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"]))) + "\n"
+    return markdown_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
 
 
 def updated(readme: str) -> str:
     """The README with the table of this moment between its markers."""
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    return with_block(readme, "methods", table())
 
 
 def main(arguments: list[str]) -> int:

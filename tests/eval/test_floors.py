@@ -3,7 +3,7 @@
 import pytest
 
 from vtr.eval.cells import Cell, fingerprint, plan_cells
-from vtr.eval.floors import BEGIN, END, KEEPS, check_floors, floor_cells, floor_section, update_card
+from vtr.eval.floors import KEEPS, check_floors, floor_cells, floor_section, update_card
 from vtr.eval.summary import make_rows
 from vtr.eval.tasks import Task
 from vtr.registry import create_method
@@ -12,6 +12,8 @@ FAMILIES = ("existence", "text")
 TASK = Task("shapes", "v1", "0", FAMILIES, lambda limit: [], lambda p, a: p == a, 4)
 CONSTANTS = {"existence": 50.0, "text": 2.0}
 SHARES = {"full": 0.95, "none": 0.26, 288: 0.93, 192: 0.9, 128: 0.85, 64: 0.8, 32: 0.6, 16: 0.5}
+
+BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 
 
 def content(cell, share, shares=None):

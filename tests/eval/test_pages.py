@@ -6,9 +6,11 @@ from PIL import Image
 from tests.embedded import random_checkpoint
 from tests.eval.report.made import table
 from vtr.eval.examples import load_examples
-from vtr.eval.pages import BEGIN, END, SIDE, draw_pictures, measured_table, update_page
+from vtr.eval.pages import SIDE, draw_pictures, measured_table, update_page
 from vtr.eval.report.build import sections_of
 from vtr.models.loading import load_model
+
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
 @pytest.fixture

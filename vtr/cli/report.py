@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import Quiet, err, out, progress, reported
-
-BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+from vtr.eval.marked import has_block, with_block
 
 
 @reported
@@ -56,8 +55,8 @@ def report(
         typer.echo(text, nl=False)
         return
     old = target.read_text(encoding="utf-8") if form == "md" and target.is_file() else ""
-    if BEGIN in old and END in old:
-        text = f"{old.split(BEGIN)[0]}{BEGIN}\n\n{text}\n{END}{old.split(END)[1]}"
+    if has_block(old, "tables"):
+        text = with_block(old, "tables", f"\n{text}")
     results.prepare_folder(target.parent)
     results.write_atomic(target, text)
     out.print(f"{len(cells)} results written to {target}", soft_wrap=True, markup=False)

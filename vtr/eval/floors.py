@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vtr.eval.cells import FULL, Cell, plan_cells
+from vtr.eval.marked import has_block, with_block
 from vtr.eval.results import write_atomic
 from vtr.eval.stats import paired_difference
 from vtr.eval.summary import Row, percent
@@ -15,7 +16,6 @@ from vtr.eval.tasks import Task
 from vtr.types import Budget
 
 KEEPS = (288, 192, 128, 64, 32, 16)
-BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
 
 
 class Floor(NamedTuple):
@@ -101,12 +101,12 @@ def update_card(card: Path, section: str) -> None:
     if not card.is_file():
         raise ValueError(f"card: no file {str(card)!r}; write the model card first")
     text = card.read_text(encoding="utf-8")
-    if (BEGIN in text) != (END in text) or text.count(BEGIN) > 1 or text.find(BEGIN) > text.find(END):
-        raise ValueError(f"card: {str(card)!r} must have {BEGIN} and {END} once each, in that order")
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Floors\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN)
-    write_atomic(card, f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}")
+    if not has_block(text, "floors"):
+        text = f"{text.rstrip()}\n\n## Floors\n\n<!-- floors:begin -->\n<!-- floors:end -->\n"
+    try:
+        write_atomic(card, with_block(text, "floors", section))
+    except ValueError as error:
+        raise ValueError(f"card: {str(card)!r}: {error}") from None
 
 
 def _find(rows: Sequence[Row], method: str, keep: int | None = None) -> Row:

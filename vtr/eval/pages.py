@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 
 from vtr.eval.examples import Example, answer_examples
+from vtr.eval.marked import has_block, with_block
 from vtr.eval.report.section import Section
 from vtr.eval.results import write_atomic
 from vtr.eval.summary import percent
 from vtr.registry import create_method, default_settings, list_methods, method_class
 
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 KEEP = 64
 SIDE = 384
 COLORS = 96  # of the palette: a picture of about 40 kB
@@ -63,7 +63,7 @@ def measured_table(name: str, sections: Sequence[Section]) -> str:
 def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str) -> bool:
     """Writes the block between the marks of a page; False where the page has no marks."""
     text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
+    if not has_block(text, "measured"):
         return False
     parts = []
     if picture is not None and picture.is_file():
@@ -74,7 +74,7 @@ def update_page(page: Path, sections: Sequence[Section], picture: Path | None, q
     if table := measured_table(page.stem, sections):
         parts.append(f"Every method beside it: [results](../results.md).\n\n{table}")
     block = "\n\n".join(parts)
-    write_atomic(page, f"{text.split(BEGIN)[0]}{BEGIN}\n{block}\n{END}{text.split(END)[1]}")
+    write_atomic(page, with_block(text, "measured", block))
     return True
 
 
