@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.bipartite import bipartite_match, merge_tokens
+from vtr.ops.clusters import cluster
 from vtr.ops.distances import euclidean
 from vtr.ops.dpp import greedy_dpp
 from vtr.ops.farthest import cosine_distance_rows, farthest_first
@@ -120,7 +121,20 @@ def merge(device: str) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-7 if device == "cpu" else 1e-6, atol=0)
 
 
-CHECKS = (max_min, medoids, max_sum, determinant, best, merge)
+def windows(device: str) -> None:
+    for grid, clusters, window, width, dtype in (
+        ((6, 6), (4, 4), 3, 40, torch.float32),
+        ((7, 5), (2, 3), 5, 8, torch.float16),
+        ((3, 3), (3, 3), 3, 8, torch.float32),
+    ):
+        tokens = torch.randn(2, grid[0] * grid[1], width, generator=torch.Generator().manual_seed(width)).to(device, dtype)
+        tau = torch.tensor([0.05, 3.0], device=device)
+        ours, torchs = both(lambda: cluster(tokens, grid, clusters, tau=tau, iterations=3, window=window))  # noqa: B023
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-5)
+
+
+CHECKS = (max_min, medoids, max_sum, determinant, best, merge, windows)
 
 if __name__ == "__main__":
     for check in CHECKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,7 +13,21 @@ from torch import Tensor
 
 from vtr.bench.shapes import GIB, free_gib
 from vtr.bench.stopwatch import Stopwatch, synchronize
-from vtr.ops import bipartite, density_peaks, distances, dpp, farthest, fused, kmedoids, maxsum, nearest_sum, redundancy, spectral, topk
+from vtr.ops import (
+    bipartite,
+    clusters,
+    density_peaks,
+    distances,
+    dpp,
+    farthest,
+    fused,
+    kmedoids,
+    maxsum,
+    nearest_sum,
+    redundancy,
+    spectral,
+    topk,
+)
 
 TOKENS, BATCHES, KEPT_SHARE, WIDTH = (576, 2880, 12544), (1, 16), 9, 1024
 """Token counts and batch sizes of the table; one token of nine is kept; tokens are 1024 wide."""
@@ -54,6 +69,13 @@ def _nearest(made: Made) -> Any:
     return nearest_sum.add_nearest(made.tokens, made.tokens, made.score, index, made.real, 32)
 
 
+def _windowed(made: Made) -> Any:
+    count = made.tokens.shape[1]
+    rows = max(side for side in range(1, math.isqrt(count) + 1) if count % side == 0)
+    grid = rows, count // rows
+    return clusters.cluster(made.tokens, grid, (-(-grid[0] // 3), -(-grid[1] // 3)), tau=1 / WIDTH)
+
+
 class Op(NamedTuple):
     """What is timed.
 
@@ -82,6 +104,7 @@ OPS = (
     Op("spectral embedding", _spectral, 8, 3),
     Op("graph redundancy", lambda m: redundancy.graph_redundancy(m.tokens, m.real), 4, 2),
     Op("nearest neighbours summed", _nearest, 1, 2),
+    Op("windowed clustering, 5 iterations", _windowed, 0, 1, True),
 )
 
 

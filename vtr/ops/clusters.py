@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtr.ops.fused import fused
 from vtr.ops.precision import outside_autocast
 
 Grid = tuple[int, int]
@@ -71,6 +72,8 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
     if not iterations:
         return centres
     tiles = tiles_of(grid, clusters, window, tokens.device)
+    if fused() and wide.dtype == torch.float32 and not (tokens.requires_grad and torch.is_grad_enabled()):  # the kernels have no gradient
+        return _by_kernels(tokens, centres, tiles, tau, iterations)
     batch, width = len(tokens), wide.shape[-1]
     count, box = tiles.centres.shape
     parts = wide[:, tiles.tokens].flatten(0, 1)  # (B T, n, D)
@@ -90,6 +93,14 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
         weight = total.new_zeros(batch, centres.shape[1]).index_add(1, place, total)
         centres = torch.zeros_like(centres).index_add(1, place, summed) / weight.clamp_min(1e-16)[..., None]
     return centres
+
+
+def _by_kernels(tokens: Tensor, centres: Tensor, tiles: Tiles, tau: float | Tensor, iterations: int) -> Tensor:
+    from vtr.ops._triton_cluster import clustered
+
+    sharp = torch.as_tensor(tau, dtype=torch.float32, device=tokens.device).expand(len(tokens))
+    real = tiles.real[..., 0] if tiles.real is not None else torch.ones(tiles.tokens.shape, device=tokens.device)
+    return clustered(tokens, centres, tiles.tokens, tiles.centres, tiles.bias, real, tiles.holders, sharp, iterations)
 
 
 @outside_autocast
@@ -203,12 +214,14 @@ class Tiles(NamedTuple):
 
     `tokens (T, n)` and `centres (T, m)` int64 in raster order; `bias (T, n, m)` float32, 0 for candidates and -inf for others; `real (T, n, 1)`
     float32, 0 where a token is another tile's (tiles overlap where their side does not divide the grid's), or None when none is.
+    `holders (h*w, most)` int64 says where in `centres.flatten()` each centre lies, -1 behind the last place.
     """
 
     tokens: Tensor
     centres: Tensor
     bias: Tensor
     real: Tensor | None
+    holders: Tensor
 
 
 @constant
@@ -242,7 +255,17 @@ def tiles_of(grid: Grid, clusters: Grid, window: int, device: torch.device) -> T
     real = _cross(rows.real, cols.real, 2) == 3  # 2 * row + column, both 1
     bias[~real] = 0  # a softmax over nothing would be NaN
     real_or_none = None if bool(real.all()) else real[..., None].float().to(device)
-    return Tiles(tokens.to(device), centres.to(device), bias.to(device), real_or_none)
+    return Tiles(tokens.to(device), centres.to(device), bias.to(device), real_or_none, _holders(centres, clusters).to(device))
+
+
+def _holders(centres: Tensor, clusters: Grid) -> Tensor:
+    flat = centres.flatten()
+    order = flat.argsort(stable=True)
+    count = torch.bincount(flat, minlength=clusters[0] * clusters[1])
+    rank = torch.arange(len(flat)) - (count.cumsum(0) - count)[flat[order]]
+    table = torch.full((len(count), int(count.max())), -1)
+    table[flat[order], rank] = order
+    return table
 
 
 class _Cut(NamedTuple):
