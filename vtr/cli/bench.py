@@ -91,6 +91,7 @@ def _model(name: str, asked: Any, device: str, dtype: str, attention: str, sched
     from vtr.bench.record import to_text
     from vtr.bench.session import ALL, bench_model, dtype_of, find_counts
     from vtr.hosts._host import host_of
+    from vtr.models.loading import find_checkpoint, identify
 
     if ALL not in asked.methods:
         asked.names  # noqa: B018  refuses unknown names before anything is loaded
@@ -113,7 +114,7 @@ def _model(name: str, asked: Any, device: str, dtype: str, attention: str, sched
     else:
         model, processor = _trained(name, device, dtype, attention)
         pool = lambda size: _real_prompts(model, processor, size, _pool_size(asked))  # noqa: E731
-        facts = {"name": name, "random": False, "tokens": host_of(model).most_tokens}
+        facts = {"name": identify(find_checkpoint(name))["name"], "random": False, "tokens": host_of(model).most_tokens}
     with progress(quiet) as bars:
         task = bars.add_task(name, total=None)
         save = lambda record: _write(file, to_text(record)) if file else None  # noqa: E731
