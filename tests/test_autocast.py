@@ -51,7 +51,7 @@ def test_every_method_runs_on_a_llava_and_keeps_its_budget(name, precisions):
 @pytest.mark.parametrize(
     ("name", "settings"), [("expedit", dense_models.COARSE), ("tome", {"keep": 12}), ("pool", {"alpha": 2, "keep": 16})]
 )
-@pytest.mark.parametrize("kind", ["timm", "DINOv2"])
+@pytest.mark.parametrize("kind", ["timm", "ViT"])
 @torch.no_grad()
 def test_every_dense_method_runs_on_a_vit(kind, name, settings, precisions):
     model, pixels = dense_models.model_of(kind), dense_models.images()
