@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Dense results on models/tiny-vit-seg: `OMP_NUM_THREADS=1 python scripts/dense_results.py` writes the table of docs/dense.md and two pictures."""
+"""Dense results on models/tiny-vit-seg, into docs/dense.md and docs/results.md, with two pictures: `python scripts/dense_results.py`."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from vtr.bench import dense as bench
 from vtr.data.scenes import draw
 from vtr.data.segmentation import test_scenes
 from vtr.eval import dense
-from vtr.eval.marked import with_block
+from vtr.eval.marked import has_block, with_block
 from vtr.eval.results import write_atomic
 from vtr.models.dense import load_dense
 
@@ -37,9 +37,12 @@ def main() -> None:
     dense.write_rows(given.out / "figures" / "dense.json", table, {"model": str(given.model), "scenes": given.scenes, "where": where})
     command = f"OMP_NUM_THREADS=1 python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}"
     text = f"Made by `{command}`; {given.scenes} test scenes of `shapes`; {where}.\n"
-    page = given.out / "dense.md"
-    old = page.read_text() if page.is_file() else "# Dense results\n\n<!-- dense:begin -->\n<!-- dense:end -->\n"
-    write_atomic(page, with_block(old, "dense", f"{text}\n{dense.markdown(table)}"))
+    for page in (given.out / "dense.md", given.out / "results.md"):
+        old = page.read_text() if page.is_file() else ""
+        if page.stem == "dense" and not has_block(old, "dense"):
+            old = f"{old}<!-- dense:begin -->\n<!-- dense:end -->\n"
+        if has_block(old, "dense"):
+            write_atomic(page, with_block(old, "dense", f"{text}\n{dense.markdown(table)}"))
 
 
 if __name__ == "__main__":
