@@ -61,3 +61,12 @@ def transformers_deprecations_are_errors():
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def no_gradients():
+    """For modules whose tests all run without gradients."""
+    import torch
+
+    with torch.no_grad():
+        yield

@@ -15,14 +15,10 @@ from tests.probes import ByAttention, EveryNth, Freeze, Ragged
 from tests.tiny_models import LAYERS, ONE, Batch, Shot, batch_of, generate, model_of
 from vtr.types import VtrError
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 PLAN = [EveryNth(stride=3), EveryNth(stage="prefill", layer=2)]
 FP64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def conversation(kind: str, seed: int) -> tuple[Batch, Batch, Batch]:

@@ -15,6 +15,8 @@ from tests.probes import ByAttention, EveryNth, Freeze, KeepAll, MergePairs, Obs
 from tests.tiny_models import ONE, Shot, batch_of, build, generate, model_of
 from vtr import Budget, Signal, VtrError
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 HALF = EveryNth(stride=2)
 CHUNKED = (
     r"got rows with \[4\] placeholders for images of \[36\] tokens; pass every image .*, and no prefill_chunk_size \(a chunk would see part"
@@ -24,12 +26,6 @@ CHUNKED = (
 @pytest.fixture
 def model():
     return model_of("llava")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 # -- attention backends

@@ -9,6 +9,8 @@ from tests import tiny_models
 from tests.probes import ByAttention, EveryNth, Freeze, MergePairs, Ragged, TowerTop
 from tests.tiny_models import batch_of, build, generate, model_of
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 PLANS = {
     "boundary and layer": [Ragged(), ByAttention(keep=5)],
     "tower": [TowerTop(), EveryNth()],
@@ -16,12 +18,6 @@ PLANS = {
     "frozen": [EveryNth(), Freeze(layers=(0, 1, 3)), EveryNth(stage="prefill", layer=4)],
     "renumbered": [EveryNth(position_ids="renumber"), EveryNth(stage="prefill", layer=2, position_ids="renumber")],
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module", params=["llava", "llava_next"])

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import vtr
@@ -14,6 +13,8 @@ from tests.probes import EveryNth, Observe, TowerTop
 from tests.tiny_models import LLM, batch_of, build, model_of
 from vtr import Selection, Signal, Step, VtrError
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 HALF = EveryNth(stride=2)
 REPLACED = r"the model's layers were replaced since vtr\.apply; remove\(\) the reduction and apply it again"
 
@@ -21,12 +22,6 @@ REPLACED = r"the model's layers were replaced since vtr\.apply; remove\(\) the r
 @pytest.fixture
 def model():
     return model_of("llava")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def refuse(model, *arguments, **settings):

@@ -12,13 +12,9 @@ from tests import tiny_models
 from tests.probes import ByAttention, EveryNth, Freeze, Ragged, TowerTop
 from tests.tiny_models import batch_of, build, generate, model_of
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 PLAN = [TowerTop(), Ragged(), ByAttention(keep=5), Freeze(layers=(4,))]
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def test_two_reduced_models_do_not_see_each_other():
