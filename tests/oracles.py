@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.caches import held
 import vtr
 from tests import probes, reference, tiny_models
 from tests.fake_flash import flash_attention
@@ -331,17 +332,17 @@ def two_turns(setup: Setup) -> float:
     plan = [EveryNth(stride=3), EveryNth(stage="prefill", layer=2)]
     with vtr.reduced(model, plan):
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first.inputs, position_ids=first.positions, past_key_values=cache)
+        model(**first.inputs, position_ids=first.positions, **held(cache))
         later = {**second.inputs, "attention_mask": both.inputs["attention_mask"]}
         length = second.visual.shape[1]
-        turn = model(**later, position_ids=both.positions[:, -length:], past_key_values=cache).logits
+        turn = model(**later, position_ids=both.positions[:, -length:], **held(cache)).logits
         whole = model(**both.inputs, position_ids=both.positions, use_cache=False).logits
         text = 4  # behind the last image in both rows
         worst = float((turn[:, -text:] - whole[:, -text:]).abs().max())
 
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first.inputs, position_ids=first.positions, past_key_values=cache)
-        answer = generate(model, second.changed(attention_mask=later["attention_mask"]), NEW, past_key_values=cache)
+        model(**first.inputs, position_ids=first.positions, **held(cache))
+        answer = generate(model, second.changed(attention_mask=later["attention_mask"]), NEW, **held(cache))
         return max(worst, generations(answer, generate(model, both, NEW), setup.exact))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from tests.caches import held
 import vtr
 from tests import oracles, tiny_models
 from tests.probes import ByAttention, EveryNth, Freeze, Ragged
@@ -34,11 +35,11 @@ def test_a_second_turn_without_position_ids_counts_on_from_the_original_length(k
     first, second, both = conversation(kind, 3)
     with vtr.reduced(model, PLAN) as reduction:
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first.inputs, past_key_values=cache)
+        model(**first.inputs, **held(cache))
         later = second.changed(attention_mask=both.inputs["attention_mask"])
-        turn = model(**later.inputs, past_key_values=cache).logits
+        turn = model(**later.inputs, **held(cache)).logits
         lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
-        whole = model(**both.inputs, past_key_values=(again := DynamicCache(config=model.config.get_text_config()))).logits
+        whole = model(**both.inputs, **held(again := DynamicCache(config=model.config.get_text_config()))).logits
         assert lengths == [again.get_seq_length(layer) for layer in range(LAYERS)]
     assert float((turn - whole[:, -turn.shape[1] :]).abs().max()) < 1e-6
     assert len(reduction.report().to_dict()["images"]) == 2
@@ -52,9 +53,9 @@ def test_a_second_turn_without_an_image_removes_nothing(kind):
     whole = first.followed_by(second.inputs["input_ids"])
     with vtr.reduced(model, PLAN):
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first.inputs, past_key_values=cache)
+        model(**first.inputs, **held(cache))
         before = [cache.get_seq_length(layer) for layer in range(LAYERS)]
-        turn = model(input_ids=second.inputs["input_ids"], attention_mask=whole.inputs["attention_mask"], past_key_values=cache).logits
+        turn = model(input_ids=second.inputs["input_ids"], attention_mask=whole.inputs["attention_mask"], **held(cache)).logits
         assert [cache.get_seq_length(layer) for layer in range(LAYERS)] == [length + 6 for length in before]
         expected = model(**whole.inputs).logits[:, -6:]
     assert float((turn - expected).abs().max()) < 1e-6
@@ -67,10 +68,10 @@ def test_two_conversations_on_one_model_do_not_mix():
         expected = [model(**both.inputs).logits[:, -4:] for _, _, both in talks]
         caches = [DynamicCache(config=model.config.get_text_config()) for _ in talks]
         for (first, _, _), cache in zip(talks, caches, strict=True):
-            model(**first.inputs, past_key_values=cache)
+            model(**first.inputs, **held(cache))
         for (_, second, both), cache, wanted in zip(talks, caches, expected, strict=True):
             later = second.changed(attention_mask=both.inputs["attention_mask"])
-            got = model(**later.inputs, past_key_values=cache).logits[:, -4:]
+            got = model(**later.inputs, **held(cache)).logits[:, -4:]
             assert float((got - wanted).abs().max()) < 1e-6
 
 
@@ -91,7 +92,7 @@ def shortened(model, batch: Batch, cache=None, plan=tuple(PLAN)):
     """A cache that outlives the reduction it was filled under."""
     cache = DynamicCache(config=model.config.get_text_config()) if cache is None else cache
     with vtr.reduced(model, list(plan)):
-        model(**batch.inputs, past_key_values=cache)
+        model(**batch.inputs, **held(cache))
     return cache
 
 
@@ -102,7 +103,7 @@ def test_a_cache_does_not_go_on_without_its_reduction(plan, copy):
     original = shortened(model, batch, plan=plan)
     cache = copy(original)
     lengths = [original.get_seq_length(layer) for layer in range(LAYERS)]
-    text = {"input_ids": torch.tensor([[5, 6]]), "past_key_values": cache}
+    text = {"input_ids": torch.tensor([[5, 6]]), **held(cache)}
     with pytest.raises(VtrError, match="shortened by a reduction that is removed since.*start with a new cache"):
         model(**text)
     with vtr.reduced(model, PLAN), pytest.raises(VtrError, match="shortened by a reduction that is removed"):
@@ -116,16 +117,16 @@ def test_a_copy_of_a_cache_goes_on_like_the_original():
     later = second.changed(attention_mask=both.inputs["attention_mask"])
     with vtr.reduced(model, PLAN):
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first.inputs, past_key_values=cache)
+        model(**first.inputs, **held(cache))
         caches = [cache, deepcopy(cache), deepcopy(deepcopy(cache))]
         unused, stored = deepcopy(cache), pickle.loads(pickle.dumps(cache))
-        expected, *logits = [model(**later.inputs, past_key_values=known).logits for known in caches]
+        expected, *logits = [model(**later.inputs, **held(known)).logits for known in caches]
         with pytest.raises(VtrError, match="or comes from a file"):
-            model(**later.inputs, past_key_values=stored)
+            model(**later.inputs, **held(stored))
     assert all(torch.equal(expected, own) for own in logits)
     for known in (*caches, unused):
         with pytest.raises(VtrError, match="shortened by a reduction"):
-            model(**second.inputs, past_key_values=known)
+            model(**second.inputs, **held(known))
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -139,8 +140,8 @@ def test_an_emptied_cache_is_like_any_other(static):
     else:
         cache.crop(-cache.get_seq_length())
     fresh = StaticCache(config=config, max_cache_len=1024) if static else DynamicCache(config=config)
-    expected = model(**batch.inputs, past_key_values=fresh).logits
-    assert torch.equal(model(**batch.inputs, past_key_values=cache).logits, expected)
+    expected = model(**batch.inputs, **held(fresh)).logits
+    assert torch.equal(model(**batch.inputs, **held(cache)).logits, expected)
     assert vars(cache).keys() == vars(fresh).keys()
 
 
@@ -148,7 +149,7 @@ def test_only_a_shortened_cache_refuses_and_memory_is_freed_at_once():
     model, batch = model_of("llava"), batch_of("llava", ONE)
     frozen = shortened(model, batch, plan=[Freeze()])
     with torch.no_grad():
-        model(input_ids=torch.tensor([[5]]), past_key_values=frozen)
+        model(input_ids=torch.tensor([[5]]), **held(frozen))
     gone = weakref.ref(shortened(model, batch))
     assert gone() is None, "nothing else holds the cache, no cycle either"
 
@@ -161,13 +162,13 @@ def test_a_cropped_cache_goes_on_as_if_the_rest_had_not_been(kind):
         expected = DynamicCache(config=model.config.get_text_config())
         cache = DynamicCache(config=model.config.get_text_config())
         for known in (expected, cache):
-            model(**batch.inputs, position_ids=batch.positions, past_key_values=known)
+            model(**batch.inputs, position_ids=batch.positions, **held(known))
         longer = batch.followed_by(one)
-        model(input_ids=one, attention_mask=longer.inputs["attention_mask"], position_ids=longer.positions[:, -3:], past_key_values=cache)
+        model(input_ids=one, attention_mask=longer.inputs["attention_mask"], position_ids=longer.positions[:, -3:], **held(cache))
         cache.crop(-3)
         after = batch.followed_by(two)
         arguments = {"attention_mask": after.inputs["attention_mask"], "position_ids": after.positions[:, -1:], "input_ids": two}
-        a, b = (model(**arguments, past_key_values=known).logits for known in (expected, cache))
+        a, b = (model(**arguments, **held(known)).logits for known in (expected, cache))
     assert float((a - b).abs().max()) < 1e-6
 
 

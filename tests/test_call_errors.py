@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
+from tests.caches import held
 import vtr
 from tests import tiny_models
 from tests.fake_flash import flash_attention
@@ -66,9 +67,9 @@ def test_full_history_on_a_reduced_cache_is_refused(model):
     both = {name: torch.cat([first.inputs[name], second.inputs[name]], 1) for name in ("input_ids", "attention_mask")}
     cache = DynamicCache(config=model.config.get_text_config())
     with vtr.reduced(model, HALF):
-        model(**first.inputs, past_key_values=cache)
+        model(**first.inputs, **held(cache))
         with pytest.raises(ValueError, match="pass only the new tokens"):
-            model.generate(**both, pixel_values=second.inputs["pixel_values"], past_key_values=cache, max_new_tokens=2, do_sample=False)
+            model.generate(**both, pixel_values=second.inputs["pixel_values"], **held(cache), max_new_tokens=2, do_sample=False)
 
 
 def test_chunked_prefill_is_refused(model):
@@ -88,9 +89,9 @@ def test_a_second_prefill_on_a_static_cache_is_refused(model):
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=200)
     mask = torch.ones(1, 2 * first.valid.shape[1], dtype=torch.long)
     with vtr.reduced(model, HALF):
-        model(**first.inputs, past_key_values=cache)
+        model(**first.inputs, **held(cache))
         with pytest.raises(VtrError, match=r"static cache.*DynamicCache|static.*dynamic"):
-            model(**{**second.inputs, "attention_mask": mask}, past_key_values=cache)
+            model(**{**second.inputs, "attention_mask": mask}, **held(cache))
 
 
 def merged_outside(model, batch):

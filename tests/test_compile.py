@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from tests.caches import held
 import vtr
 from tests import oracles
 from tests.probes import EveryNth, Freeze, Ragged
@@ -64,13 +65,13 @@ def test_the_compiled_decode_step_is_one_graph(name, kind):
 
     def answer(decode) -> torch.Tensor:
         cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 16)
-        logits = [model(**batch.inputs, position_ids=batch.positions, past_key_values=cache).logits[:, -1]]
+        logits = [model(**batch.inputs, position_ids=batch.positions, **held(cache)).logits[:, -1]]
         # what generate hands over: a mask of fixed shape, whose columns are those of the unreduced prompt
         mask = torch.zeros(2, 1, 1, length + 16, dtype=torch.bool)
         for step in range(6):
             positions = batch.positions[:, -1:] + 1 + step
             ids = torch.full((2, 1), 7 + step)
-            logits.append(decode(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[:, -1])
+            logits.append(decode(input_ids=ids, attention_mask=mask, position_ids=positions, **held(cache)).logits[:, -1])
         return torch.stack(logits)
 
     with vtr.reduced(model, DECODED[name]):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.caches import output_cache
 import vtr
 from tests import tiny_models
 from tests.tiny_models import LAYERS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens
@@ -134,10 +135,10 @@ def test_tokens_are_removed_and_not_masked(name, kind):
     """The KV cache of every layer is as long as reported, before and after decoding."""
     model, batch = model_of(kind), batch_of(kind)
     with vtr.reduced(model, method_of(name, 7, kind)) as reduction:
-        cache = model(**batch.inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**batch.inputs, use_cache=True))
         report = reduction.report().to_dict()
         lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
-        after = generate(model, batch, 4).past_key_values
+        after = output_cache(generate(model, batch, 4))
     assert lengths == report["sequence_lengths"]
     assert [after.get_seq_length(layer) - 3 for layer in range(LAYERS)] == lengths
     text = max(int((row & ~seen).sum()) for row, seen in zip(batch.valid, batch.visual, strict=True))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tests.caches import held, output_cache
 import vtr
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
@@ -109,10 +110,10 @@ def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_c
         assert found.pop("survey", 0) == 1
         assert found.pop("_count", 0) <= len(unknown)
         assert not found, waits.lines
-        cache = model(**batch.inputs).past_key_values
+        cache = output_cache(model(**batch.inputs))
         step = torch.full((2, 1), 7), batch.positions[:, -1:] + 1
         with Waits("apply", "hosts", "methods", "ops") as waits:
-            model(input_ids=step[0], position_ids=step[1], past_key_values=cache)
+            model(input_ids=step[0], position_ids=step[1], **held(cache))
         assert not [f for f in waits.functions if f not in HOST_TABLES], waits.lines
 
 
@@ -137,7 +138,7 @@ def test_a_removal_waits_at_most_once(plan, removals):
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                cache.append(model(**arguments).past_key_values)
+                cache.append(output_cache(model(**arguments)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum(Path(w.filename).is_relative_to(PACKAGE) for w in caught)
@@ -149,4 +150,4 @@ def test_a_removal_waits_at_most_once(plan, removals):
         mask = torch.ones(2, batch.valid.shape[1] + 1, dtype=torch.long, device="cuda")
         positions = torch.full((2, 1), batch.valid.shape[1], device="cuda")
         step = {"input_ids": torch.full((2, 1), 7, device="cuda"), "attention_mask": mask, "position_ids": positions}
-        assert waits(**step, past_key_values=cache[-1]) <= 1
+        assert waits(**step, **held(cache[-1])) <= 1

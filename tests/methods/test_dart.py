@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.caches import output_cache
 import vtr
 from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, images_of, make_view, retained, select_without_sync
 from tests.tiny_models import batch_of, model_of
@@ -159,7 +160,7 @@ def test_strongest_is_by_l1_norm_in_ascending_position():
 def test_on_a_model_it_is_the_algorithm_on_its_cache_and_hidden_states(kind):
     model, batch = model_of(kind, dtype=torch.float64), batch_of(kind, dtype=torch.float64)
     full = model(**batch.inputs, use_cache=True, output_hidden_states=True, position_ids=batch.positions)
-    hidden, keys = model.model.language_model.norm(full.hidden_states[2]), full.past_key_values.layers[1].keys
+    hidden, keys = model.model.language_model.norm(full.hidden_states[2]), output_cache(full).layers[1].keys
     strength = keys.transpose(1, 2).flatten(2).abs().sum(-1)
     expected = []
     for seen in images_of(batch):

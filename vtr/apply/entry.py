@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtr.hosts._host import Host
+from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
 
 
@@ -31,7 +32,7 @@ def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> 
 
 def check_history(states: Any, kwargs: dict, length: int) -> None:
     """Refuses a prompt that repeats what a reduced cache holds: `generate` cuts it by the cache's physical length, which is shorter."""
-    cache: Any = kwargs.get("past_key_values")
+    cache: Any = given_cache(kwargs)
     state = states.get(cache) if cache is not None else None
     held = int(cache.get_seq_length()) if state is not None else 0
     if state is None or not held or not state.dropped:

@@ -12,6 +12,7 @@ from vtr.apply.call import Call
 from vtr.apply.columns import mask
 from vtr.hosts._host import Host
 from vtr.hosts._taps import project_kv
+from vtr.hosts._versions import cache_keyword, given_cache
 from vtr.ops.gather import compaction, take
 from vtr.types import VtrError
 
@@ -74,7 +75,7 @@ def freeze(host: Host, call: Call, layer: int, module: nn.Module, hidden: Tensor
         "attention_mask": rows_mask,
         "position_embeddings": (take(rope[0], text), take(rope[1], text)),
         "position_ids": None,
-        "past_key_values": _Interleaved(kwargs.get("past_key_values"), key, value, visual, text, length),
+        cache_keyword(): _Interleaved(given_cache(kwargs), key, value, visual, text, length),
     }
     call.frozen[layer] = (hidden, text, text_real)
     return take(hidden, text), kwargs

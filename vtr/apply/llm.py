@@ -22,6 +22,7 @@ from vtr.apply.signals import Tap, io_recorder
 from vtr.apply.text_tower import Questions, TextTower
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
+from vtr.hosts._versions import cache_keyword, given_cache
 from vtr.types import VtrError
 
 ENCODED = "vtr_encoded"
@@ -107,7 +108,7 @@ class LlmHooks:
         if positions is not None:
             call.visual = positions.bool()
         else:
-            call.visual = placeholders(self.host, module, ids, embeds, kwargs.get("past_key_values"))
+            call.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
         call.ids = ids if self.text_towers else None
         call.expand = repeats(source, self.beams.pop(threading.get_ident(), 1))
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
@@ -124,9 +125,9 @@ class LlmHooks:
             call = self.call = Call()
         kwargs = dict(kwargs)
         batch, length = embeds.shape[:2]
-        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        cache, use_cache = given_cache(kwargs), kwargs.get("use_cache")
         if cache is None and (module.config.use_cache if use_cache is None else use_cache):
-            cache = kwargs["past_key_values"] = self.host.new_cache()
+            cache = kwargs[cache_keyword()] = self.host.new_cache()
         state = self.states.get(cache) if cache is not None else None
         if state is not None and not (state.static and length == 1):  # a compiled decode step must not ask the device
             state = reconcile(self.states, cache, state)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtr.bench.schedule import Schedule
 from vtr.hosts._host import Host
+from vtr.hosts._versions import cache_keyword
 
 
 def can_cut(host: Host, schedule: Schedule) -> bool:
@@ -90,7 +91,7 @@ def prefill(
         if i in schedule.frozen:
             hidden = _frozen(host, layer, i, hidden, rope, cache, (start, length - behind))
         else:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache, use_cache=True)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, use_cache=True, **{cache_keyword(): cache})
     return host.model.lm_head(host.language_model.norm(hidden[:, -1:])), cache
 
 
@@ -132,4 +133,4 @@ def _rotate(tensor: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor | None) ->
 
 def next_token(model: Any, cache: Any, token: Tensor, position: Tensor, mask: Tensor) -> Tensor:
     """One decode step of the model as it stands, hooks included if it has any; `(B, 1, vocabulary)`."""
-    return model(input_ids=token, position_ids=position, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    return model(input_ids=token, position_ids=position, attention_mask=mask, use_cache=True, **{cache_keyword(): cache}).logits

@@ -20,6 +20,7 @@ from vtr.bench.floors import can_cut, encode, next_token, prefill
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes, synchronize
 from vtr.hosts._host import Host, host_of
+from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.types import Method, VtrError
 
 FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"
@@ -229,13 +230,13 @@ def answer(
             run, length = _floor_prefill(host, row.schedule, inputs, watch, static), row.schedule.llm[0]
         else:
             stack.callback(_timed_encode(host, watch))
-            given = {} if static is None else {"past_key_values": static}
+            given = {} if static is None else {cache_keyword(): static}
             run, length = partial(model, **inputs, **given, logits_to_keep=1), ids.shape[1]
         masks = _masks(ids, length, longest, static)
         synchronize(device)
         watch.mark("start")
         output = run()
-        logits, cache = output if floor else (output.logits, output.past_key_values)
+        logits, cache = output if floor else (output.logits, output_cache(output))
         token = logits[:, -1:].argmax(-1)
         watch.mark("1")
         found["kv_bytes"] = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))

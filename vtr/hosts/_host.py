@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.hosts._versions import cache_keyword
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import Geometry, VtrError
 
@@ -155,9 +156,9 @@ class Host:
             config=self.language_model.config,
             inputs_embeds=hidden,
             attention_mask=columns,
-            past_key_values=cache,
             position_ids=None,
             layer_idx=layer,
+            **{cache_keyword(): cache},
             **({} if may_skip else {"allow_is_causal_skip": False}),
         )
 

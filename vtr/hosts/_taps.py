@@ -121,7 +121,7 @@ def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor
 
     with TAPS.watching(attention, capture):
         try:
-            attention(hidden_states=normed, position_embeddings=rope, attention_mask=None, past_key_values=None)
+            attention(hidden_states=normed, position_embeddings=rope, attention_mask=None)
         except _Captured:
             pass
     return found[0]

@@ -17,6 +17,7 @@ from vtr.apply.llm import LlmHooks
 from vtr.apply.plan import make_plan
 from vtr.calibrate.shortv import layer_contribution, layer_order
 from vtr.hosts._host import Host, ImageLayout
+from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.methods.shortv import ShortV
 from vtr.replay import ReplayError, Vector, close, same_index
 
@@ -109,9 +110,9 @@ class _Bare(nn.Module):
         else:
             self.language_model.norm.load_state_dict({"weight": final_norm})
 
-    def forward(self, input_ids: Tensor, inputs_embeds: Tensor, past_key_values: Any = None) -> tuple[Tensor, Any]:
-        out = self.language_model(inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=True)
-        return out.last_hidden_state, out.past_key_values
+    def forward(self, input_ids: Tensor, inputs_embeds: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        out = self.language_model(inputs_embeds=inputs_embeds, use_cache=True, **{cache_keyword(): cache})
+        return out.last_hidden_state, output_cache(out)
 
 
 @contextmanager

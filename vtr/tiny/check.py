@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vtr.data.shapes import FAMILIES, Sample, is_correct
+from vtr.hosts._versions import cache_keyword
 
 LONGEST_ANSWER = 8
 
@@ -33,7 +34,7 @@ def _greedy(model, tokens: Tensor, positions: Tensor, stop: int) -> Tensor:
     answer: list[Tensor] = []
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     while len(answer) < LONGEST_ANSWER and not ended.all():
-        hidden = llm(inputs_embeds=tokens, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = llm(inputs_embeds=tokens, position_ids=positions, use_cache=True, **{cache_keyword(): cache}).last_hidden_state
         word = model.lm_head(hidden[:, -1]).argmax(-1).masked_fill(ended, stop)
         ended = ended | (word == stop)
         answer.append(word)

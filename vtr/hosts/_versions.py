@@ -1,0 +1,32 @@
+"""Names of transformers that differ between its releases, in one place. Supported: 5.17 and newer; tested: see `constraints/tested.txt`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""Keyword of the KV cache in every forward, mask function and output: `cache` from 5.24 on, `past_key_values` before."""
+
+_known: list[str] = []
+
+
+def cache_keyword() -> str:
+    """Returns the keyword under which this transformers takes the KV cache."""
+    if not _known:  # not functools.cache, of which torch.compile warns
+        from transformers.masking_utils import create_causal_mask
+
+        parameters = inspect.signature(create_causal_mask).parameters
+        _known.append(next(name for name in CACHE_NAMES if name in parameters))
+    return _known[0]
+
+
+def given_cache(kwargs: Mapping[str, Any]) -> Any:
+    """Returns the KV cache among a module's keyword arguments, under the name of today or the one that older code still writes."""
+    return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
+def output_cache(output: Any) -> Any:
+    """Returns the KV cache of a model's output."""
+    return getattr(output, cache_keyword(), None)
