@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.caches import held
 import vtr
 from tests import probes, reference, tiny_models
+from tests.caches import held
 from tests.fake_flash import flash_attention
 from tests.probes import ByAttention, Choice, DropAll, EveryNth, Freeze, KeepAll, MergePairs, Ragged, TowerTop
 from tests.reference import Expected, keep_mask, masked_logits, merge_map, patches_of, renumbered

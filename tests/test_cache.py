@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.caches import held
 import vtr
 from tests import oracles, tiny_models
+from tests.caches import held
 from tests.probes import ByAttention, EveryNth, Freeze, Ragged
 from tests.tiny_models import LAYERS, ONE, Batch, Shot, batch_of, generate, model_of
 from vtr.types import VtrError

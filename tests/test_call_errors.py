@@ -8,9 +8,9 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
-from tests.caches import held
 import vtr
 from tests import tiny_models
+from tests.caches import held
 from tests.fake_flash import flash_attention
 from tests.probes import ByAttention, EveryNth, Freeze, KeepAll, MergePairs, Observe, Ragged, TowerTop
 from tests.tiny_models import ONE, Shot, batch_of, build, generate, model_of

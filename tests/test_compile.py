@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from tests.caches import held
 import vtr
 from tests import oracles
+from tests.caches import held
 from tests.probes import EveryNth, Freeze, Ragged
 from tests.tiny_models import KINDS, batch_of, model_of
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from tests.caches import output_cache
 import vtr
 from tests import tiny_models
+from tests.caches import output_cache
 from tests.tiny_models import LAYERS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens
 from vtr.registry import method_class
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.caches import held, output_cache
 import vtr
+from tests.caches import held, output_cache
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.caches import output_cache
 import vtr
+from tests.caches import output_cache
 from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, images_of, make_view, retained, select_without_sync
 from tests.tiny_models import batch_of, model_of
 from vtr.methods.dart import DART, authors_order, authors_quota, dart, exact_quota, l1_norm, strongest

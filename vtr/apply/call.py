@@ -27,6 +27,7 @@ class Encoded:
         taps: tower taps that steps of later stages read.
         rows: `(images, V)` tower row of each view.
         clock: time spent choosing so far.
+        checks: counts of the steps so far, as in `Call`.
     """
 
     images: Images
@@ -35,6 +36,7 @@ class Encoded:
     taps: dict[int, Tap]
     rows: Tensor
     clock: Clock
+    checks: list[tuple[Any, Tensor, list[int]]]
 
 
 @dataclass
@@ -46,6 +48,9 @@ class CacheState:
             future True (causality hides it), so that decoding never changes a shape.
         segment: per layer a number, the same for layers that see the same keys.
         shift: per layer None or `(B, 1)` int64, how far positions were moved down by renumbering.
+        where: per layer `(B, K)` int64, the logical column (counted as if nothing had been removed) of the first K keys, -1 for filler; keys
+            behind them continue at `logical`. Layers between two removals share the tensor.
+        logical: logical length where `where` ends.
         dropped: logical minus physical length of layer 0; constant while decoding and when the cache is cropped.
         static: the cache is compileable.
     """
@@ -53,8 +58,20 @@ class CacheState:
     valid: list[Tensor] = field(default_factory=list)
     segment: list[int] = field(default_factory=list)
     shift: list[Tensor | None] = field(default_factory=list)
+    where: list[Tensor] = field(default_factory=list)
+    logical: int = 0
     dropped: int = 0
     static: bool = False
+
+    def rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Repeats, selects or reorders prompt rows as the cache does: `change` maps a tensor with rows first to the new one."""
+        known: dict[int, Tensor] = {}
+        tensors: list[Any]
+        for tensors in (self.valid, self.shift, self.where):
+            for i, tensor in enumerate(tensors):
+                if tensor is not None and id(tensor) not in known:
+                    known[id(tensor)] = change(tensor)
+                tensors[i] = None if tensor is None else known[id(tensor)]
 
 
 @dataclass
@@ -78,6 +95,15 @@ class Call:
         fixed: per row, tokens that are never removed (text and trailing padding).
         newlines: newline tokens left of each image; counts: visual tokens left of each image.
         past, now: per layer, real columns of the cache and of this call; `segment` numbers what layers share.
+        now_where: per layer `(B, S)` int64, original column in this call of every token there, -1 for filler; None = all columns in order.
+        before: tokens in front of this call, those that were removed included.
+        state: what an earlier reduced call left in this cache.
+        windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
+        read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers.
+        prompt: columns of this call that belong to the prompt, where `generate` says so; `answers (B, q)` bool, labelled columns.
+        checks: `(step, tokens kept per View row, tokens asked for)`, compared when a report is made.
+        outer: the call that this one interrupts, when a hook runs the model in the middle of a call.
+        alone: the language model was called without its base model.
         taps: what was read at layers of the LLM.
         events: `(layer, counts)` after every removal; the boundary is layer 0.
         unpadded: no row has padding.
@@ -99,6 +125,9 @@ class Call:
     positions: Positions | None = None
     text: Tensor | None = None
     instruction: Tensor | None = None
+    read: Tensor | None = None
+    prompt: int | None = None
+    answers: Tensor | None = None
     text_width: int = 0
     line_of: Tensor | None = None
     lines: int = 1
@@ -107,6 +136,10 @@ class Call:
     counts: list[int] = field(default_factory=list)
     past: list[Tensor | None] = field(default_factory=list)
     now: list[Tensor] = field(default_factory=list)
+    now_where: list[Tensor | None] = field(default_factory=list)
+    before: int = 0
+    state: CacheState | None = None
+    windowed: bool = False
     segment: list[int] = field(default_factory=list)
     masks: dict[tuple, Any] = field(default_factory=dict)
     taps: dict[int, Tap] = field(default_factory=dict)
@@ -116,6 +149,9 @@ class Call:
     unpadded: bool = False
     probing: bool = False
     expand: int = 1
+    checks: list[tuple[Any, Tensor, list[int]]] = field(default_factory=list)
+    outer: Call | None = None
+    alone: bool = False
 
 
 class Clock:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtr.apply.call import Clock
 from vtr.apply.plan import Plan, PlanStep, signal_layer
-from vtr.apply.sequence import check_selection
+from vtr.apply.selections import check_selection
 from vtr.hosts._dense import DenseHost, Grid
 from vtr.ops.gather import compaction, take
 from vtr.ops.hashing import checksum

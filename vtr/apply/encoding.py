@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vtr.apply.call import Clock
 from vtr.apply.plan import Plan, PlanStep, signal_layer
-from vtr.apply.sequence import Images, Located, Sequence, check_selection, locate, make_view, remember, settle, to_device
+from vtr.apply.selections import check_selection, chosen_mask, limited, settle
+from vtr.apply.sequence import Images, Located, Sequence, locate, make_view, remember, to_device
 from vtr.apply.signals import Tap, tower_signal
 from vtr.hosts._host import Host, ImageLayout
 from vtr.ops.gather import take
@@ -42,6 +45,7 @@ class Encoding:
         self.taps: dict[int, Tap] = {}
         self.pending: dict[int, tuple[Tensor, Tensor]] = {}
         self.clock = Clock()
+        self.checks: list[tuple[Any, Tensor, list[int]]] = []
 
     def start(self, pixels: Tensor) -> None:
         """Makes the tables once the pixel values `(V, 3, H, W)` are seen."""
@@ -107,7 +111,10 @@ def run_tower_step(host: Host, plan: Plan, run: Encoding, item: PlanStep, hidden
         return hidden
     check_selection(item.name, selection, view)
     counted = plan.counted(item)
-    return _shorten(run, item, hidden, prefix, view, located, keep if counted else None, selection)
+    chosen = chosen_mask(selection, view)
+    if counted:
+        chosen = limited(chosen & view.real, view.keep, item, keep, run.checks)
+    return _shorten(run, item, hidden, prefix, view, located, keep if counted else None, selection, chosen)
 
 
 def input_view(run: Encoding, item: PlanStep, plan: Plan, pixels: Tensor) -> View | None:
@@ -171,11 +178,12 @@ def _shorten(
     located: Located,
     keep: list[int] | None,
     selection: Selection,
+    chosen: Tensor,
 ) -> Tensor:
     """Applies a Selection to the rows of the tower; `keep` per View row where the host knows it."""
     images, sequence = run.images, run.sequence
     assert sequence is not None
-    patches, stays = settle(selection, view, located, images, hidden[:, prefix:], sequence)
+    patches, stays = settle(selection, chosen, view, located, images, hidden[:, prefix:], sequence)
     gid = sequence.gid()
     alive = (gid >= 0) & images.alive[gid.clamp_min(0)]
     rows = [False] * len(run.image)

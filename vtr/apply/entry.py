@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -13,6 +14,12 @@ from torch import Tensor
 from vtr.hosts._host import Host
 from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
+
+
+def brings_images(module: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether images come with this call of the base model. Without any, an image token is text, as for the model itself."""
+    given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return given.get("pixel_values") is not None or bool((given.get("mm_encoder_outputs") or {}).get("image"))
 
 
 def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> Tensor:
@@ -64,24 +71,57 @@ def swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return undo
 
 
-def note_beams(model: Any, beams: dict[int, int]) -> Callable[[], None]:
-    """Learns from `generate` how often it repeats every prompt (beams, several samples), for reports; returns what undoes it.
+class Generating:
+    """What `generate` says, per thread: how often it repeats every prompt, and where the prompt ends in the next call.
 
-    Args:
-        model: whose instance gets a wrapper around `_expand_inputs_for_generation`, if it has one.
-        beams: thread -> repetitions, filled before the prefill.
+    In the first pass of assisted decoding and prompt lookup, the guesses of the draft follow the prompt; they are no text that a method may
+    read. Without a cache every pass brings all tokens so far, of which only the prompt is text.
     """
-    name = "_expand_inputs_for_generation"
-    original = getattr(model, name, None)
-    if original is None:
-        return lambda: None
 
-    @wraps(original)
-    def expand(*args: Any, **kwargs: Any) -> Any:
-        beams[threading.get_ident()] = int(kwargs.get("expand_size", args[0] if args else 1))
-        return original(*args, **kwargs)
+    def __init__(self) -> None:
+        self._repeats: dict[int, int] = {}
+        self._prompt: dict[int, int] = {}
+        self._ends: dict[int, tuple[int, int]] = {}
 
-    return swap(model, name, expand)
+    def install(self, model: Any) -> list[Callable[[], None]]:
+        """Wraps two methods of this instance that `generate` calls; returns the functions that put them back."""
+        undo = []
+        for name, wrap in (("_expand_inputs_for_generation", self._expanding), ("prepare_inputs_for_generation", self._preparing)):
+            original = getattr(model, name, None)
+            if original is not None:
+                undo.append(swap(model, name, wrap(original)))
+        return undo
+
+    def take(self, length: int) -> tuple[int, int | None]:
+        """Returns, for the call of `length` tokens that begins in this thread, how often prompts repeat and how many columns are prompt
+        (None = unknown, all)."""
+        me = threading.get_ident()
+        known, end = self._ends.pop(me, (0, None))
+        return self._repeats.pop(me, 1), end if known == length else None
+
+    def _expanding(self, original: Callable) -> Callable:
+        @wraps(original)
+        def expand(*args: Any, **kwargs: Any) -> Any:
+            me, ids = threading.get_ident(), kwargs.get("input_ids")
+            self._repeats[me] = int(kwargs.get("expand_size", args[0] if args else 1))
+            self._prompt.pop(me, None)
+            if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1]:
+                self._prompt[me] = ids.shape[1]
+            return original(*args, **kwargs)
+
+        return expand
+
+    def _preparing(self, original: Callable) -> Callable:
+        @wraps(original)
+        def prepare(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            made, me = original(input_ids, *args, **kwargs), threading.get_ident()
+            ids = made.get("input_ids")
+            self._ends.pop(me, None)
+            if isinstance(ids, Tensor) and me in self._prompt:
+                self._ends[me] = ids.shape[1], self._prompt[me] - (input_ids.shape[1] - ids.shape[1])
+            return made
+
+        return prepare
 
 
 def repeats(source: Tensor, expected: int) -> int:

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from vtr.apply import freeze
-from vtr.apply.call import CacheState, Call, Encoded, move
-from vtr.apply.columns import columns, mask, reconcile, split_segment, store, survey, valid_tokens
-from vtr.apply.entry import check_history, note_beams, placeholders, repeats
+from vtr.apply.begin import begin
+from vtr.apply.call import CacheState, Call, move
+from vtr.apply.columns import all_columns, columns, mask, only_padding, own_columns, split_segment, survey
+from vtr.apply.entry import Generating, brings_images, check_history, placeholders, repeats
 from vtr.apply.lifetime import spend
+from vtr.apply.past import check_prefill, check_returned, past_columns, state_of, store
 from vtr.apply.plan import Plan, PlanStep
 from vtr.apply.positions import Positions
-from vtr.apply.prefill import begin, run_step, shorten
+from vtr.apply.prefill import remove_pruned_patches, run_step
 from vtr.apply.signals import Tap, io_recorder
 from vtr.apply.text_tower import Questions, TextTower
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
-from vtr.hosts._versions import cache_keyword, given_cache
+from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
 from vtr.types import VtrError
 
 ENCODED = "vtr_encoded"
@@ -36,8 +38,8 @@ class LlmHooks:
         self.host, self.plan, self.finished, self.questions = host, plan, finished, questions or Questions()
         self.states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
         self.calls: dict[int, Call] = {}
-        self.survivors: dict[int, tuple[Tensor, Tensor]] = {}  # per thread, original columns left by the last call, for labels
-        self.beams: dict[int, int] = {}  # per thread, how often generate() is about to repeat every prompt
+        self.late: dict[int, Any] = {}  # per thread, arguments of the outer model that get their values at the end of the LLM
+        self.generating = Generating()
         self.layers = list(host.layers)
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
         self.needs_tower = any(s.in_tower for s in plan.steps)
@@ -62,10 +64,11 @@ class LlmHooks:
     def install(self, undo: list[Any]) -> None:
         """Registers every hook; what `remove()` must undo is appended as it happens."""
         host = self.host
-        undo.append(note_beams(host.model, self.beams))
+        undo += self.generating.install(host.model)
         undo.append(host.base.register_forward_pre_hook(self.enter_base, with_kwargs=True).remove)
+        undo.append(host.base.register_forward_hook(self.leave_base, always_call=True).remove)
         undo.append(host.language_model.register_forward_pre_hook(self.enter_language, with_kwargs=True).remove)
-        undo.append(host.language_model.register_forward_hook(self.leave_language, with_kwargs=True).remove)
+        undo.append(host.language_model.register_forward_hook(self.leave_language, always_call=True).remove)
         for i, layer in enumerate(host.layers):
             undo.append(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
             if self.plan.at("prefill", i, action="freeze"):
@@ -88,7 +91,7 @@ class LlmHooks:
         spend(self.states)
         self.states.clear()
         self.calls.clear()
-        self.survivors.clear()
+        self.late.clear()
 
     # ---- base model: which positions of this call are visual
     def enter_base(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -97,114 +100,99 @@ class LlmHooks:
         source = ids if ids is not None else embeds
         kwargs = dict(kwargs)
         positions = kwargs.pop("visual_positions", None)
-        if source is None:
-            return args, kwargs
-        self.call = call = Call()
-        if source.shape[1] == 1:
+        self.call = call = Call(outer=self.call)
+        if source is None or source.shape[1] == 1:
             return args, kwargs
         if list(module.language_model.layers) != self.layers:
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
             call.visual = positions.bool()
-        else:
+        elif ids is None or brings_images(module, args, kwargs):
             call.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
         call.ids = ids if self.text_towers else None
-        call.expand = repeats(source, self.beams.pop(threading.get_ident(), 1))
+        expand, call.prompt = self.generating.take(source.shape[1])
+        call.expand = repeats(source, expand)
+        late = self.late.get(threading.get_ident())
+        call.answers = None if late is None else late.answers(*source.shape[:2])
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         call.encoded = image.get(ENCODED) if isinstance(image, dict) else None
         return args, kwargs
 
+    def leave_base(self, _module: Any, _args: tuple, _output: Any) -> None:
+        """Also after an exception: the call that this one interrupted goes on."""
+        call = self.call
+        self.call = None if call is None else call.outer
+
     # ---- language model
     def enter_language(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        embeds = kwargs.get("inputs_embeds")
-        call = self.call
+        embeds, call = kwargs.get("inputs_embeds"), self.call
         if embeds is None:
             return None
-        if call is None:
-            call = self.call = Call()
+        if call is None:  # called without the base model
+            call = Call(alone=True)
         kwargs = dict(kwargs)
         batch, length = embeds.shape[:2]
-        cache, use_cache = given_cache(kwargs), kwargs.get("use_cache")
-        if cache is None and (module.config.use_cache if use_cache is None else use_cache):
-            cache = kwargs[cache_keyword()] = self.host.new_cache()
-        state = self.states.get(cache) if cache is not None else None
-        if state is not None and not (state.static and length == 1):  # a compiled decode step must not ask the device
-            state = reconcile(self.states, cache, state)
+        given, use_cache, attention_mask = given_cache(kwargs), kwargs.get("use_cache"), kwargs.get("attention_mask")
+        cache, uses = given, module.config.use_cache if use_cache is None else use_cache
+        if cache is None and uses:
+            cache = self.host.new_cache()
+        call.state = state = state_of(self.states, cache, batch, length)
+        call.static = state is not None and state.static
+        held = cache.get_seq_length() if cache is not None else 0
+        call.before = held + (state.dropped if state is not None else 0)
         call.prefill = length > 1 and call.visual is not None and call.visual.shape == (batch, length)
         stats = None
         if call.prefill:
-            valid = valid_tokens(kwargs.get("attention_mask"), embeds, state)
-            stats = survey(call, valid, kwargs.get("position_ids"))
+            held = int(held)
+            call.before = int(call.before)
+            valid = own_columns(attention_mask, embeds, call.before, held, call.static)
+            packs = attention_mask is None and (self.host.attention_name(tower=False).startswith("flash") or (given is None and not uses))
+            stats = survey(call, valid, kwargs.get("position_ids"), only_padding(attention_mask, valid, held), packs)
             call.prefill = any(stats["visual"]) and bool(self.acts or self.needs_tower or call.encoded is not None)
         if not call.prefill and state is None:
-            self.call = None  # nothing of ours in this call: it stays as it is, bit for bit
-            return None
+            return None  # nothing of ours in this call: it stays as it is, bit for bit
         if not call.prefill:
-            valid = valid_tokens(kwargs.get("attention_mask"), embeds, state)
-        past = (cache.get_seq_length() if cache is not None else 0) + (state.dropped if state is not None else 0)
+            valid = own_columns(attention_mask, embeds, call.before, held, call.static)
+        if cache is not None and cache is not given:
+            kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | {cache_keyword(): cache}
+        self.call = call
         ids = kwargs.get("position_ids")
         if ids is None:
-            ids = (torch.arange(length, device=embeds.device) + past)[None]
+            ids = (torch.arange(length, device=embeds.device) + call.before)[None]
         count = len(self.host.layers)
         call.cache, call.incoming, call.reduced = cache, length, state is not None
-        call.static = state is not None and state.static
-        call.past = list(state.valid) if state is not None else [None] * count
+        call.past = past_columns(call, attention_mask, held, batch, length, count)
         call.segment = list(state.segment) if state is not None else [0] * count
+        call.now_where = [None] * count
         shift = state.shift if state is not None else [None] * count
         call.positions = Positions(ids, stats is None or stats["gapless"], list(shift))
         if call.prefill:
             assert stats is not None
-            self._check_prefill(call, state, past, length)
+            check_prefill(self.host, call, kwargs, self.needs_tower)
             call.fixed, call.text_width, call.unpadded = stats["fixed"], max(stats["text"]), stats["unpadded"]
             begin(self.host, call, valid, stats["visual"])
             assert call.sequence is not None
             call.questions = self.questions.of(call) if self.text_towers else None
             call.now = [call.sequence.valid] * count
             embeds = self._boundary(call, embeds)
-            call.now = [call.sequence.valid] * count
+            call.now, call.now_where = [call.sequence.valid] * count, [call.sequence.column] * count
         else:
             call.now = [valid] * count
+        window = self.host.sliding_window()
+        call.windowed = window is not None and not call.static and call.before + length > window
         kwargs["inputs_embeds"] = embeds
         kwargs["position_ids"] = call.positions.at(0)
         if call.reduced:
             kwargs["attention_mask"] = columns(call, 0).to(torch.long)
         return args, kwargs
 
-    def _check_prefill(self, call: Call, state: CacheState | None, past: Any, length: int) -> None:
-        if call.static:
-            raise VtrError("vtr: a second prefill on a static cache that holds a reduction is not supported; use a dynamic cache")
-        window = self.host.sliding_window()
-        if window is not None and int(past) + length > window:
-            raise VtrError(
-                f"vtr: a prompt of {int(past) + length} tokens is longer than the sliding window of {window}, where distance counts removed "
-                "tokens; use a model without sliding-window layers"
-            )
-        if self.needs_tower and call.encoded is None:
-            raise VtrError("vtr: a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
-        if torch.is_grad_enabled() and any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in self.layers):
-            raise VtrError("vtr: gradient checkpointing runs layers twice, which a reduction cannot follow; switch it off")
-
     def _boundary(self, call: Call, embeds: Tensor) -> Tensor:
         if call.encoded is not None and call.encoded.kept is not None:
-            embeds = self._bury(call, call.encoded, embeds)
+            embeds = remove_pruned_patches(self.plan, call, call.encoded, embeds)
         for item in self.plan.at("boundary", side="after_projector"):
             embeds = run_step(self.host, self.plan, call, item, embeds, text_towers=self.text_towers)
         return embeds
-
-    def _bury(self, call: Call, encoded: Encoded, embeds: Tensor) -> Tensor:
-        """Removes the tombstones of patches that the tower removed."""
-        images, sequence = call.images, call.sequence
-        assert images is not None and sequence is not None and encoded.kept is not None
-        kept = encoded.kept.to(embeds.device).unflatten(0, (-1, images.slots))
-        kept = kept[torch.tensor(images.source).to(embeds.device, non_blocking=True)].flatten()
-        gid = sequence.gid()
-        last = [s for s in self.plan.steps if s.in_tower][-1]
-        counts = [encoded.counts[s] for s in images.source]
-        embeds = shorten(call, embeds, (gid < 0) | kept[gid.clamp_min(0)], counts, last)
-        # left filler may be a tombstone; it is masked, but NaN would pass through a masked value
-        filler = ~sequence.valid & (sequence.gid_of.gather(1, sequence.column) >= 0)
-        return embeds.masked_fill(filler[..., None], 0.0)
 
     # ---- layers
     def _layer_hook(self, i: int) -> Any:
@@ -220,12 +208,12 @@ class LlmHooks:
             if call.prefill and removing:
                 move(call, hidden.device)
                 for item in removing:
-                    rope = call.positions.rope_for(i, hidden, kwargs["position_embeddings"], self.host.language_model.rotary_emb)
-                    call.positions.rope = rope
-                    hidden = run_step(self.host, self.plan, call, item, hidden, rope)
+                    hidden = run_step(self.host, self.plan, call, item, hidden, self._rope(call, i, hidden, kwargs))
                 assert call.sequence is not None
                 if call.sequence.valid is not call.now[i]:
-                    call.now = call.now[:i] + [call.sequence.valid] * (len(call.now) - i)
+                    behind = len(call.now) - i
+                    call.now = call.now[:i] + [call.sequence.valid] * behind
+                    call.now_where = call.now_where[:i] + [call.sequence.column] * behind
                     split_segment(call, i)
             if i - 1 in call.taps:
                 del call.taps[i - 1]
@@ -234,11 +222,9 @@ class LlmHooks:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:
-                if call.segment[i] != call.segment[0]:
+                if call.segment[i] != call.segment[0] or (call.windowed and self.host.slides(i)):
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
-                kwargs["position_embeddings"] = call.positions.rope_for(
-                    i, hidden, kwargs["position_embeddings"], self.host.language_model.rotary_emb
-                )
+                kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread
             if freezes:
                 hidden, kwargs = freeze.freeze(self.host, call, i, module, hidden, kwargs)
@@ -247,6 +233,11 @@ class LlmHooks:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return hook
+
+    def _rope(self, call: Call, i: int, hidden: Tensor, kwargs: dict) -> Any:
+        """The rotary table of layer `i` for the tokens that are left."""
+        assert call.positions is not None
+        return call.positions.rope_for(i, hidden, kwargs.get("position_embeddings"), self.host.layer_kind(i), self.host.rotary)
 
     def _thaw_hook(self, i: int) -> Any:
         def hook(_module: nn.Module, _args: tuple, _kwargs: dict, output: Any) -> Any:
@@ -270,9 +261,12 @@ class LlmHooks:
                 rows = call.frozen[i][1][:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
                 query = query.new_zeros(*query.shape[:2], call.frozen[i][0].shape[1], query.shape[-1]).scatter(2, rows, query)
             tap.query, tap.key, tap.value, tap.scaling = query, key, value, scaling
-            real = columns(call, i)
+            real, size = columns(call, i), key.shape[2]
+            if call.windowed and self.host.slides(i):
+                tap.where, tap.window = all_columns(call, i)[:, -size:], self.host.sliding_window() or 0
+            real = real[:, -size:]  # a sliding window may hold fewer keys than there were
             tap.first = real.shape[1] - call.now[i].shape[1]
-            tap.keys = torch.nn.functional.pad(real, (0, key.shape[2] - real.shape[1]))  # a static cache is longer than its content
+            tap.keys = torch.nn.functional.pad(real, (0, size - real.shape[1]))  # a static cache is longer than its content
 
         return watcher
 
@@ -285,15 +279,22 @@ class LlmHooks:
         return hook
 
     # ---- leave
-    def leave_language(self, _module: nn.Module, _args: tuple, _kwargs: dict, output: Any) -> None:
-        call, self.call = self.call, None
+    def leave_language(self, _module: nn.Module, _args: tuple, output: Any) -> None:
+        call = self.call
         if call is None or call.positions is None:
             return
+        self.call = call.outer if call.alone else Call(outer=call.outer)
+        if output is None:  # an exception inside
+            return
+        if call.cache is not None and call.reduced:
+            check_returned(call, output, len(self.layers))
         if call.prefill:
             if call.encoded is not None:
                 call.clock.extend(call.encoded.clock)
-            if call.reduced and call.sequence is not None:
-                self.survivors[threading.get_ident()] = (call.sequence.column, call.sequence.valid)
+                call.checks = call.encoded.checks + call.checks
+            late = self.late.pop(threading.get_ident(), None)
+            if late is not None and call.reduced:
+                late.fill(call)
             self.finished(call)
         if call.cache is not None and call.reduced:
-            store(self.states, call, len(self.layers))
+            store(self.states, call, self.host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,26 +18,33 @@ Rope = tuple[Tensor, Tensor]
 class Positions:
     """Positions of the tokens that are left.
 
+    A model passes its rotary tables to every layer, one table for all of them or one per type of layer. So what is kept here is which rows
+    of such a table the tokens that are left use. Only where no row has the right position is a table made by the model's rotary module.
+
     Args:
         ids: `(B or 1, S)` int64, or `(3 or 4, B, S)` for M-RoPE; renumbered ones where the plan renumbers.
-        gapless: whether ids of real tokens are consecutive, so that the rotary table has a row for every renumbered position.
+        gapless: whether ids of real tokens are consecutive, so that the table has a row for every renumbered position.
         past_shift: per layer None or `(B, 1)`, how far earlier turns were moved down.
         shift: the same after this call; both are None without renumbering.
+        rows: `(B, S)` int64, row of each token in the tables that the model passes; None = the tables fit as they are.
+        tabled: the model has made its tables for this call, so that later removals pick rows of them.
+        made: no row of the model's tables has these positions.
     """
 
     ids: Tensor
     gapless: bool
     past_shift: list[Tensor | None]
     shift: list[Tensor | None] = field(default_factory=list)
-    rope: Rope | None = None
-    _rope_shift: Tensor | None = None
+    rows: Tensor | None = None
+    tabled: bool = False
+    made: bool = False
+    _tables: dict[tuple, Rope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shift = list(self.past_shift)
-        self._rope_shift = self.past_shift[0]
 
     def at(self, layer: int) -> Tensor:
-        """Position ids that layer `layer` uses."""
+        """Returns the position ids that layer `layer` uses."""
         moved = self.past_shift[layer]
         return self.ids if moved is None else self.ids - moved.to(self.ids.device)
 
@@ -45,13 +53,14 @@ class Positions:
 
         Args:
             index: `(B, S')` into the old positions; `valid_before (B, S)` and `valid (B, S')`, real tokens before and after.
-            layer: 0 also stands for the boundary, whose rotary table the model itself will make.
+            layer: 0 also stands for the boundary, whose rotary tables the model itself will make.
             renumber: survivors get consecutive positions from the first of the row on.
         """
-        old_ids, old_rope = self.ids, self.rope
+        self._tables.clear()
+        old_ids = self.ids
         self.ids = take(old_ids, index, dim=-1)
         if not renumber:
-            self.rope = None if old_rope is None else (take(old_rope[0], index), take(old_rope[1], index))
+            self._pick(index)
             self.gapless = False
             return
         old = old_ids.expand(len(index), -1)
@@ -65,16 +74,17 @@ class Positions:
             before = self.shift[i]
             self.shift[i] = saved if before is None else before.to(saved.device) + saved
         self._share_shifts(layer)
-        if old_rope is None:
-            return
         if self.gapless:
             first = valid_before.to(torch.uint8).argmax(1, keepdim=True)
-            rows = (first + rank).clamp_max(old.shape[1] - 1)
-            self.rope = (take(old_rope[0], rows), take(old_rope[1], rows))
-        else:
-            self.rope = None
-            self._rope_shift = _UNKNOWN
+            self._pick((first + rank).clamp_max(old.shape[1] - 1))
+        elif self.tabled:
+            self.made, self.rows = True, None
         self.gapless = True
+
+    def _pick(self, index: Tensor) -> None:
+        """Takes rows `index (B, S')` of the tables in use now."""
+        if self.tabled and not self.made:
+            self.rows = index if self.rows is None else self.rows.gather(1, index)
 
     def _share_shifts(self, layer: int) -> None:
         """Layers whose shifts were one tensor before stay one tensor, so that decoding calls the rotary module once per segment."""
@@ -82,23 +92,29 @@ class Positions:
             if self.past_shift[i] is self.past_shift[i - 1]:
                 self.shift[i] = self.shift[i - 1]
 
-    def rope_for(self, layer: int, hidden: Tensor, given: Rope, rotary: Callable[..., Rope]) -> Rope:
-        """The rotary table of a layer: the given one where nothing moved, else a compacted or newly made one.
+    def rope_for(self, layer: int, hidden: Tensor, given: Any, kind: str, rotary: Callable[[Tensor, Tensor, str], Rope]) -> Any:
+        """Returns the rotary table `(cos, sin)` of a layer for the tokens that are left.
 
         Args:
             layer: which.
             hidden: `(B, S, D)`, for device and dtype.
-            given: what the model passes to every layer.
-            rotary: the model's own rotary module.
+            given: what the model passes to this layer; None, of a model without rotary positions, is returned as it is.
+            kind: type of the layer; layers of one type share a table.
+            rotary: `(hidden, position ids, kind) -> table`, by the model's own rotary module.
         """
+        self.tabled = True
         shift = self.past_shift[layer]
-        if shift is not self._rope_shift:
-            self.rope = rotary(hidden, position_ids=self.at(layer).to(hidden.device))
-            self._rope_shift = shift
-        rope = given if self.rope is None else self.rope
-        if rope[0].device != hidden.device:
-            rope = (rope[0].to(hidden.device), rope[1].to(hidden.device))
-        return rope
-
-
-_UNKNOWN = torch.zeros(0)
+        own = self.made or shift is not self.past_shift[0]
+        if given is None or (self.rows is None and not own):
+            return given
+        key = (kind, hidden.device, id(shift) if own else None)
+        if key not in self._tables:
+            if own:
+                self._tables[key] = rotary(hidden, self.at(layer).to(hidden.device), kind)
+            else:
+                assert self.rows is not None
+                self._tables[key] = (
+                    take(given[0], self.rows.to(given[0].device)).to(hidden.device),
+                    take(given[1], self.rows.to(given[1].device)).to(hidden.device),
+                )
+        return self._tables[key]

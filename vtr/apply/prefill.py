@@ -10,99 +10,13 @@ from torch import Tensor
 
 from vtr.apply.call import Call, Encoded
 from vtr.apply.plan import Plan, PlanStep, signal_layer
-from vtr.apply.sequence import Images, Sequence, check_selection, locate, make_view, remember, settle, to_device
+from vtr.apply.selections import check_selection, chosen_mask, limited, settle
+from vtr.apply.sequence import Sequence, locate, make_view, remember, to_device
 from vtr.apply.signals import Tap, llm_signal, tower_signal
-from vtr.hosts._host import Host, ImageLayout, by_patch, numbered
+from vtr.hosts._host import Host, by_patch, numbered
 from vtr.hosts._taps import project_qkv
 from vtr.ops.gather import take
 from vtr.types import Text, View, VtrError
-
-
-def begin(host: Host, call: Call, valid: Tensor, placeholders: list[int]) -> None:
-    """Sets up the tokens of a call from its placeholders and what the tower left.
-
-    Args:
-        host: the model.
-        call: with `visual (B, q)` known.
-        valid: `(B, q)` bool, real tokens.
-        placeholders: visual positions of every row, newline tokens included.
-
-    Raises:
-        VtrError: the placeholders of a row are not whole images.
-    """
-    device = valid.device
-    visual = call.visual
-    assert visual is not None
-    layouts = _layouts(host, call.encoded, placeholders)
-    source, row, number, repeat = _rows_of_images(placeholders, layouts)
-    call.expand = max(call.expand, repeat)
-    encoded = call.encoded.images if call.encoded is not None else Images.of(layouts, device)
-    call.images = images = encoded.select(source, row, number, device)
-    call.counts = [layout.tokens for layout in images.layouts]
-    call.newlines = [layout.length - layout.tokens for layout in images.layouts]
-    call.lines = max(int(layout.line.max()) + 1 for layout in images.layouts) or 1
-    tables = torch.full((2, len(placeholders), max(placeholders)), -1)
-    filled = [0] * len(placeholders)
-    for image, layout in enumerate(images.layouts):  # host side: copies cached layouts into one table
-        start, r = filled[row[image]], row[image]
-        filled[r] = stop = start + layout.length
-        tables[0, r, start:stop] = numbered(layout.patch, image, images.slots)
-        tables[1, r, start:stop] = torch.where(layout.patch < 0, numbered(layout.line, image, call.lines), -1)
-    tables = tables.to(device, non_blocking=True)
-    rank = (visual.cumsum(1) - 1).clamp_min(0)
-    gid_of, call.line_of = (torch.where(visual, t.gather(1, rank), -1) for t in tables)
-    column = torch.arange(valid.shape[1], device=device).expand_as(valid)
-    call.sequence = Sequence(column, valid, gid_of)
-    call.text = valid & ~visual
-    first = torch.where(visual, column, valid.shape[1]).amin(1, keepdim=True)
-    after = call.text & (column > first)
-    call.instruction = torch.where(after.any(1, keepdim=True), after, call.text)
-
-
-def _layouts(host: Host, encoded: Encoded | None, placeholders: list[int]) -> list[ImageLayout]:
-    if encoded is not None:
-        return encoded.images.layouts
-    if host.default_layout is None:
-        raise VtrError(
-            f"{host.name}: the image sizes of these features are unknown; pass pixel_values, or encode the images inside the reduction"
-        )
-    if any(count % host.default_layout.length for count in placeholders):
-        raise VtrError(_mismatch(placeholders, [host.default_layout.length]))
-    return [host.default_layout] * (sum(placeholders) // host.default_layout.length)
-
-
-def _rows_of_images(placeholders: list[int], layouts: list[ImageLayout]) -> tuple[list[int], list[int], list[int], int]:
-    """Source image, prompt row and number in the row of every image the LLM sees, and how often rows repeat (beams)."""
-    lengths = [layout.length for layout in layouts]
-    repeat = sum(placeholders) // max(sum(lengths), 1)
-    rows = placeholders[::repeat] if repeat else []
-    if not repeat or [p for p in rows for _ in range(repeat)] != placeholders:
-        raise VtrError(_mismatch(placeholders, lengths))
-    source: list[int] = []
-    row: list[int] = []
-    number: list[int] = []
-    image = 0
-    for r, wanted in enumerate(rows):
-        first, got = image, 0
-        while got < wanted and image < len(lengths):
-            got += lengths[image]
-            image += 1
-        if got != wanted:
-            raise VtrError(_mismatch(placeholders, lengths))
-        for beam in range(repeat):
-            source += range(first, image)
-            row += [r * repeat + beam] * (image - first)
-            number += range(image - first)
-    if image != len(lengths):
-        raise VtrError(_mismatch(placeholders, lengths))
-    return source, row, number, repeat
-
-
-def _mismatch(placeholders: list[int], lengths: list[int]) -> str:
-    return (
-        f"vtr: rows must hold whole images in order, got rows with {placeholders} placeholders for images of {lengths} tokens; pass every image "
-        "of the prompt once, and no prefill_chunk_size (a chunk would see part of an image)"
-    )
 
 
 def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor, rope: Any = None, text_towers: Any = None) -> Tensor:
@@ -135,18 +49,22 @@ def run_step(host: Host, plan: Plan, call: Call, item: PlanStep, hidden: Tensor,
     if step.action == "observe":
         return hidden
     check_selection(item.name, selection, view)
-    hidden, keep = settle(selection, view, located, images, hidden, sequence)
+    chosen = chosen_mask(selection, view)
+    if counted:
+        chosen = limited(chosen & view.real, view.keep, item, target, call.checks)
+    hidden, keep = settle(selection, chosen, view, located, images, hidden, sequence)
     return shorten(call, hidden, keep, target if counted else None, item)
 
 
 def _add_text(host: Host, call: Call, view: View, hidden: Tensor) -> Tensor:
     """Fills `view.text` and `view.final_norm`; returns the original columns `(G, M)` of the text tokens."""
-    assert call.text is not None and call.instruction is not None and call.sequence is not None
-    columns = (~call.text).to(torch.uint8).argsort(dim=1, stable=True)[:, : call.text_width][view.row]  # (G, M)
-    real = call.text[view.row].gather(1, columns)
+    assert call.text is not None and call.read is not None and call.instruction is not None and call.sequence is not None
+    text = call.text & call.read
+    columns = (~text).to(torch.uint8).argsort(dim=1, stable=True)[:, : call.text_width][view.row]  # (G, M)
+    real = text[view.row].gather(1, columns)
     spot = call.sequence.inverse()[view.row].gather(1, columns)
     view.text = Text(take(hidden[view.row], spot), real, call.instruction[view.row].gather(1, columns) & real)
-    view.final_norm = host.language_model.norm
+    view.final_norm = lambda tokens: host.language_model.norm(tokens)
     return columns
 
 
@@ -154,7 +72,7 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
     """Everything `item` asked for, computed for this View."""
     found: dict = {}
     sequence, images = call.sequence, call.images
-    assert sequence is not None and images is not None and view.text is not None
+    assert sequence is not None and images is not None and view.text is not None and call.read is not None
     visual = _columns_of(sequence, gid, len(images.alive))
     projected: Tap | None = None
     for signal in (n for n in item.step.needs if n.kind != "text_embedding"):
@@ -179,7 +97,7 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
             tap = projected
         else:
             tap = call.taps[layer]
-        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, view.text.real)
+        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, call.read)
     return found
 
 
@@ -267,3 +185,18 @@ def _count(call: Call, keep: Tensor) -> tuple[list[int], list[int]]:
     left.scatter_add_(0, torch.where(keep, owner, 2 * count).flatten(), torch.ones_like(owner).flatten())
     stats = left.tolist()
     return stats[:count], stats[count : 2 * count]
+
+
+def remove_pruned_patches(plan: Plan, call: Call, encoded: Encoded, embeds: Tensor) -> Tensor:
+    """Removes the rows of patches that the tower removed, which are NaN, from `embeds (B, S, D)`."""
+    images, sequence = call.images, call.sequence
+    assert images is not None and sequence is not None and encoded.kept is not None
+    kept = encoded.kept.to(embeds.device).unflatten(0, (-1, images.slots))
+    kept = kept[torch.tensor(images.source).to(embeds.device, non_blocking=True)].flatten()
+    gid = sequence.gid()
+    last = [s for s in plan.steps if s.in_tower][-1]
+    counts = [encoded.counts[s] for s in images.source]
+    embeds = shorten(call, embeds, (gid < 0) | kept[gid.clamp_min(0)], counts, last)
+    # left filler may be such a row; it is masked, but NaN would pass through a masked value
+    filler = ~sequence.valid & (sequence.gid_of.gather(1, sequence.column) >= 0)
+    return embeds.masked_fill(filler[..., None], 0.0)

@@ -9,9 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vtr.apply.call import Call
 from vtr.apply.plan import Plan
+from vtr.apply.selections import check_counts
+from vtr.apply.sequence import IGNORE, gathered_labels
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Report:
         self._slots, self._assign = call.images.slots, call.images.assign
         self._newlines, self._events, self._expand = call.newlines, call.events, call.expand
         self._clock = call.clock
+        self._checks = list(call.checks)
         self.sequence_lengths = [now.shape[1] for now in call.now]
         """Length of the sequence at every LLM layer, padding and filler included."""
 
@@ -64,9 +68,34 @@ class Report:
         """Milliseconds spent computing signals and selecting; compaction excluded."""
         return self._clock.total_ms()
 
+    def check(self) -> None:
+        """Compares what every method kept with what it was asked for; the properties below do it first.
+
+        Raises:
+            VtrError: a method kept another number of tokens.
+        """
+        check_counts(self._checks)
+        self._checks = []
+
+    def labels(self, values: Tensor, fill: int = IGNORE) -> Tensor:
+        """Gathers labels, or any numbers per token of the prompt, at the tokens that are left, as the model's own loss sees them.
+
+        For loops that compute a loss or metrics on their own: the logits of a reduced prompt are shorter than its labels.
+
+        Args:
+            values: `(B, S)`, one per token of the prompt.
+            fill: for padding, filler and the first token of a row, which nothing predicts.
+
+        Returns:
+            `(B, S')`, as long as the logits.
+        """
+        self.check()
+        return gathered_labels(values, self._column, self._valid, fill)
+
     @cached_property
     def positions(self) -> list[list[int]]:
         """Per prompt row, original positions of the tokens left at the last LLM layer (the last columns of its output, in order)."""
+        self.check()
         return [
             column[valid].tolist()
             for column, valid in zip(self._column.cpu()[:: self._expand], self._valid.cpu()[:: self._expand], strict=True)
@@ -75,6 +104,7 @@ class Report:
     @cached_property
     def images(self) -> list[ImageReport]:
         """One entry per prompt row and image, beams collapsed."""
+        self.check()
         gid = self._gid.cpu()
         assign = None if self._assign is None else self._assign.cpu()
         found = []

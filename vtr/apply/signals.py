@@ -19,7 +19,8 @@ class Tap:
     """What was seen at one layer of one call: q, k, v `(R, H, S, d)`, block inputs and outputs, and the sequence as it was then.
 
     `keys (R, K)` bool says which key columns are real, or is None when all are; `bias (R, K)` is added to logits (proportional attention);
-    `first` is the key column of the first token of this call (tokens of earlier turns come before).
+    `first` is the key column of the first token of this call (tokens of earlier turns come before). In a sliding-window layer whose window is
+    shorter than the prompt, `where (R, K)` has the logical column of every key, and a query sees those less than `window` before it.
     """
 
     sequence: Sequence
@@ -28,6 +29,8 @@ class Tap:
     value: Tensor | None = None
     scaling: float = 1.0
     keys: Tensor | None = None
+    where: Tensor | None = None
+    window: int = 0
     bias: Tensor | None = None
     first: int = 0
     blocks: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +65,7 @@ def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int,
     return _per_token(signal, tap, spot, prefix)
 
 
-def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, text_real: Tensor) -> Any:
+def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor) -> Any:
     """A signal of the LLM.
 
     Args:
@@ -70,7 +73,7 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         tap: of its layer.
         visual, text: `(G, N)` and `(G, M)` int64, original columns of the group's visual tokens and of its row's text tokens.
         row: `(G,)` prompt row of each group.
-        text_real: `(G, M)` bool.
+        read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
     """
     inverse = tap.sequence.inverse()[row]
     spot = {"visual": inverse.gather(1, visual), "text": inverse.gather(1, text)}
@@ -84,7 +87,8 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
     assert tap.query is not None and tap.key is not None
     if signal.queries == "last":
         position = torch.arange(length, device=row.device)
-        wanted = torch.where(tap.sequence.valid, position, -1).argmax(1)[row][:, None]  # (G, 1)
+        there = tap.sequence.valid & read.gather(1, tap.sequence.column)
+        wanted = torch.where(there, position, -1).argmax(1)[row][:, None]  # (G, 1)
     else:
         wanted = spot[signal.queries]
     columns = spot[signal.keys] + tap.first
@@ -92,7 +96,13 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
     found = []
     for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
         query = tap.query[row].gather(2, chunk[:, None, :, None].expand(-1, tap.query.shape[1], -1, tap.query.shape[-1]))
-        weights = attention_rows(query, tap.key[row], tap.scaling, keys=keys[row], positions=chunk + tap.first, softmax=signal.softmax)
+        since = None
+        if tap.where is not None:  # physical column of the first key inside the window of each query
+            where = tap.where[row].clamp_min(0).cummax(1).values
+            since = torch.searchsorted(where, where.gather(1, chunk + tap.first) - tap.window, right=True)
+        weights = attention_rows(
+            query, tap.key[row], tap.scaling, keys=keys[row], positions=chunk + tap.first, since=since, softmax=signal.softmax
+        )
         picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
         found.append(picked if signal.heads else picked.mean(1))
     rows = torch.cat(found, dim=-2)

@@ -87,15 +87,18 @@ class TowerHooks:
             given = signature.bind(*args, **kwargs).arguments
             self._check_features(given)
             me = threading.get_ident()
+            outer = self.runs.get(me)
             run = self.runs[me] = Encoding(host.layouts(given), host.area)
             try:
                 output = original(*args, **kwargs)
             finally:
-                del self.runs[me]
+                self.runs.pop(me)
+                if outer is not None:  # a hook of the user's encodes another image in the middle of this one
+                    self.runs[me] = outer
             if run.sequence is None:
                 return output
             taps = {i: tap for i, tap in run.taps.items() if any(s.tower for s in self.watched[i])}
-            encoded = Encoded(run.images, run.kept(), run.by_image(run.alive), taps, run.rows(), run.clock)
+            encoded = Encoded(run.images, run.kept(), run.by_image(run.alive), taps, run.rows(), run.clock, run.checks)
             if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
                 output[ENCODED] = encoded
             if self.llm.call is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.hosts._versions import cache_keyword
+from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import Geometry, VtrError
 
@@ -161,6 +161,52 @@ class Host:
             **{cache_keyword(): cache},
             **({} if may_skip else {"allow_is_causal_skip": False}),
         )
+
+    def layer_kind(self, layer: int) -> str:
+        """Type of an LLM layer as its configuration names it, e.g. `full_attention` or `sliding_attention`."""
+        kinds = getattr(self.language_model.config, "layer_types", None)
+        return str(kinds[layer]) if kinds else "full_attention" if self.sliding_window() is None else "sliding_attention"
+
+    def slides(self, layer: int) -> bool:
+        """Whether an LLM layer sees a window of the last tokens only."""
+        return "sliding" in self.layer_kind(layer)
+
+    def window_mask(self, hidden: Tensor, real: Tensor, where: Tensor) -> Tensor:
+        """The mask of a sliding-window layer whose distances count removed tokens, too.
+
+        Args:
+            hidden: `(B, S, D)`, whose tokens are the last S keys.
+            real: `(B, keys)` bool.
+            where: `(B, keys)` int64, logical column of every key.
+
+        Returns:
+            `(B, 1, S, keys)`, bool for SDPA, additive for eager attention.
+
+        Raises:
+            VtrError: the attention backend takes no such mask.
+        """
+        window, name = self.sliding_window() or 0, self.attention_name(tower=False)
+        if name not in ("sdpa", "eager"):
+            raise VtrError(
+                f"vtr: the prompt is longer than the sliding window of {window}, where distances count removed tokens, and {name} takes no mask "
+                "that says so; use attn_implementation='sdpa'"
+            )
+        length = hidden.shape[1]
+        distance = where[:, -length:, None] - where[:, None]
+        own = torch.eye(length, dtype=torch.bool, device=real.device)
+        seen = real[:, None] & (distance >= 0) & (distance < window)
+        seen[:, :, real.shape[1] - length :] |= own  # no row without a key
+        mask = seen[:, None]
+        return (
+            mask
+            if name == "sdpa"
+            else torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        )
+
+    def rotary(self, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """The rotary table `(cos, sin)` of positions `ids (B, S)` in layers of a kind, by the model's own module."""
+        module = self.language_model.rotary_emb
+        return module(hidden, position_ids=ids, layer_type=kind) if takes_layer_type(module) else module(hidden, position_ids=ids)
 
     def new_cache(self) -> Any:
         """The cache that this model would make for itself."""

@@ -27,6 +27,27 @@ def given_cache(kwargs: Mapping[str, Any]) -> Any:
     return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
 
 
+_typed: dict[type, bool] = {}
+
+
+def takes_layer_type(rotary: Any) -> bool:
+    """Whether a rotary module makes one table per type of layer and wants to know which."""
+    kind = type(rotary)
+    if kind not in _typed:
+        _typed[kind] = "layer_type" in inspect.signature(kind.forward).parameters
+    return _typed[kind]
+
+
+def unknown_release() -> str:
+    """Returns the end of an error about something that transformers does otherwise than in the releases known here."""
+    import transformers
+
+    return (
+        f"transformers {transformers.__version__} differs from the releases that vtr was tested with: run `vtr doctor`, and install a tested "
+        "release"
+    )
+
+
 def output_cache(output: Any) -> Any:
     """Returns the KV cache of a model's output."""
     return getattr(output, cache_keyword(), None)

@@ -16,6 +16,7 @@ def attention_rows(
     *,
     keys: Tensor | None = None,
     positions: Tensor | None = None,
+    since: Tensor | None = None,
     bias: Tensor | None = None,
     softmax: bool = True,
 ) -> Tensor:
@@ -27,6 +28,7 @@ def attention_rows(
         scaling: factor on the logits, usually `d ** -0.5`.
         keys: `(B, K)` bool, keys that exist; None = all.
         positions: `(B, R)` int64, key column of each query: columns after it are hidden (causal); None = not causal.
+        since: `(B, R)` int64, first key column that each query sees (sliding windows); None = from the start.
         bias: `(B, K)` float added to the logits of each key.
         softmax: False returns masked logits (`-inf` where hidden).
 
@@ -43,6 +45,9 @@ def attention_rows(
     if positions is not None:
         later = torch.arange(key.shape[2], device=key.device) > positions[:, None, :, None]
         hidden = later if hidden is None else hidden | later
+    if since is not None:
+        earlier = torch.arange(key.shape[2], device=key.device) < since[:, None, :, None]
+        hidden = earlier if hidden is None else hidden | earlier
     if hidden is not None:
         logits = logits.masked_fill(hidden, -torch.inf)
     if not softmax:
