@@ -20,7 +20,7 @@ from tests import probes, reference, tiny_models
 from tests.caches import held
 from tests.fake_flash import flash_attention
 from tests.probes import ByAttention, Choice, DropAll, EveryNth, Freeze, KeepAll, MergePairs, Ragged, TowerTop
-from tests.reference import Expected, keep_mask, masked_logits, merge_map, patches_of, renumbered
+from tests.reference import Expected, keep_mask, largest, masked_logits, merge_map, patches_of, renumbered
 from tests.tiny_models import PIXELS, Batch, Shot, batch_of, generate, model_of
 
 NEW = 5
@@ -134,8 +134,8 @@ def generations(first: Any, second: Any, exact: bool) -> float:
     if exact and not torch.equal(a, b):
         return math.inf
     same_so_far = torch.cat([torch.ones_like(a[:, :1], dtype=torch.bool), (a == b).cumprod(1).bool()[:, :-1]], 1)
-    difference = (logits_of(first) - logits_of(second)).abs().amax(-1)
-    return float(difference[same_so_far.T].max())
+    same = same_so_far.T
+    return largest(logits_of(first)[same], logits_of(second)[same])
 
 
 def equal(*pairs: tuple[Any, Any]) -> float:
@@ -218,7 +218,7 @@ def batch_and_singles(setup: Setup) -> float:
                 return math.inf
             agree = (alone.sequences[0, -NEW:] == together.sequences[row, -NEW:]).long().cumprod(0).sum()
             steps = slice(0, min(int(agree) + 1, NEW))
-            worst = max(worst, float((logits_of(alone)[steps, 0] - logits_of(together)[steps, row]).abs().max()))
+            worst = max(worst, largest(logits_of(alone)[steps, 0], logits_of(together)[steps, row]))
     return worst
 
 
@@ -229,7 +229,7 @@ def recompute(setup: Setup, plan: Sequence[vtr.Method]) -> float:
         answer = generate(model, batch, NEW)
         whole = batch.followed_by(answer.sequences[:, -NEW:-1])
         logits = model(**whole.inputs, position_ids=whole.positions, use_cache=False).logits[:, -NEW:]
-    return float((logits_of(answer).transpose(0, 1) - logits).abs().max())
+    return largest(logits_of(answer).transpose(0, 1), logits)
 
 
 def decode(setup: Setup) -> float:
@@ -273,7 +273,7 @@ def embeddings(setup: Setup) -> float:
         b = model(**inputs, position_ids=batch.positions).logits
         answer = generate(model, batch, NEW)
         again = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-    return max(float((a - b).abs().max()), equal((answer.sequences[:, -NEW:], again[:, -NEW:])))
+    return max(largest(a, b), equal((answer.sequences[:, -NEW:], again[:, -NEW:])))
 
 
 def frozen(setup: Setup) -> float:
@@ -307,7 +307,7 @@ def flash(setup: Setup) -> float:
                 found.append((model(**batch.inputs, use_cache=False).logits, generate(model, batch, NEW)))
         (a, first), (b, second) = found
         real = _filled(batch, a)
-        worst = max(worst, float((a - b).abs()[real].max()), generations(first, second, setup.exact))
+        worst = max(worst, largest(a[real], b[real]), generations(first, second, setup.exact))
     return worst
 
 
@@ -338,7 +338,7 @@ def two_turns(setup: Setup) -> float:
         turn = model(**later, position_ids=both.positions[:, -length:], **held(cache)).logits
         whole = model(**both.inputs, position_ids=both.positions, use_cache=False).logits
         text = 4  # behind the last image in both rows
-        worst = float((turn[:, -text:] - whole[:, -text:]).abs().max())
+        worst = largest(turn[:, -text:], whole[:, -text:])
 
         cache = DynamicCache(config=model.config.get_text_config())
         model(**first.inputs, position_ids=first.positions, **held(cache))

@@ -6,6 +6,7 @@ mean of what it stands for, a frozen one by its own input. All by plain hooks on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -261,5 +262,10 @@ def survivors(batch: Batch, keep: Tensor, shortened: Tensor, full: Tensor) -> tu
 
 def difference(batch: Batch, keep: Tensor, shortened: Tensor, full: Tensor) -> float:
     """Largest absolute difference of two results at the survivors."""
-    a, b = survivors(batch, keep, shortened, full)
-    return float((a - b).abs().max())
+    return largest(*survivors(batch, keep, shortened, full))
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference; infinite where either has a NaN, which Python's `max` would pass over."""
+    difference = float((a - b).abs().max())
+    return math.inf if math.isnan(difference) else difference

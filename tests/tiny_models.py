@@ -55,13 +55,14 @@ WITH_TEXT_ONLY = ((4, Shot(40, 90), 6), (9,), (3, Shot(96, 30), Shot(48, 48), 5)
 
 
 def _config(kind: str, **changes: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, Qwen2Config, SiglipVisionConfig
+    from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaNextConfig, SiglipVisionConfig
 
     siglip = "siglip" in kind
     text = {**LLM, **changes.pop("text", {})}
+    backbone = changes.pop("backbone", "qwen2" if "qwen" in kind else "llama")
     settings: dict[str, Any] = {
         "vision_config": SiglipVisionConfig(**TOWER, vision_use_head=False) if siglip else CLIPVisionConfig(**TOWER),
-        "text_config": Qwen2Config(**text) if "qwen" in kind else LlamaConfig(**text),
+        "text_config": AutoConfig.for_model(backbone, **text),
         "image_token_id": IMAGE,
         "vision_feature_select_strategy": "full" if siglip else "default",
         "vision_feature_layer": -1 if siglip else -2,
@@ -77,7 +78,7 @@ def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
         kind: `llava`, `llava_siglip`, `llava_qwen` (text configuration with `layer_types`), `llava_next` or `llava_next_siglip`.
         attention: attention implementation.
         dtype: of the weights; all dtypes round the same float32 weights.
-        **changes: configuration fields; `text=` holds those of the LLM.
+        **changes: configuration fields; `text=` holds those of the LLM, `backbone=` its model type.
     """
     from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 

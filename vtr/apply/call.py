@@ -65,13 +65,13 @@ class CacheState:
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Repeats, selects or reorders prompt rows as the cache does: `change` maps a tensor with rows first to the new one."""
-        known: dict[int, Tensor] = {}
-        tensors: list[Any]
-        for tensors in (self.valid, self.shift, self.where):
+        known: dict[int, Any] = {id(None): None}
+        lists: tuple[list[Any], ...] = (self.valid, self.shift, self.where)
+        for tensors in lists:
             for i, tensor in enumerate(tensors):
-                if tensor is not None and id(tensor) not in known:
+                if id(tensor) not in known:
                     known[id(tensor)] = change(tensor)
-                tensors[i] = None if tensor is None else known[id(tensor)]
+                tensors[i] = known[id(tensor)]
 
 
 @dataclass

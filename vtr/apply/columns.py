@@ -72,7 +72,13 @@ def only_padding(mask: Any, valid: Tensor, before: int) -> Tensor | None:
     seen = visible(mask)[:, :, :, : before + valid.shape[1]]
     rows = torch.arange(valid.shape[1], device=valid.device)[:, None] + before
     causal = torch.arange(seen.shape[-1], device=valid.device) <= rows
-    return ((seen == (causal & seen[:, :, -1:])) | ~valid[:, None, :, None]).all((1, 2, 3)).expand(len(valid))
+    plain = (seen == (causal & seen[:, :, -1:])).all(-1)
+    counts = seen.sum(-1)
+    itself = seen.diagonal(before, -2, -1) & (counts == 1)
+    padding = ~valid[:, None] & (
+        (counts == 0) | itself | (counts == seen.shape[-1])
+    )  # rows whose tokens are padding see nothing, or anything
+    return (plain | padding).all((1, 2)).expand(len(valid))
 
 
 def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, packs: bool) -> dict[str, Any]:

@@ -158,10 +158,11 @@ def check_returned(call: Call, output: Any, layers: int) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    cache: Any = call.cache
+    cache = call.cache
     found = next((part for part in output if part is cache), None) if isinstance(output, tuple) else output_cache(output)
     if found is not cache:
         raise VtrError(f"vtr: the language model must return the KV cache that it was given, got another one; {unknown_release()}")
+    assert cache is not None
     if cache.is_compileable:
         return
     for i in range(layers) if call.prefill else (0, layers - 1):

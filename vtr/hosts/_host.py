@@ -240,6 +240,20 @@ def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(v + count if v < 0 else v - 1 for v in ([asked] if isinstance(asked, int) else asked)))
 
 
+def check_layer_kinds(name: str, config: Any) -> None:
+    """Refuses an LLM with layers whose attention is neither full nor a sliding window.
+
+    Raises:
+        VtrError: names the first such layer.
+    """
+    for i, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise VtrError(
+                f"{name}: layer {i} of the LLM is of type {kind!r}, whose masks a removal cannot follow; use a model with full attention and "
+                "sliding windows only"
+            )
+
+
 def host_of(model: nn.Module) -> Any:
     """The host of a model, a `Host` or the `DenseHost` of a ViT without an LLM; of a module that wraps one known ViT, that ViT's.
 

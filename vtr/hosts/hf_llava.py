@@ -2,7 +2,7 @@
 
 Internals used: `model.model.{vision_tower, multi_modal_projector, language_model}`, `vision_tower.encoder.layers`,
 `config.{image_token_id, vision_feature_layer, vision_feature_select_strategy, image_grid_pinpoints}`, and for NeXT
-`model.model.pack_image_features`, through which coordinates are sent to learn the layout. Read at transformers 5.17 and 5.23.
+`model.model.pack_image_features`, through which coordinates are sent to learn the layout. Read at transformers 5.17, 5.23 and 5.24.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import Host, ImageLayout, feature_layers
+from vtr.hosts._host import Host, ImageLayout, check_layer_kinds, feature_layers
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -35,6 +35,7 @@ def _tower_facts(model: Any) -> dict[str, Any]:
         raise VtrError(
             f"{config.model_type}: vision_feature_select_strategy='default' cuts off the first patch of a tower without CLS; use 'full'"
         )
+    check_layer_kinds(config.model_type, base.language_model.config)
     side = vision.image_size // vision.patch_size
     return dict(
         name=config.model_type,

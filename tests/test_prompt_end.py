@@ -1,0 +1,127 @@
+"""What a method reads ends where the prompt ends: not at a draft's guesses, labelled answers or what was generated without a cache."""
+
+from functools import cache
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import vtr
+from tests.test_contract import NAMES, home, method_of
+from tests.tiny_models import IMAGE, LLM, ONE, Batch, batch_of, generate, model_of
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+FP64 = torch.float64
+NEW = 8
+METHODS = [name for name in NAMES if name not in ("none", "expedit", "shortv")]
+"""The others choose nothing: `none` keeps nothing, `expedit` restores, `shortv` freezes."""
+
+
+@cache
+def draft() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(**{**LLM, "num_hidden_layers": 1})).double().eval()
+    settings = model.generation_config
+    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule, settings.assistant_confidence_threshold = 4, "constant", 0.0
+    return model
+
+
+def asked(name: str, **settings) -> tuple[list[int], list[list[int]]]:
+    """The answer, and the patches retained of every image, of one prompt."""
+    kind = home(name)
+    model, batch = model_of(kind, dtype=FP64), batch_of(kind, ONE, dtype=FP64, seed=2)
+    with vtr.reduced(model, method_of(name, 7, kind)) as reduction:
+        out = model.generate(**batch.inputs, max_new_tokens=NEW, do_sample=False, suppress_tokens=[IMAGE], **settings)
+        return out[0, -NEW:].tolist(), [image.retained for image in reduction.report().images]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_assisted_decoding_changes_nothing(name):
+    assert asked(name, assistant_model=draft()) == asked(name)
+
+
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "cdpruner"])
+def test_prompt_lookup_changes_nothing(name):
+    kind = home(name)
+    model = model_of(kind, dtype=FP64)
+    batch = batch_of(kind, ONE, dtype=FP64, seed=2)
+    batch = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 2))  # proposals in the first pass
+    found = []
+    for settings in ({}, {"prompt_lookup_num_tokens": 3}):
+        with vtr.reduced(model, method_of(name, 7, kind)) as reduction:
+            out = model.generate(**batch.inputs, max_new_tokens=NEW, do_sample=False, suppress_tokens=[IMAGE], **settings)
+            found.append((out[0, -NEW:].tolist(), [image.retained for image in reduction.report().images]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_generating_without_a_cache_changes_nothing(name):
+    assert asked(name, use_cache=False) == asked(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_labelled_answer_is_no_instruction(name):
+    """A prompt with its answer behind it keeps what the prompt alone keeps, row by row, with any padding."""
+    kind = home(name)
+    model = model_of(kind, dtype=FP64)
+    for pad in ("left", "right"):
+        batch = batch_of(kind, dtype=FP64, pad=pad)
+        prompts = [batch.row(row) for row in range(2)]
+        answered = [prompt.followed_by(torch.tensor([answer])) for prompt, answer in zip(prompts, ([71, 72, 73], [81, 82]))]
+        whole = _padded(answered, batch, pad)
+        answer = torch.zeros_like(whole.valid)
+        for row, count in enumerate((3, 2)):
+            last = whole.valid[row].nonzero()[-count:, 0]
+            answer[row, last] = True
+        labels = torch.where(answer, whole.inputs["input_ids"], -100)
+        with vtr.reduced(model, method_of(name, 7, kind)) as reduction:
+            model(**whole.inputs, labels=labels, position_ids=whole.positions)
+            found = reduction.report().images
+            alone = []
+            for row, prompt in enumerate(prompts):
+                model(**prompt.inputs, position_ids=prompt.positions)
+                alone += [(row, image.image, image.retained) for image in reduction.report().images]
+        assert [(image.row, image.image, image.retained) for image in found] == alone
+
+
+def _padded(rows: list[Batch], batch: Batch, pad: str) -> Batch:
+    width = max(row.valid.shape[1] for row in rows)
+    side = (lambda t: (width - t.shape[1], 0)) if pad == "left" else (lambda t: (0, width - t.shape[1]))
+    inputs = {
+        n: torch.cat([torch.nn.functional.pad(r.inputs[n], side(r.inputs[n])) for r in rows]) for n in ("input_ids", "attention_mask")
+    }
+    return Batch(batch.kind, {**batch.inputs, **inputs}, batch.shots)
+
+
+@pytest.mark.parametrize("name", ["fastv", "cdpruner"])
+def test_where_all_text_behind_the_image_is_labelled_it_is_the_instruction(name):
+    model, batch = model_of("llava", dtype=FP64), batch_of("llava", ONE, dtype=FP64)
+    labels = torch.where(batch.visual, -100, batch.inputs["input_ids"])
+    with vtr.reduced(model, name, keep=7) as reduction:
+        model(**batch.inputs, labels=labels)
+        labelled = reduction.report().images[0].retained
+        model(**batch.inputs)
+        assert labelled == reduction.report().images[0].retained
+
+
+def test_an_image_token_without_an_image_is_text():
+    """A model that writes the image token itself, in a draft too, and a prompt with a literal one: as the full model takes them."""
+    model = model_of("llava", dtype=FP64)
+    ids = torch.tensor([[5, 6, IMAGE, 7, IMAGE, IMAGE, 8]])
+    full = model(input_ids=ids).logits
+    for name in ("fastv", "divprune", "flowcut", "expedit"):
+        with vtr.reduced(model, method_of(name, 7, "llava")):
+            assert torch.equal(model(input_ids=ids).logits, full)
+    batch = batch_of("llava", ONE, dtype=FP64, seed=2)
+    repeated = batch.followed_by(torch.tensor([[9, IMAGE, 9, IMAGE, 9]]))
+    inputs = {**batch.inputs, "input_ids": batch.inputs["input_ids"]}
+    with vtr.reduced(model, method_of("flowcut", 7, "llava")):
+        cached = generate(model, Batch("llava", inputs, batch.shots), 3, use_cache=True)
+        more = torch.cat([cached.sequences, repeated.inputs["input_ids"][:, -5:]], 1)
+        past = vars(cached)["cache"] if "cache" in vars(cached) else cached.past_key_values
+        past.crop(-1) if past.get_seq_length() > more.shape[1] else None
+        mask = torch.ones(1, more.shape[1] - 1, dtype=torch.long)
+        from tests.caches import held
+
+        out = model(input_ids=more[:, -6:-1], attention_mask=mask[:, :], **held(past))
+    assert bool(out.logits.isfinite().all())
