@@ -1,11 +1,15 @@
 # Everything is installed into the active virtualenv or conda environment (conda's base does not count), else into .venv, once.
-# ARGS reaches the command: make test ARGS="-k fastv", make demo ARGS="--device cpu".
+# The versions are those of constraints/tested.txt, which the tests passed with.
+# ARGS reaches the command: make test ARGS="-k fastv", make demo ARGS="--device cpu". WORKERS: how many tests run at once.
 
 CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
 ENV := $(or $(VIRTUAL_ENV),$(CONDA),.venv)
 PYTHON_IN_ENV := "$(ENV)/bin/python"
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+LOWER_BOUNDS := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([A-Za-z_-]*\)>=\(.*\)/"\1==\2.*"/p' setup.cfg)
 
-.PHONY: help demo test test-slow test-gpu test-oldest quality style install readme clean
+.PHONY: help demo test test-slow test-gpu test-newest test-oldest lock quality style install readme clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -15,7 +19,7 @@ demo: install  ## full model against three methods on the embedded checkpoint, u
 	@$(PYTHON_IN_ENV) -m vtr demo $(ARGS)
 
 test: install  ## the tests that need no GPU and no network, under 10 minutes on 2 cores
-	@$(PYTHON_IN_ENV) -m pytest $(ARGS)
+	@$(PYTHON_IN_ENV) $(PYTEST) $(ARGS)
 
 test-slow: install  ## the same and the slow ones: every method on every host
 	@$(PYTHON_IN_ENV) -m pytest --slow $(ARGS)
@@ -23,9 +27,17 @@ test-slow: install  ## the same and the slow ones: every method on every host
 test-gpu: install  ## the tests that need CUDA
 	@$(PYTHON_IN_ENV) -m pytest -m gpu $(ARGS)
 
-test-oldest:  ## `make test` with the oldest supported transformers, in .venv-oldest
-	@EXTRAS=dev scripts/install.sh .venv-oldest "transformers==5.17.*"
-	@.venv-oldest/bin/python -m pytest $(ARGS)
+test-newest:  ## `make test` with the newest of everything, in .venv-newest, made anew
+	@rm -rf .venv-newest
+	@CONSTRAINTS= scripts/install.sh .venv-newest
+	@.venv-newest/bin/python $(PYTEST) $(ARGS)
+
+test-oldest:  ## `make test` with the oldest versions that setup.cfg allows, in .venv-oldest
+	@EXTRAS=dev CONSTRAINTS= scripts/install.sh .venv-oldest $(LOWER_BOUNDS)
+	@.venv-oldest/bin/python $(PYTEST) $(ARGS)
+
+lock:  ## write constraints/tested.txt from the environment in use; after `make test-newest`: make lock ENV=.venv-newest
+	@$(PYTHON_IN_ENV) scripts/lock.py
 
 quality: install  ## check: ruff, formatting, types
 	@$(PYTHON_IN_ENV) -m ruff check --quiet .

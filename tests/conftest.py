@@ -22,6 +22,8 @@ def wanted(config: pytest.Config, name: str) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if not wanted(config, "network"):  # read when huggingface_hub is imported, so before any test module is
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if hasattr(config, "workerinput"):  # of pytest-xdist: several at once, a core each; read when torch is imported
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("MPLBACKEND", "Agg")
     if wanted(config, "gpu"):

@@ -1,21 +1,32 @@
-"""`import vtr` is quick and pulls in no model library."""
+"""`import vtr` is quick, pulls in no model library, and changes nothing of the program that imports it."""
 
+import ast
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import vtr
+
+ROOT = Path(__file__).parents[1]
 
 CODE = """
 import json, sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
 import vtr
+for name in vtr.__all__:
+    getattr(vtr, name)
 print(json.dumps([time.process_time() - start, sorted(m for m in set(sys.modules) - before if "." not in m)]))
 """
 
 
 def import_vtr() -> tuple[float, list[str]]:
-    """CPU seconds that `import vtr` adds to `import torch`, and the top-level modules that it adds."""
-    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    """CPU seconds that `import vtr` and the use of its names add to `import torch`, and the top-level modules that it adds."""
+    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd=ROOT)
     seconds, modules = json.loads(answer.stdout)
     return seconds, modules
 
@@ -24,3 +35,71 @@ def test_import_is_quick_and_imports_no_model_library() -> None:
     seconds, modules = min(import_vtr() for _ in range(3))
     assert not {"transformers", "timm", "open_clip", "torchvision", "accelerate"} & set(modules)
     assert seconds < 0.3
+
+
+def test_importing_vtr_alone_imports_no_torch() -> None:
+    code = "import sys, vtr; print(vtr.__version__, sorted({'torch', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == f"{vtr.__version__} []\n"
+
+
+def test_every_public_name_is_the_one_that_the_imports_for_type_checkers_say() -> None:
+    block = next(node for node in ast.parse(Path(vtr.__file__).read_text()).body if isinstance(node, ast.If))
+    said = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(said) == vtr.__all__
+    for name, module in said.items():
+        __import__(module)
+        assert getattr(vtr, name) is getattr(sys.modules[module], name)
+    assert set(vtr.__all__) <= set(dir(vtr))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'vtr' has no attribute 'reduce'"):
+        vtr.reduce  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["import vtr.apply.plan", "from vtr.apply import Reduction"])
+def test_apply_is_the_function_whatever_was_imported_first(first) -> None:
+    code = f"{first}\nimport vtr, vtr.apply.report\nfrom vtr import apply\nprint(vtr.apply is apply, apply.__name__, type(apply).__name__)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout == "True apply function\n", answer.stderr
+
+
+def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in `folder`, where vtr can be imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+TRAIN = """
+import os, signal, sys, threading, time
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saving the checkpoint")
+finally:
+    print("cleaning up")
+"""
+
+
+@pytest.mark.parametrize("how", [("-m", "package.train"), ("package/train.py",), ("scripts/vtr.py",)])
+def test_ctrl_c_stays_with_the_program_that_imports_vtr(tmp_path, how) -> None:
+    """In a package whose `__init__` imports vtr, under `python -m` too, and in a script that is called vtr.py."""
+    package, scripts = tmp_path / "package", tmp_path / "scripts"
+    package.mkdir()
+    scripts.mkdir()
+    (package / "__init__.py").write_text("import vtr\nvtr.reduced\n")
+    (package / "train.py").write_text("import vtr\n" + TRAIN)
+    (scripts / "vtr.py").write_text("import sys\ndel sys.path[0]\nimport vtr\n" + TRAIN)  # else it would import itself
+    answer = run_in(tmp_path, *how)
+    assert (answer.returncode, answer.stdout) == (0, "saving the checkpoint\ncleaning up\n"), answer.stderr
+
+
+def test_vtr_can_be_imported_in_a_thread(tmp_path) -> None:
+    """As the first import of it, in a process that `python -m` started."""
+    (tmp_path / "package").mkdir()
+    thread = "import threading\nthread = threading.Thread(target=lambda: __import__('vtr').reduced)\nthread.start()\nthread.join()\n"
+    (tmp_path / "package" / "__init__.py").write_text(thread)
+    (tmp_path / "package" / "train.py").write_text("import sys\nprint('vtr.apply' in sys.modules)")
+    answer = run_in(tmp_path, "-m", "package.train")
+    assert answer.stdout == "True\n" and "Error" not in answer.stderr

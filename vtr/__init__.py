@@ -3,19 +3,22 @@
 with vtr.reduced(model, "fastv", keep=64) as reduction:
     out = model.generate(**inputs)
 reduction.report()
+
+Importing this package imports nothing else, not even torch: the names below are loaded when the first of them is used. So the command
+(`vtr/__main__.py`) can say what Ctrl-C does before the seconds that torch takes, and a program that only imports vtr is left alone.
 """
 
-import os
-import signal
+from __future__ import annotations
+
+import importlib
 import sys
-from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-if Path((sys.argv or [""])[0]).stem in ("vtr", "-m"):  # the command: Ctrl-C while torch is being imported ends it without a word
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until vtr.cli.main takes over
-
-from vtr.apply import Reduction, apply, reduced
-from vtr.registry import create_method, list_methods, register_host, register_method
-from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
+if TYPE_CHECKING:
+    from vtr.apply import Reduction, apply, reduced
+    from vtr.registry import create_method, list_methods, register_host, register_method
+    from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
 
 __version__ = "0.1.0"
 
@@ -39,3 +42,30 @@ __all__ = [
     "register_host",
     "register_method",
 ]
+
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.apply")
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a public name, or one of the modules that hold them; called while `name` is not in this module yet."""
+    if f"vtr.{name}" in _SOURCES and name not in __all__:
+        return importlib.import_module(f"vtr.{name}")
+    if name in __all__:
+        source = next(source for source in map(importlib.import_module, _SOURCES) if hasattr(source, name))
+        return globals().setdefault(name, getattr(source, name))
+    raise AttributeError(f"module 'vtr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `vtr.apply` the function: the import system would put the package `vtr.apply` in its place when it is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.apply if name == "apply" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -148,6 +148,11 @@ def list_hosts() -> list[str]:
     return sorted(_HOSTS)
 
 
+def registering_packages() -> set[str]:
+    """Returns the top-level packages of everything that is registered so far, `vtr` always."""
+    return {"vtr", *(entry.__module__.partition(".")[0] for entry in (*_METHODS.values(), *_HOSTS.values()))}
+
+
 def shared_folders(name: str) -> list[Path]:
     """Existing folders that hold `name` (`models`, `eval/examples`): the working folder, package data, a source checkout."""
     package = Path(__file__).resolve().parent

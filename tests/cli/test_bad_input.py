@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import ModuleType
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vtr
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli._common import EXIT_CODES, parse_list, parse_settings
@@ -189,14 +191,39 @@ def test_other_commands():
     refused(2, "Missing option", "run")
 
 
-def test_a_bug_keeps_its_traceback(scene, monkeypatch):
-    def broken(*args, **kwargs):
-        a, b = [1]  # noqa: F841  the interpreter's own ValueError
+def module_that(name, source):
+    """A module of another package: its function `broken` is what the source says."""
+    module = ModuleType(name)
+    exec(f"def broken(*_, **__):\n    {source}", module.__dict__)
+    return module
 
-    monkeypatch.setattr("vtr.eval.compare.compare", broken)
+
+@pytest.mark.parametrize(
+    ("module", "source", "error"),
+    [
+        ("transformers.cache_utils", "raise ValueError('Received cache of an unknown class')", ValueError),
+        ("torch.nn.modules", "raise TypeError('missing keyword')", TypeError),
+        ("vtr.eval.compare", "a, b = [1]", ValueError),
+        ("vtr.eval.compare", "int('x')", ValueError),
+        ("vtr.eval.compare", "len(1)", TypeError),
+        ("vtr.eval.compare", "raise KeyError('raise')", KeyError),
+    ],
+)
+def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
+    """What vtr's own checks did not raise is not the user's mistake, however it was raised."""
+    monkeypatch.setattr("vtr.eval.compare.compare", module_that(module, source).broken)
     arguments = ["run", "--model", random_checkpoint(), "--image", scene, "--question", "?", "--method", "random"]
     result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--out", scene.parent]])
-    assert isinstance(result.exception, ValueError)
+    assert type(result.exception) is error
+    assert result.exit_code == 1 and "error:" not in result.output
+
+
+def test_a_check_of_a_registered_package_is_the_users_mistake(scene, monkeypatch):
+    theirs = module_that("their_methods.tau", "raise ValueError('their_method: tau must be above 0, got -1; give a positive one')")
+    monkeypatch.setattr("vtr.eval.compare.compare", theirs.broken)
+    cls = type("Theirs", (vtr.Method,), {"__module__": "their_methods.tau"})
+    monkeypatch.setitem(vtr.registry._METHODS, "their_method", cls)
+    run(2, "their_method: tau must be above 0, got -1; give a positive one", scene, "--method", "random")
 
 
 def test_values_are_json_where_they_can_be():

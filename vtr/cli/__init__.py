@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from typing import Annotated
 
 import typer
@@ -49,9 +48,3 @@ def common(
     shown.addFilter(lambda record: not record.name.startswith("huggingface_hub"))  # has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[shown])
     logging.getLogger("vtr").setLevel(logging.DEBUG if debug else logging.WARNING)
-
-
-def main() -> None:
-    """Entry point."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # vtr/__init__.py has set another for the time of the imports
-    app()

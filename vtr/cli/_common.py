@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.registry import setting_value
+from vtr.registry import registering_packages, setting_value
 from vtr.types import VtrError
 
 P = ParamSpec("P")
@@ -46,7 +46,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            if not _meant(error):
+            if not _is_the_users(error):
                 raise
             fail(error, 2)
         except (VtrError, OSError) as error:
@@ -66,10 +66,20 @@ def fail(error: BaseException, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _meant(error: BaseException) -> bool:
-    """Whether a `raise` statement made the error; one made by the interpreter (a failed unpacking, ...) is a bug and keeps its traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (last.line or "").startswith("raise")
+def _is_the_users(error: BaseException) -> bool:
+    """Tells whether a `raise` statement of vtr, or of a package that registered a method or host, made the error.
+
+    Those check what was given. All else is somebody's bug and keeps its traceback: what a library below raises (transformers, torch), and
+    what the interpreter raises in our own code (a failed unpacking, a wrong number of arguments).
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    package = last.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    return raised and package in registering_packages()
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -64,12 +64,14 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Run what is not finished, with progress; returns the contents of all these cells in order."""
     from vtr.eval import results
+    from vtr.eval.claims import check_locks
     from vtr.eval.forecast import check_cells
     from vtr.eval.work import run_jobs
     from vtr.eval.workers import Job, LocalPool, Setup
 
     if batch_size < 1:
         raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")
+    check_locks("eval")
     results.prepare_folder(folder)
     setup = Setup(model, device, dtype, attention, batch_size, share_tower)
     pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet))

@@ -36,7 +36,7 @@ def benchmark(name: str) -> Task:
     """
     manager = _manager()
     if manager is None:
-        raise ValueError(f"task {PREFIX + name!r} needs lmms-eval, which is not installed; pip install 'vtr[eval]'")
+        raise ValueError(f"task {PREFIX + name!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
     known = [key for key, entry in manager.task_index.items() if entry["type"] in ("task", "python_task")]
     if name not in known:
         raise ValueError(f"unknown task {name!r} of lmms-eval{closest(name, known)}")

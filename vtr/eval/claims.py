@@ -8,9 +8,29 @@ still written whole, once by each.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import sys
 from pathlib import Path
+
+from vtr.types import VtrError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def check_locks(who: str) -> None:
+    """Checks that this system has the locks that claims are made of.
+
+    Raises:
+        VtrError: it has none.
+    """
+    if fcntl is None:
+        raise VtrError(
+            f"{who}: needs a POSIX system (Linux, macOS, or WSL under Windows), whose file locks say which process runs a cell; got "
+            f"{sys.platform}; use one of those; vtr run, vtr demo and vtr.reduced take no locks"
+        )
 
 
 class Claim:
@@ -22,7 +42,12 @@ class Claim:
 
     @classmethod
     def take(cls, target: Path) -> Claim | None:
-        """The claim, or None while another process (or another claim of this one) has it."""
+        """The claim, or None while another process (or another claim of this one) has it.
+
+        Raises:
+            VtrError: this system has no file locks.
+        """
+        check_locks("claims")
         path = claim_path(target)
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

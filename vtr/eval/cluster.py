@@ -58,7 +58,9 @@ class RayPool:
         try:
             import ray
         except ImportError:
-            raise VtrError("ray: is not installed; pip install 'vtr[eval]', or leave --ray and --jobs out to run in this process") from None
+            raise VtrError(
+                "ray: is not installed; pip install 'visual-token-reduction[eval]', or leave --ray and --jobs out to run in this process"
+            ) from None
         _check_address(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts a cluster; it would report home
         self._ray = ray
