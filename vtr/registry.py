@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vtr.types import BUDGETS, STAGES, Method
+from vtr.types import BUDGETS, STAGES, Method, check_choices
 
 _log = logging.getLogger(__name__)
 _METHODS: dict[str, type[Method]] = {}
@@ -108,7 +108,9 @@ def create_method(name: str, **settings: Any) -> Method:
     for setting in settings:
         if setting not in known:
             raise ValueError(f"{cls.name}: unknown setting {setting!r}{closest(setting, known)}; settings: {', '.join(known)}")
-    return cls(**settings)
+    method = cls(**settings)
+    check_choices(method, cls.name)
+    return method
 
 
 def with_settings(method: Method, **settings: Any) -> Method:

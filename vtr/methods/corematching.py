@@ -113,8 +113,6 @@ class CoreMatching(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int):
-            raise TypeError(f"corematching: layer must be an integer, got {self.layer!r}")
         if self.layer < 1:
             raise ValueError(f"corematching: layer must be at least 1, got {self.layer}; activations come from the layer before")
         for name in ("rho", "beta"):

@@ -172,11 +172,9 @@ class FlowCut(Method):
         super().__post_init__()
         if self.llm_layer is not None and self.llm_layer < 1:
             raise ValueError(f"flowcut: llm_layer must be at least 1 or None, got {self.llm_layer}; the paper's 'after layer 1' is 2")
-        if isinstance(self.history, bool) or not isinstance(self.history, (int, float)):
-            raise TypeError(f"flowcut: history must be a number, got {self.history!r}")
         if not 0 <= self.history < 1:
             raise ValueError(f"flowcut: history must be in [0, 1), got {self.history}; the paper uses 0.5, 0 forgets earlier layers")
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
+        if self.interval < 1:
             raise ValueError(f"flowcut: interval must be an integer from 1 on, got {self.interval!r}; the paper prunes every second layer")
         if self.compat not in (None, "authors"):
             raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from vtr.types.settings import is_integer, is_number, plain
+
 Stage = Literal["input", "tower", "boundary", "prefill", "decode"]
 Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
 PositionOption = Literal["keep", "renumber"]
@@ -42,12 +44,14 @@ class Budget:
     average_keep: float | None = None
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if len(given) != 1:
             shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
             raise ValueError(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
         name, value = next(iter(given.items()))
-        if isinstance(value, bool) or not isinstance(value, int if name == "keep" else (int, float)):
+        if not (is_integer(value) if name == "keep" else is_number(value)):
             kind = "an integer" if name == "keep" else "a number"
             raise TypeError(f"Budget: {name} must be {kind}, got {value!r}")
         if name == "keep" and value < 1:
