@@ -140,7 +140,8 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
     method = report.methods[0]
     lengths = [n + prefix for n in report.tokens_per_block]
     if method["name"] == "tome":  # merges between attention and MLP
-        left = [*report.tokens_per_block[1:], method["keep"]]
+        merged = report.assignment[:1]
+        left = [*report.tokens_per_block[1:], len(set(merged[0])) if merged else report.tokens_per_block[-1]]
         merging = [n for n, rest in zip(report.tokens_per_block, left, strict=True) if rest < n]
         return encoder_flops(shape, lengths, patches, values, [n + prefix for n in left]) + matching_flops(shape, merging)
     extra = 0.0

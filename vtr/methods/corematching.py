@@ -103,6 +103,7 @@ class CoreMatching(Method):
         code="github.com/wangqinsi1/2025-ICML-CoreMatching (Apache-2.0, not used)",
         signals="MLP activations of layer - 1",
         cost="partly sorts the MLP activations of one layer, O(S I log I); layers before `layer` run in full",
+        exact=False,
         settings={
             "layer": "visual tokens are gone from the input of this layer on; activations are those of the layer before",
             "rho": "share of a token's active neurons that are its core",

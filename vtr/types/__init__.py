@@ -1,10 +1,10 @@
 """What methods, hosts and the engine share. Nothing here imports anything else of ours, and there is no logic beyond validation."""
 
+from vtr.types.budget import Budget
 from vtr.types.contract import (
     ACTIONS,
     STAGES,
     Action,
-    Budget,
     Geometry,
     NewlineOption,
     PerToken,

@@ -1,16 +1,17 @@
-"""Budgets, steps, signals, views and selections. Letters in shapes: `B` prompt rows, `G` image groups
+"""Steps, signals, views and selections. Letters in shapes: `B` prompt rows, `G` image groups
 (one image of one prompt row, all its views), `N` visual tokens of a group, `M` text tokens of its row, `K` kept, `D` width, `H` heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from vtr.types.settings import is_integer, is_number, plain
+from vtr.types.naming import closest
+from vtr.types.settings import check_choices, check_types
 
 Stage = Literal["input", "tower", "boundary", "prefill", "decode"]
 Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
@@ -23,50 +24,6 @@ ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe"
 
 class VtrError(RuntimeError):
     """A host, backend or checkpoint cannot do what was asked; the message says what can be done instead."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a user asks for, per image over all its crops: exactly one of the three.
-
-    Args:
-        keep: visual tokens left after the last removal, at least 1.
-        keep_ratio: share of the image's original visual tokens (newlines excluded) left after the last removal, in (0, 1].
-        average_keep: mean over the LLM's layers of the visual tokens of a layer.
-
-    Raises:
-        ValueError: none or several given, or out of range.
-        TypeError: not a number.
-    """
-
-    keep: int | None = None
-    keep_ratio: float | None = None
-    average_keep: float | None = None
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(given) != 1:
-            shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-            raise ValueError(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
-        name, value = next(iter(given.items()))
-        if not (is_integer(value) if name == "keep" else is_number(value)):
-            kind = "an integer" if name == "keep" else "a number"
-            raise TypeError(f"Budget: {name} must be {kind}, got {value!r}")
-        if name == "keep" and value < 1:
-            raise ValueError(f"Budget: keep must be at least 1, got {value}; method 'none' keeps no visual token")
-        if name == "keep_ratio" and not 0 < value <= 1:
-            raise ValueError(f"Budget: keep_ratio must be in (0, 1], got {value}; 0.25 keeps a quarter")
-        if name == "average_keep" and not value > 0:
-            raise ValueError(f"Budget: average_keep must be above 0, got {value}")
-
-    def resolve(self, n: int) -> int:
-        """Visual tokens to keep of an image that has `n`; half to even, between 1 and `n`. `average_keep` is solved by the plan."""
-        if self.average_keep is not None:
-            raise ValueError("Budget: average_keep depends on the layers of the plan; it cannot be resolved from a count alone")
-        wanted = self.keep if self.keep is not None else round((self.keep_ratio or 0) * n)
-        return min(max(wanted, 1), n)
 
 
 @dataclass(frozen=True)
@@ -151,6 +108,13 @@ class Signal:
     queries: Literal["last", "text", "visual"] = "last"
     keys: Literal["visual", "text"] = "visual"
     source: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "Signal")
+        kinds = list(get_args(SignalKind))
+        if self.kind not in kinds:
+            raise ValueError(f"Signal: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+        check_choices(self, "Signal")
 
 
 class PerToken(NamedTuple):
@@ -257,6 +221,8 @@ class Selection:
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.index is None):
             raise ValueError("Selection: give keep or index, exactly one of them")
+        if self.order not in ("position", "given"):
+            raise ValueError(f"Selection: order must be 'position' or 'given', got {self.order!r}")
 
 
 @dataclass(frozen=True)
@@ -300,3 +266,5 @@ class Step:
             raise ValueError(f"Step: action must be one of {', '.join(ACTIONS)}, got {self.action!r}")
         if self.select is None and self.action not in ("freeze", "restore"):
             raise ValueError(f"Step: action {self.action!r} needs a select function, got None")
+        check_types(self, "Step")
+        check_choices(self, "Step")

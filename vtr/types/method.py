@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from vtr.types.contract import Budget, Geometry, NewlineOption, PositionOption, Stage, Step
+from vtr.types.budget import Budget
+from vtr.types.contract import Geometry, NewlineOption, PositionOption, Stage, Step
 from vtr.types.settings import check_types
 
 BUDGETS = tuple(f.name for f in fields(Budget))
