@@ -40,7 +40,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def check_types(settings: Any, who: str, skip: tuple[str, ...] = ()) -> None:
+def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
     """Makes the fields of a frozen dataclass plain, and refuses values of another type than annotated.
 
     Only int, float, bool, str, Literal, None and unions of these are checked; a field with any other annotation is left to its class.
@@ -61,7 +61,7 @@ def check_types(settings: Any, who: str, skip: tuple[str, ...] = ()) -> None:
             raise TypeError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
 
 
-def check_choices(settings: Any, who: str) -> None:
+def check_choices(settings: object, who: str) -> None:
     """Refuses values of fields annotated as Literal that are none of its values.
 
     Raises:
