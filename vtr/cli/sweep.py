@@ -33,6 +33,9 @@ def sweep(
 ) -> None:
     """Run every cell of a sweep that is not finished; stop and start again as you like, at most the running cells are lost.
 
+    A budget `keep` is what every method leaves at the end, as in `vtr eval`; with `equalise: average_keep` in the file, methods that remove only
+    inside the LLM get it as a mean over its layers. See docs/sweeps.md.
+
     Exit code 1: some cell has failed; the others were run.
     """
     try:
@@ -92,8 +95,8 @@ def print_plan(plan: Any, folder: Path) -> None:
             f"{bound}{line.forecast.retained}",
             f"{bound}{line.forecast.average:.1f}",
             f"{1000 * line.forecast.tflops:.4g}",
-            "?" if line.samples is None else str(line.samples),
-            "?" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
+            "unknown" if line.samples is None else str(line.samples),
+            "unknown" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
             "finished" if line.finished else "",
         )
     out.print(table)
@@ -108,4 +111,13 @@ def print_plan(plan: Any, folder: Path) -> None:
             markup=False,
         )
     left_out = f" ({len(plan.left_out)} left out, see above)" if plan.left_out else ""
-    out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {found.tflops:.4g} TFLOPs to go{found.time}", soft_wrap=True)
+    out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {to_go(found)}{found.time}", soft_wrap=True)
+
+
+def to_go(found: Any) -> str:
+    """What the cells that are not finished cost, as far as it is known."""
+    of_all = len(found.lines) - found.finished
+    if found.unknown and found.unknown == of_all:
+        return "unknown TFLOPs to go: how many samples the tasks have is not known here"
+    more = f" and unknown ones of {found.unknown} cells, whose number of samples is not known here" if found.unknown else ""
+    return f"{found.tflops:.4g} TFLOPs to go{more}"
