@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vtr.cli._common import Quiet, err, out, reported
+from vtr.cli._common import Quiet, err, out, refuse_unused, reported
 from vtr.cli._watching import Watcher, print_failures
 from vtr.types import VtrError
 
 
 @reported
 def sweep(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="YAML of the sweep, e.g. eval/sweeps/main-table.yaml.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. limit=5 budgets.keep=[64].")
@@ -38,6 +39,8 @@ def sweep(
 
     Exit code 1: some cell has failed; the others were run.
     """
+    if dry_run:
+        refuse_unused(context, "--dry-run", ("file", "overrides", "folder", "dry_run", "quiet"))
     try:
         import pydantic  # noqa: F401
     except ImportError:
