@@ -169,6 +169,8 @@ class View:
         layer: layer the step is at.
         text: text of the row; None in the tower.
         signals: what `Step.needs` asked for.
+        scaling: for signals `q`, `k`, `v`, `next_q` and `next_k`: the factor that the attention they belong to has on its logits, usually
+            `d ** -0.5`; `view.scaling.get(signal)` is None where it is not known.
         memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
         per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
         final_norm: the LLM's final norm as a function of tokens; None in the tower.
@@ -191,6 +193,7 @@ class View:
     layer: int = 0
     text: Text | None = None
     signals: Mapping[Signal, Any] = field(default_factory=dict)
+    scaling: Mapping[Signal, float] = field(default_factory=dict)
     memory: MutableMapping[str, Any] = field(default_factory=dict)
     per_token: MutableMapping[str, Tensor] = field(default_factory=dict)
     final_norm: Callable[[Tensor], Tensor] | None = None

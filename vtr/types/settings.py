@@ -53,7 +53,7 @@ def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
     Raises:
         TypeError: a value of the wrong type.
     """
-    for name, kinds in _annotations(type(settings)):
+    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
         if (own := plain(value)) is not value:
             object.__setattr__(settings, name, own)
@@ -67,7 +67,7 @@ def check_choices(settings: object, who: str) -> None:
     Raises:
         ValueError: any other value.
     """
-    for name, kinds in _annotations(type(settings)):
+    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
         value, literals = getattr(settings, name), [kind for kind in kinds if get_origin(kind) is Literal]
         others = [kind for kind in kinds if get_origin(kind) is not Literal]
         if not literals or any(_is_of(value, kind) for kind in others) or any(_is_one(value, kind) for kind in literals):
