@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "tiny": TOOLS,
     "replay": {"methods", "registry", "ops", "types", "calibrate", "apply", "hosts"},
     "apply": {"hosts", "registry", "types", "ops"},
-    "models": {"hosts", "registry", "types"},
+    "models": {"hosts", "registry", "types", "data"},
     "hosts": {"ops", "types", "registry"},
     "methods": {"registry", "types", "ops"},
     "registry": {"types"},

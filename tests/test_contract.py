@@ -131,6 +131,25 @@ def test_retained_is_what_was_asked_for(name, kind, keep):
 
 @everywhere
 @torch.no_grad()
+def test_an_exact_card_is_true_of_the_default_settings(name, kind):
+    """Without a budget given, a method with `exact` leaves its default budget of every image; one without it decides for itself, or cannot."""
+    cls, batch = method_class(name), batch_of(kind)
+    if cls.default_budget is None:
+        assert cls.card.exact, "there is no budget to miss"
+        return
+    method = method_of(name, None, kind)
+    adaptive = any(not step.counted for step in method.steps(TINY))
+    if method.budget is None:
+        assert not cls.card.exact, f"{name} is adaptive by default: its card needs exact=False"
+        return
+    assert method.budget == cls.default_budget
+    if cls.card.exact:
+        for image, count in zip(run(name, batch, method=method)[1].to_dict()["images"], batch.counts(), strict=True):
+            assert cls.default_budget.resolve(count) in (len(image["retained"]), *(image["per_layer"] if adaptive else ()))
+
+
+@everywhere
+@torch.no_grad()
 def test_tokens_are_removed_and_not_masked(name, kind):
     """The KV cache of every layer is as long as reported, before and after decoding."""
     model, batch = model_of(kind), batch_of(kind)

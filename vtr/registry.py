@@ -6,25 +6,28 @@ The modules of `vtr/methods` and `vtr/hosts` are found by scanning the folder; o
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib
 import json
 import logging
 import pkgutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vtr.types import BUDGETS, STAGES, Method
+from vtr.types import BUDGETS, STAGES, Card, Method, check_choices
+from vtr.types.naming import closest as closest
 
 _log = logging.getLogger(__name__)
 _METHODS: dict[str, type[Method]] = {}
 _HOSTS: dict[str, Callable[..., Any]] = {}
 _LOADED: set[str] = set()
+_LOADING: set[str] = set()
+_LOCK = threading.RLock()
 _ALIASES = {"prumerge+": "prumerge_plus", "sparsevlm+": "sparsevlm_plus", "globalcom^2": "globalcom2", "globalcom²": "globalcom2"}
 
 M = TypeVar("M", bound=type[Method])
@@ -35,13 +38,14 @@ def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: makes a frozen dataclass that extends `vtr.Method` known under `name`.
 
     Raises:
-        ValueError: the name is taken by another class, or is not a lower-case identifier.
-        TypeError: the class does not extend `vtr.Method`.
+        ValueError: the name is taken by another class, or is not a lower-case identifier; or `stages` names an unknown one.
+        TypeError: the class does not extend `vtr.Method`, is not a frozen dataclass, or has a `card` or `stages` of another type.
     """
 
     def decorate(cls: M) -> M:
         if not (isinstance(cls, type) and issubclass(cls, Method)):
             raise TypeError(f"register_method: {name!r} must decorate a class that extends vtr.Method, got {cls!r}")
+        _check_class(name, cls)
         _add(_METHODS, "method", name, cls)
         cls.name = name
         return cls
@@ -108,7 +112,9 @@ def create_method(name: str, **settings: Any) -> Method:
     for setting in settings:
         if setting not in known:
             raise ValueError(f"{cls.name}: unknown setting {setting!r}{closest(setting, known)}; settings: {', '.join(known)}")
-    return cls(**settings)
+    method = cls(**settings)
+    check_choices(method, cls.name)
+    return method
 
 
 def with_settings(method: Method, **settings: Any) -> Method:
@@ -182,12 +188,25 @@ def _recipe_settings(file: str, _changed: int) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
-def closest(name: str, known: list[str]) -> str:
-    """`; did you mean 'a', 'b' or 'c'?` with the three closest names, or nothing when there are none."""
-    near = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), known, n=3, cutoff=0.0)
-    quoted = [f"'{n}'" for n in near]
-    listed = quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" or {quoted[-1]}" if quoted else ""
-    return f"; did you mean {listed}?" if listed else ""
+def _check_class(name: str, cls: type[Method]) -> None:
+    """Refuses a class whose settings, card or stages could not be read later; says what is missing."""
+    who = f"register_method: {name!r}"
+    if "__dataclass_params__" not in vars(cls):
+        raise TypeError(
+            f"{who} must decorate a frozen dataclass, got {cls!r}; write @dataclass(frozen=True, kw_only=True) below the decorator"
+        )
+    if not isinstance(cls.card, Card):
+        raise TypeError(f"{who} needs a vtr.Card as its card, got {cls.card!r}")
+    if not isinstance(cls.stages, tuple):
+        raise TypeError(f'{who} needs a tuple as its stages, got {cls.stages!r}; write stages = ("boundary",)')
+    for stage in cls.stages:
+        if stage not in STAGES:
+            raise ValueError(f"{who} has an unknown stage {stage!r}{closest(stage, list(STAGES))}")
+    missing = [what for what, there in (("stages", cls.stages), ("card", cls.card.title)) if not there]
+    if missing:
+        _log.warning(
+            "method %s has no %s, so vtr list cannot say what it does; see vtr.Card and vtr.Method", name, " and no ".join(missing)
+        )
 
 
 def _add(table: dict[str, Any], kind: str, name: str, value: Any) -> None:
@@ -205,16 +224,41 @@ def _add(table: dict[str, Any], kind: str, name: str, value: Any) -> None:
 
 
 def _load(kind: str) -> None:
-    """Imports every module of `vtr.<kind>` once, then the entry points; a broken third-party entry point is logged, not fatal."""
+    """Imports every module of `vtr.<kind>` once, then the entry points; a broken third-party entry point is logged, not fatal.
+
+    Raises:
+        ImportError: a module of ours cannot be imported; the next call tries again.
+    """
     if kind in _LOADED:
         return
-    _LOADED.add(kind)
-    package = importlib.import_module(f"vtr.{kind}")
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-        if not module.startswith("_"):
-            importlib.import_module(f"vtr.{kind}.{module}")
-    for point in entry_points(group=f"vtr.{kind}"):
+    with _LOCK:  # other threads wait until everything is there
+        if kind in _LOADED or kind in _LOADING:  # a module that is being imported asks for what there is
+            return
+        _LOADING.add(kind)
         try:
-            point.load()
-        except Exception:
-            _log.exception("entry point %s of group vtr.%s could not be loaded", point.name, kind)
+            package = importlib.import_module(f"vtr.{kind}")
+            for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+                if not module.startswith("_"):
+                    importlib.import_module(f"vtr.{kind}.{module}")
+            for point in entry_points(group=f"vtr.{kind}"):
+                _load_point(point, kind)
+            _LOADED.add(kind)
+        finally:
+            _LOADING.discard(kind)
+
+
+def _load_point(point: EntryPoint, kind: str) -> None:
+    """Imports what an entry point names; one line says when that fails, or when nothing is registered under its name."""
+    table = _METHODS if kind == "methods" else _HOSTS
+    try:
+        point.load()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        _log.warning("entry point %s = %s of vtr.%s cannot be loaded: %s: %s", point.name, point.value, kind, type(error).__name__, said)
+        _log.debug("traceback", exc_info=error)
+        return
+    module = point.module
+    own = sorted(name for name, value in table.items() if value.__module__ == module)
+    if point.name not in table and (kind == "methods" or not own):
+        found = f"; it has {', '.join(own)}" if own else ""
+        _log.warning("entry point %s = %s of vtr.%s: %s registers nothing of that name%s", point.name, point.value, kind, module, found)

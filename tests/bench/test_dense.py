@@ -12,6 +12,9 @@ VARIANTS = [
     ("expedit", {"alpha": 2, "grid": (5, 4), "tau": 0.1, "iterations": 3}),
     ("expedit", {"alpha": 1, "grid": (4, 4)}),
     ("tome", {"keep": 20}),
+    ("tome", {"keep_ratio": 0.5}),
+    ("tome", {}),
+    ("tome", {"keep": 36}),
     ("pool", {"alpha": 2, "grid": (4, 3)}),
 ]
 

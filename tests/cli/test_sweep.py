@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint
 from vtr.cli import app
+from vtr.cli.sweep import to_go
 from vtr.eval import results
+from vtr.eval.forecast import Estimate, Forecast, Line
 from vtr.eval.runner import Runner
+from vtr.eval.sweep import grid
+from vtr.eval.tasks import get_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +124,29 @@ def test_a_dry_run_shows_cells_and_cost_and_writes_nothing(tmp_path):
     assert found.exit_code == 0, found.stderr
     assert "divprune+fastv keep=64" in found.stdout.replace("\n", " ") and "TFLOPs to go" in found.stdout
     assert not out.exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_dry_run_does_not_count_what_it_does_not_know(tmp_path, monkeypatch, known):
+    remote = replace(get_task("shapes"), name="elsewhere", remote=True)
+    monkeypatch.setattr(grid, "get_task", get_task if known else lambda name: remote)
+    found = vtr("sweep", write(tmp_path, methods="[full]", plans="[]", settings="{}"), "--out", tmp_path / "out", "--dry-run")
+    assert found.exit_code == 0, found.stderr
+    if known:
+        assert "unknown" not in found.stdout
+    else:
+        assert "unknown TFLOPs to go: how many samples the tasks have is not known here" in found.stdout
+        assert " 0 TFLOPs" not in found.stdout and "1 cells, 0 finished" in found.stdout
+    lines = [
+        Line(Forecast(1, 1.0, False, 2.0), samples, finished) for samples, finished in ((3, True), (3, False), (None, False), (None, True))
+    ]
+    said = to_go(Estimate(lines, 2, 6.0, 1, "", []))
+    assert said == "6 TFLOPs to go and unknown ones of 1 cells, whose number of samples is not known here"
+
+
+def test_the_help_says_what_a_budget_means():
+    said = " ".join(vtr("sweep", "--help").stdout.split())
+    assert "is what every method leaves at the end, as in `vtr eval`" in said and "equalise: average_keep" in said
 
 
 def test_a_dry_run_is_also_for_another_machine_and_says_what_all_leaves_out(tmp_path):

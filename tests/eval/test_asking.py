@@ -1,9 +1,16 @@
 """Images and prompts: what comes in is either usable or refused with a reason."""
 
+import types
+from typing import ClassVar
+
 import pytest
+import torch
 from PIL import Image, ImageFile
 
-from vtr.eval.asking import build_prompt, open_image
+from vtr.bench.stopwatch import Stopwatch
+from vtr.eval.asking import build_prompt, encode, generate, open_image, prefill_ms
+from vtr.models.devices import cuda_devices, synchronize
+from vtr.models.loading import load_model
 from vtr.types import VtrError
 
 
@@ -73,3 +80,79 @@ def test_images_are_turned_and_made_rgb(tmp_path):
     opened = open_image(tmp_path / "turned.png")
     assert opened.mode == "RGB"
     assert opened.size == (30, 40)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model("tiny-llava", "cpu")
+
+
+def test_a_tokenizer_without_padding_token_stays_as_it_is(loaded):
+    import copy
+
+    model, processor = loaded
+    mine = copy.copy(processor)
+    mine.tokenizer = copy.deepcopy(processor.tokenizer)
+    mine.tokenizer.pad_token = None
+    pictures, questions = [[Image.new("RGB", (60, 40), "red")], [Image.new("RGB", (40, 60))]], ["what color is the red circle ?", "what ?"]
+    batch = encode(mine, questions, pictures)
+    expected = encode(processor, questions, pictures)
+    assert mine.tokenizer.pad_token is None and mine.tokenizer.pad_token_id is None
+    real = expected["attention_mask"] == 1
+    assert not real[1, 0] and torch.equal(batch["attention_mask"], expected["attention_mask"])
+    assert torch.equal(batch["input_ids"][real], expected["input_ids"][real])
+    assert set(batch["input_ids"][~real].tolist()) == {processor.tokenizer.eos_token_id}
+    assert generate(model, mine, batch, 4)[0] == generate(model, processor, expected, 4)[0]
+    alone = encode(mine, questions[1:], pictures[1:])
+    assert alone["attention_mask"].all() and mine.tokenizer.pad_token is None
+    mine.tokenizer.eos_token = None
+    with pytest.raises(VtrError, match="processor: its tokenizer has no padding token and no end token.*--batch-size 1"):
+        encode(mine, questions, pictures)
+
+
+class Spread(torch.nn.Module):
+    """A model on three GPUs that this machine does not have: two by `device_map`, a third by its parameters."""
+
+    device = torch.device("cuda:1")
+    hf_device_map: ClassVar = {"tower": 0, "layers": "cuda:1", "head": "cpu", "more": "disk"}
+
+    def parameters(self, recurse=True):
+        return iter([types.SimpleNamespace(device=torch.device(d)) for d in ("cuda:2", "cuda:1", "meta", "cpu")])
+
+    def generate(self, **kwargs):
+        return None
+
+
+def test_every_device_of_a_model_is_waited_for(monkeypatch, loaded):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: seen.append(str(device)))
+    prefill_ms(Spread(), {})
+    assert seen == 2 * ["cuda:1", "cuda:2", "cuda:0"]
+    seen.clear()
+    synchronize(torch.device("cuda:3"))
+    synchronize(torch.device("cpu"))
+    synchronize(loaded[0])
+    assert seen == ["cuda:3"] and cuda_devices(loaded[0]) == []
+
+
+def test_a_mark_comes_after_the_work_of_every_device(monkeypatch):
+    happened = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = str(device)
+
+        def wait_stream(self, other):
+            happened.append(f"{self.device} waits for {other.device}")
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            happened.append(f"event on {stream.device}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    Stopwatch(Spread()).mark("start")
+    assert happened == ["cuda:1 waits for cuda:2", "cuda:1 waits for cuda:0", "event on cuda:1"]

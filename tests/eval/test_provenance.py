@@ -1,5 +1,8 @@
 """Which sources a result depends on."""
 
+import importlib
+import sys
+
 import pytest
 
 from vtr.eval import provenance
@@ -41,6 +44,72 @@ def test_a_method_of_somebody_else_counts_by_its_own_source(edited):
         pass
 
     assert code_hash([Mine(keep=64)], "llava") != code_hash([FASTV], "llava")
+
+
+THEIRS = """
+from dataclasses import dataclass
+import vtr
+{imports}
+
+@dataclass(frozen=True, kw_only=True)
+class Theirs({base}):
+    default_budget = vtr.Budget(keep=4)
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, request):
+    """A third party's package, imported: a method, a helper that it imports, one that it imports later, and what cannot be parsed."""
+    name = f"theirs_{request.node.name.replace('[', '_').strip(']')}"
+    folder = tmp_path / name
+    (folder / "deep" / ".cache").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "helper.py").write_text("SCALE = 1\n")
+    (folder / "deep" / "later.py").write_text("from vtr.ops import kmedoids\nSCALE = 1\n")
+    (folder / "deep" / ".cache" / "old.py").write_text("SCALE = 1\n")
+    (folder / "template.py").write_text("{{ not Python }}\n")
+    (folder / "method.py").write_text(THEIRS.format(imports="from . import helper", base="vtr.Method"))
+    (tmp_path / f"{name}_child.py").write_text(THEIRS.format(imports=f"import {name}.method", base=f"{name}.method.Theirs"))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for module in [module for module in sys.modules if module.startswith(name)]:
+        del sys.modules[module]
+    provenance._hash_of.cache_clear()
+
+
+def hash_now(module):
+    provenance._hash_of.cache_clear()
+    return code_hash([importlib.import_module(module).Theirs(keep=4)], "llava")
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["package", "folder"])
+def test_every_module_of_a_third_partys_package_counts(package, init):
+    if not init:
+        (package / "__init__.py").unlink()
+    module = f"{package.name}.method"
+    seen = [hash_now(module)]
+    for file in ("helper.py", "deep/later.py", "template.py", "method.py", "new.py"):
+        with (package / file).open("a") as opened:
+            opened.write("# edited\n")
+        seen.append(hash_now(module))
+    assert len(set(seen)) == len(seen), "an edit was not seen"
+    (package / "deep" / ".cache" / "old.py").write_text("# edited")
+    (package / "notes.txt").write_text("no source")
+    assert hash_now(module) == seen[-1]
+
+
+def test_the_packages_of_base_classes_and_what_helpers_import_of_ours_count(package, edited):
+    child = f"{package.name}_child"  # a single file
+    before = hash_now(child)
+    (package / "helper.py").write_text("SCALE = 2\n")
+    after = hash_now(child)
+    assert after != before
+    edited("vtr.ops.kmedoids")
+    assert hash_now(child) != after
+    with (package.parent / f"{child}.py").open("a") as opened:
+        opened.write("# edited\n")
+    edited()
+    assert hash_now(child) not in (before, after)
 
 
 def test_git_and_versions():

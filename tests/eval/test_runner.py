@@ -1,15 +1,22 @@
 """Running cells: right answers in order, the tower shared only where that changes nothing."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
+import vtr
 from tests.embedded import random_checkpoint
 from tests.tiny_models import snapshot
 from vtr.eval.cells import Cell
+from vtr.eval.results import read_folder
 from vtr.eval.runner import Runner, summarise
 from vtr.eval.sharing import TowerCache
 from vtr.eval.tasks import Task, get_task
+from vtr.eval.work import run_jobs
+from vtr.eval.workers import Job, LocalPool, Setup
 from vtr.models.loading import load_model
 from vtr.registry import create_method
 
@@ -122,3 +129,43 @@ def test_a_task_of_somebody_else_runs_too(loaded):
     samples = SHAPES.samples(1)[:2]
     task = Task("mine", "v1", "0", ("existence", "attribute"), lambda limit: samples, lambda p, a: True, 3)
     assert [outcome["correct"] for outcome in runner(loaded).answer(Cell(None, task))] == [True, True]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(vtr.Method):
+    """A third party's method that is right for the first images and then keeps another number than it was asked for."""
+
+    kept: int = 10
+    right: int = 0
+    name: ClassVar[str] = "wrong"
+    stages: ClassVar = ("boundary",)
+    default_budget: ClassVar = vtr.Budget(keep=64)
+    calls: ClassVar[list[int]] = []
+
+    def steps(self, geometry):
+        return (vtr.Step("boundary", select=self.select),)
+
+    def select(self, view):
+        self.calls.append(1)
+        rank = view.real.long().cumsum(1)
+        return vtr.Selection(keep=view.real & (rank <= (view.keep[:, None] if len(self.calls) <= self.right else self.kept)))
+
+
+@pytest.mark.parametrize("share_tower", [False, True])
+@pytest.mark.parametrize(("kept", "right"), [(10, 0), (100, 0), (63, 4)], ids=["few", "many", "wrong in the last batch"])
+def test_a_method_that_keeps_another_number_ends_its_cell_and_leaves_no_result(tmp_path, kept, right, share_tower):
+    Wrong.calls.clear()
+    setup = Setup(str(random_checkpoint()), "cpu", batch_size=1, share_tower=share_tower)
+    jobs = [Job(setup, cell(method)) for method in (Wrong(keep=64, kept=kept, right=right), create_method("uniform", keep=64))]
+    done = run_jobs(jobs, tmp_path, LocalPool())
+    ((failed, failure),) = done.failures
+    assert failed.cell.name == "wrong" and done.ran == 1
+    assert f"wrong: select kept {kept} visual tokens of an image" in failure.error and "keep was 64" in failure.error
+    assert [content["fingerprint"]["method"] for content in read_folder(tmp_path)[0]] == ["uniform"]
+    assert len(list((tmp_path / "failed").iterdir())) == 1
+
+
+def test_a_method_that_keeps_what_it_was_asked_for_is_fine(tmp_path):
+    Wrong.calls.clear()
+    done = run_jobs([Job(Setup(str(random_checkpoint()), "cpu", batch_size=1), cell(Wrong(keep=64, right=99)))], tmp_path, LocalPool())
+    assert (done.ran, done.failures) == (1, [])

@@ -11,7 +11,7 @@ from vtr.apply.call import Clock
 from vtr.apply.plan import Plan, PlanStep, signal_layer
 from vtr.apply.selections import check_selection, chosen_mask, limited, settle
 from vtr.apply.sequence import Images, Located, Sequence, locate, make_view, remember, to_device
-from vtr.apply.signals import Tap, tower_signal
+from vtr.apply.signals import Tap, scaling_of, tower_signal
 from vtr.hosts._host import Host, ImageLayout
 from vtr.ops.gather import take
 from vtr.ops.hashing import checksum
@@ -151,6 +151,7 @@ def _view(host: Host, plan: Plan, run: Encoding, item: PlanStep, patches: Tensor
         rows = run.rows().to(patches.device)
     view = make_view(patches, located, images, owner, list(counts), keep, item.method, step.layer)
     total = len(images.alive)
+    view.scaling = {s: f for need in step.needs for s, f in scaling_of(need, run.taps[signal_layer(need, step)]).items()}
     view.signals = {s: tower_signal(s, run.taps[signal_layer(s, step)], located.gid, host.prefix_tokens, total, rows) for s in step.needs}
     return view, located, keep
 

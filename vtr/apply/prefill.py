@@ -12,9 +12,9 @@ from vtr.apply.call import Call, Encoded
 from vtr.apply.plan import Plan, PlanStep, signal_layer
 from vtr.apply.selections import check_selection, chosen_mask, limited, settle
 from vtr.apply.sequence import Sequence, locate, make_view, remember, to_device
-from vtr.apply.signals import Tap, llm_signal, tower_signal
+from vtr.apply.signals import Tap, llm_signal, scaling_of, tower_signal
 from vtr.hosts._host import Host, by_patch, numbered
-from vtr.hosts._taps import project_qkv
+from vtr.hosts._taps import TAPS, project_qkv
 from vtr.ops.gather import take
 from vtr.types import Text, View, VtrError
 
@@ -83,6 +83,7 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
             encoded = call.encoded
             source = to_device(images.source, gid.device)
             theirs = source[:, None] * images.slots + gid % images.slots
+            view.scaling = {**view.scaling, **scaling_of(signal, encoded.taps[layer])}
             found[signal] = tower_signal(
                 signal, encoded.taps[layer], theirs, host.prefix_tokens, len(encoded.images.alive), encoded.rows.to(gid.device)[source]
             )
@@ -91,14 +92,21 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
             if projected is None:
                 at = host.layers[item.step.layer]
                 call.probing = True
-                query, key, value = project_qkv(getattr(at, host.llm_attention), getattr(at, host.llm_norm)(hidden), rope)
+                projected = Tap(sequence.snapshot(), *_project(getattr(at, host.llm_attention), getattr(at, host.llm_norm)(hidden), rope))
                 call.probing = False
-                projected = Tap(sequence.snapshot(), query, key, value)
             tap = projected
         else:
             tap = call.taps[layer]
+        view.scaling = {**view.scaling, **scaling_of(signal, tap)}
         found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, call.read)
     return found
+
+
+def _project(attention: Any, normed: Tensor, rope: Any) -> tuple[Tensor, Tensor, Tensor, float]:
+    """q, k, v as `project_qkv` gives them, and the factor that `attention` has on its logits."""
+    factors: list[float] = []
+    with TAPS.watching(attention, lambda *seen: factors.append(seen[-1])):
+        return *project_qkv(attention, normed, rope), factors[0]
 
 
 def _columns_of(sequence: Sequence, gid: Tensor, total: int) -> Tensor:

@@ -109,6 +109,11 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
     return rows[..., 0, :] if signal.queries == "last" else rows
 
 
+def scaling_of(signal: Signal, tap: Tap) -> dict[Signal, float]:
+    """Factor on the logits of the attention that a signal of single tokens belongs to; empty for other signals."""
+    return {signal: tap.scaling} if signal.kind in ("q", "k", "v", "next_q", "next_k") else {}
+
+
 def _positions(sequence: Sequence, gid: Tensor, total: int) -> Tensor:
     """Flat positions `(G, N)` of global ids (below `total`) in a tower sequence."""
     rows, columns = sequence.gid_of.shape

@@ -16,8 +16,9 @@ from torch import Tensor
 from vtr.apply import reduced
 from vtr.bench.floors import next_token
 from vtr.bench.measure import Row, answer
-from vtr.bench.stopwatch import choosing_in_process_time, synchronize
+from vtr.bench.stopwatch import choosing_in_process_time
 from vtr.hosts._host import Host, host_of
+from vtr.models.devices import synchronize
 from vtr.types import VtrError
 
 OVER = "the time given was over"
@@ -87,7 +88,7 @@ def _row(
         started = time.monotonic()
         for _ in range(2):  # the second lets the compiler's threads come to rest, which process time would count
             once(pool[0], (min(max(new_tokens), 3),))
-        synchronize(pool[0]["input_ids"].device)
+        synchronize(host.model)
         warm_up = time.monotonic() - started
         runs = [once(pool[(turn + 1) % len(pool)], new_tokens) for turn in range(repeats)]
     return {"length": length, "warm_up_s": round(warm_up, 1), "graphs": counters["stats"]["unique_graphs"], "runs": runs}

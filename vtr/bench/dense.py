@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vtr.apply import reduced
-from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes, synchronize
+from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
+from vtr.models.devices import synchronize
 from vtr.ops.clusters import calibrate_tau, cluster, hard_labels, tiles_of
 
 FULL = "full"
@@ -87,18 +88,18 @@ def measure(
         for _ in range(repeats + 1):
             for n, (name, settings) in enumerate(variants):
                 with nullcontext() if name == FULL else reduced(model, name, **settings) as reduction:
-                    watch = Stopwatch(pixels.device)
+                    watch = Stopwatch(model)
                     watch.mark("start")
                     model(pixels)
                     watch.mark("end")
-                    synchronize(pixels.device)
+                    synchronize(model)
                     reports[n] = reduction.report() if reduction else None
                     runs[n].append((watch.ms("start", "end"), reports[n].choosing_ms if reduction else 0.0))
                 advance()
     costs = []
     for variant, own, report in zip(variants, runs, reports, strict=True):
         with nullcontext() if report is None else reduced(model, variant[0], **variant[1]):
-            peak = peak_bytes(lambda: model(pixels), pixels.device)
+            peak = peak_bytes(lambda: model(pixels), model)
         advance()
         ms, choosing = (statistics.median(column) for column in zip(*own[1:], strict=True))
         vit = plain_vit(model)
@@ -139,7 +140,8 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
     method = report.methods[0]
     lengths = [n + prefix for n in report.tokens_per_block]
     if method["name"] == "tome":  # merges between attention and MLP
-        left = [*report.tokens_per_block[1:], method["keep"]]
+        merged = report.assignment[:1]
+        left = [*report.tokens_per_block[1:], len(set(merged[0])) if merged else report.tokens_per_block[-1]]
         merging = [n for n, rest in zip(report.tokens_per_block, left, strict=True) if rest < n]
         return encoder_flops(shape, lengths, patches, values, [n + prefix for n in left]) + matching_flops(shape, merging)
     extra = 0.0

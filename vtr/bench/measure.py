@@ -18,9 +18,10 @@ from vtr.apply import Reduction, reduced
 from vtr.apply.entry import swap
 from vtr.bench.floors import can_cut, encode, next_token, prefill
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
-from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes, synchronize
+from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
 from vtr.hosts._host import Host, host_of
 from vtr.hosts._versions import cache_keyword, output_cache
+from vtr.models.devices import synchronize
 from vtr.types import Method, VtrError
 
 FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"
@@ -155,7 +156,7 @@ def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Seq
             work: Callable[[], Any] = partial(host.model, **inputs, logits_to_keep=1)
         else:
             work = _floor_prefill(host, row.schedule, inputs)
-        row.peak_bytes = peak_bytes(work, inputs["input_ids"].device)
+        row.peak_bytes = peak_bytes(work, host.model)
         if reduction is not None:
             report = reduction.report()
             frozen = {item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"}
@@ -222,7 +223,7 @@ def answer(
     """
     model, ids = host.model, inputs["input_ids"]
     device, floor, longest = ids.device, row.kind in (KEPT, FLOOR), max(new_tokens)
-    watch = Stopwatch(device)
+    watch = Stopwatch(model)
     found: dict[str, Any] = {"tower_ms": 0.0, "choosing_ms": 0.0}
     with ExitStack() as stack:
         if floor:
@@ -233,7 +234,7 @@ def answer(
             given = {} if static is None else {cache_keyword(): static}
             run, length = partial(model, **inputs, **given, logits_to_keep=1), ids.shape[1]
         masks = _masks(ids, length, longest, static)
-        synchronize(device)
+        synchronize(model)
         watch.mark("start")
         output = run()
         logits, cache = output if floor else (output.logits, output_cache(output))
@@ -245,7 +246,7 @@ def answer(
             token = step(model, cache, token, position, masks(number))[:, -1:].argmax(-1)
             if number + 1 in new_tokens:
                 watch.mark(str(number + 1))
-        synchronize(device)
+        synchronize(model)
         if reduction is not None:
             found["choosing_ms"] = reduction.report().choosing_ms
     found["tower_ms"] = watch.ms("start" if floor else "tower", "encoded")

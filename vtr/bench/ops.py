@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vtr.bench.shapes import GIB, free_gib
-from vtr.bench.stopwatch import Stopwatch, synchronize
+from vtr.bench.stopwatch import Stopwatch
+from vtr.models.devices import synchronize
 from vtr.ops import (
     bipartite,
     clusters,

@@ -15,26 +15,35 @@ from typing import Any
 import torch
 
 from vtr.apply.call import Clock
+from vtr.models.devices import cuda_devices, synchronize
 
 
 class Stopwatch:
-    """Marks along one run, read after all of it."""
+    """Marks along one run, read after all of it.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        place: the device that works, or the model, whose devices are all waited for.
+    """
+
+    def __init__(self, place: Any) -> None:
+        devices = cuda_devices(place)
+        self.device, self._others = (devices[0], devices[1:]) if devices else (torch.device("cpu"), [])
         self._marks: dict[str, Any] = {}
 
     def mark(self, name: str) -> None:
-        """The work queued so far ends here."""
+        """The work queued so far, on all devices, ends here."""
         if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            for other in self._others:
+                stream.wait_stream(torch.cuda.current_stream(other))
             event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
+            event.record(stream)
             self._marks[name] = event
         else:
             self._marks[name] = time.process_time()
 
     def ms(self, first: str, second: str) -> float:
-        """Milliseconds between two marks; `synchronize` first."""
+        """Milliseconds between two marks; `vtr.models.devices.synchronize` first."""
         begin, end = self._marks[first], self._marks[second]
         return begin.elapsed_time(end) if self.device.type == "cuda" else (end - begin) * 1e3
 
@@ -42,12 +51,6 @@ class Stopwatch:
 def clock_name(device: torch.device) -> str:
     """What `Stopwatch` reads, in words."""
     return "CUDA events" if device.type == "cuda" else "process time, all threads"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device; nothing on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager
@@ -60,15 +63,17 @@ def choosing_in_process_time() -> Iterator[None]:
         Clock.now.reset(token)
 
 
-def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes that were allocated at once during `run`, on top of what was there before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+def peak_bytes(run: Callable[[], Any], place: Any) -> int:
+    """Most bytes that were allocated at once during `run`, on top of what was there before; over all devices of `place`, a device or a model."""
+    devices = cuda_devices(place)
+    if devices:
+        synchronize(place)
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
+        before = [torch.cuda.memory_allocated(device) for device in devices]
         run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        synchronize(place)
+        return sum(torch.cuda.max_memory_allocated(device) - was for device, was in zip(devices, before, strict=True))
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 

@@ -9,7 +9,7 @@ import dis
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -80,6 +80,30 @@ def _is_the_users(error: BaseException) -> bool:
     raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     package = last.tb_frame.f_globals.get("__name__", "").partition(".")[0]
     return raised and package in registering_packages()
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and not only in the defaults."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def refuse_unused(context: typer.Context, mode: str, used: Collection[str], instead: str = "") -> None:
+    """Refuses options on the command line that a command would ignore.
+
+    Args:
+        context: of the command.
+        mode: options that say what is done, as they are written.
+        used: parameters that are read then.
+        instead: what to do, after "leave it out".
+
+    Raises:
+        ValueError: some are ignored; the message names all of them.
+    """
+    ignored = [p.opts[0] for p in context.command.params if p.name and p.name not in used and is_given(context, p.name)]
+    if ignored:
+        out_of_it = "them" if len(ignored) > 1 else "it"
+        raise ValueError(f"{context.info_name}: {mode} does not use {', '.join(ignored)}; leave {out_of_it} out{instead}")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

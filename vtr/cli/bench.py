@@ -7,13 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, parse_settings, progress, reported, spinner
+from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, parse_settings, progress, refuse_unused, reported, spinner
 
 SAMPLES = 5
+USED = {
+    "--model": (
+        *("model", "methods", "keep", "batch", "new_tokens", "repeats", "minutes", "floors", "compiled", "schedule", "settings"),
+        *("threads", "file", "device", "dtype", "attention", "quiet"),
+    ),
+    "--ops": ("ops", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
+    "--page": ("page", "records", "quiet"),
+}
+"""Parameters that each of the things to do reads."""
 
 
 @reported
 def bench(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Shape with random weights, folder, hub id, or a name of `vtr models`.")
     ] = None,
@@ -35,7 +45,7 @@ def bench(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of a method as method.key=value; repeatable.")] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Time the selection functions by themselves instead of a model.")] = False,
-    longest: Annotated[float, typer.Option(help="Sizes of --ops that would take more seconds are left out.")] = 5.0,
+    longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
     page: Annotated[
@@ -55,6 +65,12 @@ def bench(
 
     if model is None and not ops and page is None:
         raise ValueError("bench: nothing to do; give --model, --ops or --page")
+    if ops and model is not None:
+        raise ValueError(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
+    modes = {"--model": model is not None, "--ops": ops, "--page": page is not None}
+    used = {name for mode, chosen in modes.items() if chosen for name in USED[mode]}
+    way = "; methods are timed on a model, with --model" if ops else ""
+    refuse_unused(context, " with ".join(mode for mode, chosen in modes.items() if chosen), used, way)
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"--json: no folder {str(file.parent)!r}; make it first")
     if threads:
@@ -71,6 +87,9 @@ def bench(
         _by_method(settings or []),
         compiled,
     )
+    for name in asked.settings:
+        if name not in asked.names:
+            raise ValueError(f"--set: {name!r} is not among the methods that are run ({', '.join(asked.names)}); leave it out")
     if compiled and max(asked.new_tokens) < 2:
         raise ValueError(f"--compiled: an answer of one token has no decode step, got --new-tokens {new_tokens}; give a longer one")
     if ops:
@@ -112,6 +131,8 @@ def _model(name: str, asked: Any, device: str, dtype: str, attention: str, sched
                 counts = find_counts(model, asked, shape.tokens, source, trained, prompts, host_of(trained).most_tokens)
                 del trained
     else:
+        if schedule is not None:
+            raise ValueError(f"--schedule: is for shapes with random weights, got --model {name}, which counts for itself; leave it out")
         model, processor = _trained(name, device, dtype, attention)
         pool = lambda size: _real_prompts(model, processor, size, _pool_size(asked))  # noqa: E731
         facts = {"name": identify(find_checkpoint(name))["name"], "random": False, "tokens": host_of(model).most_tokens}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, out, progress, reported
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, out, progress, reported
 
 app = typer.Typer(help="Learn a method's settings from a few samples.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -63,6 +63,7 @@ def shortv(
 @app.command("expedit")
 @reported
 def expedit(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="As elsewhere, or an encoder: timm:NAME, open_clip:ARCHITECTURE/WEIGHTS, folder or hub id.")
     ],
@@ -80,8 +81,11 @@ def expedit(
     """Find the tau that suits the features of an encoder (arXiv 2210.01035)."""
     from vtr.calibrate.expedit import measure_tau
     from vtr.eval.results import write_atomic
+    from vtr.models.encoders import is_encoder
     from vtr.models.recipes import with_settings
 
+    if is_given(context, "attention") and is_encoder(model):
+        raise ValueError(f"--attention: an encoder has one way to attend, got --attention {attention} for {model!r}; leave it out")
     pictures = [q.image for q in _validation(samples)] if images is None else _pictures(images, samples)
     sides = grid.lower().split("x")
     try:
@@ -122,6 +126,8 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
 
     from vtr.eval.asking import open_image
 
+    if samples < 1:
+        raise ValueError(f"--samples: must be at least 1, got {samples}")
     known = Image.registered_extensions()
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in known)[:samples]
     if not files:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, load, out, parse_list, parse_settings, reported
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, out, parse_list, parse_settings, reported
 from vtr.cli._watching import Watcher
-from vtr.types import VtrError
+from vtr.registry import default_settings, method_class
+from vtr.types import BUDGETS, VtrError
 
 
 @reported
 def eval(
+    context: typer.Context,
     model: Model,
     methods: Annotated[str, typer.Option(help="Names separated by commas; `full` is the model without reduction.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for result files; finished cells in it are not run again.")],
@@ -38,17 +40,33 @@ def eval(
     from vtr.eval.cells import plan_cells
     from vtr.eval.tasks import get_task
 
+    names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
     cells = plan_cells(
-        parse_list(methods, str, "--methods"),
+        names,
         parse_budgets(keep, keep_ratio),
         [get_task(name) for name in parse_list(tasks, str, "--tasks")],
         parse_list(seeds, int, "--seeds"),
-        method_settings(settings or []),
+        own,
         limit,
         max_new_tokens,
     )
+    for option in (name for name in ("keep", "keep_ratio", "seeds") if is_given(context, name)):
+        if not any(_reads(name, option, own.get(name, {})) for name in names):
+            what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
+            raise ValueError(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
     contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet, share_tower)
     print_rows(contents)
+
+
+def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
+    """Whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
+    from vtr.eval.cells import FULL
+
+    if name == FULL:
+        return False
+    if option == "seeds":
+        return "seed" in default_settings(method_class(name)) and "seed" not in own
+    return method_class(name).default_budget is not None and not set(BUDGETS) & set(own)
 
 
 def run_cells(

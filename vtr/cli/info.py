@@ -9,7 +9,7 @@ import typer
 from vtr.cli._common import out, reported
 from vtr.cli.list_ import facts
 from vtr.registry import default_settings, method_class
-from vtr.types import BUDGETS
+from vtr.types import BUDGETS, Method
 
 SHARED = {
     "keep": "visual tokens left per image after the last removal",
@@ -30,7 +30,7 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
     row = facts(cls.name)
     out.print(f"[bold]{cls.name}[/]  {row['title']}")
     facts_table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in _lines(row, cls.card.code, cls.default_budget):
+    for name, value in _lines(row, cls.card.code, cls.default_budget, adaptive_by_default(cls)):
         facts_table.add_row(f"[dim]{name}[/]", value)
     out.print(facts_table)
     settings = Table("setting", "default", "meaning", box=None, header_style="bold", pad_edge=False)
@@ -46,9 +46,18 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
     out.print(f"vtr run --model tiny-llava --image FILE --question TEXT --method {cls.name}{budget}", style="dim", soft_wrap=True)
 
 
-def _lines(row: dict[str, Any], code: str, budget: Any) -> list[tuple[str, str]]:
+def adaptive_by_default(cls: type[Method]) -> bool:
+    """Whether a method that takes a budget decides itself how many tokens stay when none is given."""
+    try:
+        return cls.default_budget is not None and cls().budget is None
+    except TypeError:  # settings without a default
+        return False
+
+
+def _lines(row: dict[str, Any], code: str, budget: Any, adaptive: bool) -> list[tuple[str, str]]:
     paper = ", ".join(part for part in (row["paper"], row["venue"], f"arXiv {row['arxiv']}" if row["arxiv"] else "") if part)
     given = "none: the method has no budget" if budget is None else ", ".join(f"{k}={v:.4g}" for k, v in vars(budget).items() if v)
+    given = "none: each image decides" if adaptive else given
     lines = [
         ("paper", paper),
         ("code", code),

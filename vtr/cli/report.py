@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Quiet, err, out, progress, reported
+from vtr.cli._common import Quiet, err, out, progress, refuse_unused, reported
 from vtr.eval.marked import has_block, with_block
 
 
 @reported
 def report(
+    context: typer.Context,
     folders: Annotated[list[Path], typer.Argument(help="Folders that `vtr eval --out` or `vtr sweep` filled.")],
     form: Annotated[
         str | None, typer.Option("--format", "-f", help="md, csv, latex or html. Default: what --out ends with, else md.")
@@ -35,6 +36,8 @@ def report(
     from vtr.eval import results
     from vtr.eval.report import build, find_format, read_speed, render, write_figures
 
+    if not timings:
+        refuse_unused(context, "--no-timings", ("folders", "form", "target", "plots", "timings", "quiet"))
     form = find_format(form, target)
     records = [one for path in dict.fromkeys(speed or []) for one in read_speed(path)]
     cells, problems = _read(folders, quiet)

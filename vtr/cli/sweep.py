@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vtr.cli._common import Quiet, err, out, reported
+from vtr.cli._common import Quiet, err, out, refuse_unused, reported
 from vtr.cli._watching import Watcher, print_failures
 from vtr.types import VtrError
 
 
 @reported
 def sweep(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="YAML of the sweep, e.g. eval/sweeps/main-table.yaml.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. limit=5 budgets.keep=[64].")
@@ -33,8 +34,13 @@ def sweep(
 ) -> None:
     """Run every cell of a sweep that is not finished; stop and start again as you like, at most the running cells are lost.
 
+    A budget `keep` is what every method leaves at the end, as in `vtr eval`; with `equalise: average_keep` in the file, methods that remove only
+    inside the LLM get it as a mean over its layers. See docs/sweeps.md.
+
     Exit code 1: some cell has failed; the others were run.
     """
+    if dry_run:
+        refuse_unused(context, "--dry-run", ("file", "overrides", "folder", "dry_run", "quiet"))
     try:
         import pydantic  # noqa: F401
     except ImportError:
@@ -94,8 +100,8 @@ def print_plan(plan: Any, folder: Path) -> None:
             f"{bound}{line.forecast.retained}",
             f"{bound}{line.forecast.average:.1f}",
             f"{1000 * line.forecast.tflops:.4g}",
-            "?" if line.samples is None else str(line.samples),
-            "?" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
+            "unknown" if line.samples is None else str(line.samples),
+            "unknown" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
             "finished" if line.finished else "",
         )
     out.print(table)
@@ -110,4 +116,13 @@ def print_plan(plan: Any, folder: Path) -> None:
             markup=False,
         )
     left_out = f" ({len(plan.left_out)} left out, see above)" if plan.left_out else ""
-    out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {found.tflops:.4g} TFLOPs to go{found.time}", soft_wrap=True)
+    out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {to_go(found)}{found.time}", soft_wrap=True)
+
+
+def to_go(found: Any) -> str:
+    """What the cells that are not finished cost, as far as it is known."""
+    of_all = len(found.lines) - found.finished
+    if found.unknown and found.unknown == of_all:
+        return "unknown TFLOPs to go: how many samples the tasks have is not known here"
+    more = f" and unknown ones of {found.unknown} cells, whose number of samples is not known here" if found.unknown else ""
+    return f"{found.tflops:.4g} TFLOPs to go{more}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vtr.data.pictures import as_shown
+from vtr.models.devices import synchronize
 from vtr.types import VtrError
 
 MARK = "<image>"
@@ -31,11 +33,11 @@ def _whole_files() -> Iterator[None]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF data says.
+    """Opens an image file as RGB, turned as its EXIF data says, with the brightness that a viewer gives it (see `as_shown`).
 
     Raises:
         ValueError: no such file, or more pixels than Pillow holds safe (a small file may unpack to gigabytes).
-        VtrError: not an image, or a damaged one.
+        VtrError: not an image, a damaged one, or one that cannot be shown.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +50,10 @@ def open_image(path: str | Path) -> Image.Image:
         if image.width * image.height > most:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         with _whole_files():
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return as_shown(image)
+    except VtrError as error:
+        raise VtrError(f"image: {str(path)!r}: {str(error).removeprefix('image: ')}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
     except UnidentifiedImageError:
@@ -114,18 +119,38 @@ def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[Sequ
         images: images of each row, in order.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    several = len(prompts) > 1
+    if several and tokenizer.pad_token is None:
+        processor, tokenizer = _with_padding(processor)
     flat = [image for own in images for image in own]
     bos = tokenizer.bos_token
     return processor(
         text=prompts,
         images=flat or None,
-        padding=True,
+        padding=several,
         padding_side="left",
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         return_tensors="pt",
     )
+
+
+def _with_padding(processor: Any) -> tuple[Any, Any]:
+    """Copies of a processor and its tokenizer, which pads with its end token; the user's own stay as they are."""
+    tokenizer = copy.deepcopy(getattr(processor, "tokenizer", processor))
+    if tokenizer.eos_token is None:
+        raise VtrError("processor: its tokenizer has no padding token and no end token, so prompts cannot be batched; use --batch-size 1")
+    tokenizer.pad_token = tokenizer.eos_token
+    if not hasattr(processor, "tokenizer"):
+        return tokenizer, tokenizer
+    padding = copy.copy(processor)
+    padding.tokenizer = tokenizer
+    return padding, tokenizer
+
+
+def padding_id(processor: Any) -> int | None:
+    """Returns the token that fills rows up: the tokenizer's padding token, or its end token where it has none."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def to_model(inputs: Any, model: Any) -> Any:
@@ -149,10 +174,9 @@ def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int
         max_new_tokens: of the longest answer.
         **settings: of `model.generate`; without any the answers are greedy.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
     synchronize(model)
     start = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **{**_GREEDY, **settings})
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=padding_id(processor), **{**_GREEDY, **settings})
     synchronize(model)
     return out[:, inputs["input_ids"].shape[1] :], (time.perf_counter() - start) * 1000
 
@@ -164,12 +188,6 @@ def prefill_ms(model: Any, inputs: Any) -> float:
     model.generate(**inputs, max_new_tokens=1, **_GREEDY)
     synchronize(model)
     return (time.perf_counter() - start) * 1000
-
-
-def synchronize(model: Any) -> None:
-    """Wait for the device; nothing on the CPU."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def placeholders(model: Any, inputs: Any) -> list[int]:

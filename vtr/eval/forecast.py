@@ -136,12 +136,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cells in order, and what those cost that are not finished; `time` is a sentence, empty when nothing was measured yet; `unseen` are models of
-    which it is not known here what is finished, because their checkpoint or device is not on this machine."""
+    """Cells in order, and what those cost that are not finished.
+
+    Args:
+        lines: one per cell.
+        finished: how many have a result.
+        tflops: of the others whose number of samples is known.
+        unknown: how many of the others are of tasks whose samples are not on this machine.
+        time: a sentence, empty when nothing was measured yet.
+        unseen: models of which it is not known here what is finished, because their checkpoint or device is not on this machine.
+    """
 
     lines: list[Line]
     finished: int
     tflops: float
+    unknown: int
     time: str
     unseen: list[str]
 
@@ -175,7 +184,8 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
         hours += statistics.median(speeds[job.setup]) * (line.samples or 0) / 3600 if job.setup in speeds else 0.0
     time = f", about {hours:.1f} h on one worker as fast as those that finished" if left and known else ""
     unseen = list(dict.fromkeys(job.setup.model for job in jobs if _around(job.setup) is None))
-    return Estimate(lines, len(jobs) - len(left), sum(line.forecast.tflops * (line.samples or 0) for _, line in left), time, unseen)
+    sized = [line.forecast.tflops * line.samples for _, line in left if line.samples is not None]
+    return Estimate(lines, len(jobs) - len(left), sum(sized), len(left) - len(sized), time, unseen)
 
 
 @cache

@@ -67,18 +67,22 @@ def git_state() -> dict[str, Any] | None:
 def code_hash(methods: Iterable[Method], model_type: str | None) -> str:
     """sha256 of the sources that can change an answer: methods, host, engine and tasks with all they import of ours, committed or not.
 
+    Of a method or host of somebody else every module of its top-level package counts, since any of them may be a helper.
+
     Args:
         methods: that are applied; a new method or an edit of another one changes nothing.
         model_type: of the model, for its host; None = all hosts.
     """
     hosts = [find_host(kind) for kind in ([model_type] if model_type else list_hosts())]
-    modules = {type(method).__module__ for method in methods} | {host.__module__ for host in hosts if host is not None}
+    modules = {cls.__module__ for method in methods for cls in type(method).__mro__} | {
+        host.__module__ for host in hosts if host is not None
+    }
     return _hash_of(tuple(sorted(modules)))
 
 
 @cache
 def _hash_of(modules: tuple[str, ...]) -> str:
-    waiting, files = [*_ALWAYS, *modules], {name: _source(name) for name in _ALONE}
+    waiting, files = [*_ALWAYS, *(name for module in modules for name in _package_of(module))], {name: _source(name) for name in _ALONE}
     while waiting:
         name = waiting.pop()
         if name in files:
@@ -95,7 +99,11 @@ def _imported(name: str, source: str) -> list[str]:
     """Dotted names of ours that a module imports: modules and what may be modules."""
     path, found = _file(name), []
     package = name.split(".") if path is None or path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a template, or for another Python: it cannot be imported here
+        return []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -105,17 +113,38 @@ def _imported(name: str, source: str) -> list[str]:
     return [one for one in found if one.startswith("vtr.")]
 
 
+def _package_of(module: str) -> list[str]:
+    """Names of the modules that change with a method's module: itself; of somebody else's package all, imported so far or not."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return []
+    found = set()
+    for root in _roots(top) if top != "vtr" else ():
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            if not any(part.startswith(".") or part == "site-packages" for part in parts):
+                found.add(".".join([top, *(parts[:-1] if parts[-1] == "__init__" else parts)]))
+    return [module, *sorted(found - {module})]
+
+
+def _roots(top: str) -> list[Path]:
+    """Folders of a top-level package; none where it is a single file."""
+    return [_PACKAGE] if top == "vtr" else [Path(root) for root in getattr(sys.modules.get(top), "__path__", ())]
+
+
 def _file(name: str) -> Path | None:
-    """File of a module of ours, None when it is not one."""
-    base = _PACKAGE.joinpath(*name.split(".")[1:])
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    """File of a module of a package, None when it is none."""
+    top, *parts = name.split(".")
+    bases = [root.joinpath(*parts) for root in _roots(top)]
+    places = (path for base in bases for path in (*([base.with_suffix(".py")] if parts else []), base / "__init__.py"))
+    return next((path for path in places if path.is_file()), None)
 
 
 def _source(name: str) -> str:
-    path = _file(name) if name.startswith("vtr.") else None
+    path = _file(name)
     if path:
-        return path.read_text(encoding="utf-8")
-    try:  # somebody else's method or host
+        return path.read_text(encoding="utf-8", errors="replace")
+    try:  # a single file, or what was typed into a notebook
         return inspect.getsource(sys.modules[name])
     except (KeyError, OSError, TypeError):
         return ""

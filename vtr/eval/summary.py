@@ -108,8 +108,16 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def condense(content: Mapping[str, Any]) -> Condensed:
+Known = dict[tuple[str, ...], tuple[str, ...]]
+"""Sample ids that were seen, so that cells with equal ones share them; whoever reads many files owns one for that time."""
+
+
+def condense(content: Mapping[str, Any], known: Known | None = None) -> Condensed:
     """What tables need of the content of a result file.
+
+    Args:
+        content: of the file.
+        known: filled with its sample ids, and asked for equal ones.
 
     Raises:
         ResultError: something that every result has is missing.
@@ -126,20 +134,17 @@ def condense(content: Mapping[str, Any]) -> Condensed:
             fingerprint=fingerprint,
             numbers={k: v for k, v in _numbers(content["summary"]).items() if timed or not k.endswith("_ms")},
             metrics=_numbers(content["summary"].get("metrics") or {}),
-            families={family: _outcomes(own) for family, own in found.items()},
+            families={family: _outcomes(own, {} if known is None else known) for family, own in found.items()},
             most_retained=max(retained, default=None),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"result: {type(error).__name__} {error} in its content; run the cell again with this version") from None
 
 
-_known_ids: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-
-def _outcomes(values: Mapping[str, float]) -> Outcomes:
+def _outcomes(values: Mapping[str, float], known: Known) -> Outcomes:
     """Ordered by id; equal ids of many cells are kept once."""
     ids = tuple(sorted(values))
-    return Outcomes(_known_ids.setdefault(ids, ids), np.asarray([[values[i] for i in ids]]))
+    return Outcomes(known.setdefault(ids, ids), np.asarray([[values[i] for i in ids]]))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -153,8 +158,9 @@ def make_rows(cells: Iterable[Mapping[str, Any] | Condensed]) -> list[Row]:
         cells: contents of result files of one task, or what `condense` left of them.
     """
     groups: dict[Any, dict[str, Condensed]] = {}
+    known: Known = {}
     for given in cells:
-        cell = given if isinstance(given, Condensed) else condense(given)
+        cell = given if isinstance(given, Condensed) else condense(given, known)
         experiment = content_hash({**cell.fingerprint, "seed": None})
         samples = tuple(sorted((family, outcomes.ids) for family, outcomes in cell.families.items()))
         groups.setdefault((experiment, samples), {}).setdefault(cell.key, cell)

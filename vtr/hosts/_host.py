@@ -129,7 +129,8 @@ class Host:
     def geometry(self) -> Geometry:
         """The facts that methods may build their steps from."""
         config = self.language_model.config
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+        names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"]
+        names += ["head_dim", "rope_parameters", "layer_types"]
         return Geometry(
             host=self.name,
             tower_layers=len(self.tower_layers),

@@ -120,7 +120,7 @@ class Merging(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
+        if self.neighbours < 0:
             raise ValueError(f"{self.name}: neighbours must be an integer, 0 or more, got {self.neighbours!r}; the authors use 32")
         if self.compat not in (None, "authors"):
             raise ValueError(f"{self.name}: compat must be None or 'authors', got {self.compat!r}")

@@ -103,6 +103,7 @@ class CoreMatching(Method):
         code="github.com/wangqinsi1/2025-ICML-CoreMatching (Apache-2.0, not used)",
         signals="MLP activations of layer - 1",
         cost="partly sorts the MLP activations of one layer, O(S I log I); layers before `layer` run in full",
+        exact=False,
         settings={
             "layer": "visual tokens are gone from the input of this layer on; activations are those of the layer before",
             "rho": "share of a token's active neurons that are its core",
@@ -113,8 +114,6 @@ class CoreMatching(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int):
-            raise TypeError(f"corematching: layer must be an integer, got {self.layer!r}")
         if self.layer < 1:
             raise ValueError(f"corematching: layer must be at least 1, got {self.layer}; activations come from the layer before")
         for name in ("rho", "beta"):

@@ -67,8 +67,6 @@ class FastV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int):
-            raise TypeError(f"fastv: layer must be an integer, got {self.layer!r}")
         if self.layer < 1:
             raise ValueError(
                 f"fastv: layer must be at least 1, got {self.layer} (the paper's K = {self.layer}): scores come from the layer before; "

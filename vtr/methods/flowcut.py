@@ -115,11 +115,14 @@ def accumulate(previous: Tensor | None, score: Tensor, history: float = 0.5) -> 
     return score if previous is None else history * previous + (1 - history) * score
 
 
-def last_row(last: Tensor, others: Tensor, real: Tensor) -> Tensor:
-    """Softmax of `last (G, H, d)` against `others (G, N, H', d)` (H' divides H) over the real ones, scaled; mean over heads, `(G, N)`."""
+def last_row(last: Tensor, others: Tensor, real: Tensor, scaling: float | None = None) -> Tensor:
+    """Softmax of `last (G, H, d)` against `others (G, N, H', d)` (H' divides H) over the real ones; mean over heads, `(G, N)`.
+
+    `scaling` is the factor on the logits, that of the model's attention; None = `d ** -0.5`.
+    """
     wide = _wide(others)[:, :, :, None]  # (G, N, H', 1, d)
     grouped = _wide(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
-    logits = (wide * grouped).sum(-1).flatten(2) * last.shape[-1] ** -0.5  # (G, N, H)
+    logits = (wide * grouped).sum(-1).flatten(2) * (last.shape[-1] ** -0.5 if scaling is None else scaling)  # (G, N, H)
     return logits.masked_fill(~real[..., None], -torch.inf).softmax(1).mean(2)
 
 
@@ -172,11 +175,9 @@ class FlowCut(Method):
         super().__post_init__()
         if self.llm_layer is not None and self.llm_layer < 1:
             raise ValueError(f"flowcut: llm_layer must be at least 1 or None, got {self.llm_layer}; the paper's 'after layer 1' is 2")
-        if isinstance(self.history, bool) or not isinstance(self.history, (int, float)):
-            raise TypeError(f"flowcut: history must be a number, got {self.history!r}")
         if not 0 <= self.history < 1:
             raise ValueError(f"flowcut: history must be in [0, 1), got {self.history}; the paper uses 0.5, 0 forgets earlier layers")
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
+        if self.interval < 1:
             raise ValueError(f"flowcut: interval must be an integer from 1 on, got {self.interval!r}; the paper prunes every second layer")
         if self.compat not in (None, "authors"):
             raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")
@@ -256,7 +257,8 @@ def _in_llm(view: View, row: Signal, values: Signal) -> Selection:
     if text.shape[1]:
         last = torch.where(view.text.real.any(1)[:, None, None], _last(text, view.text.real), last)
     part = torch.zeros_like(view.patch)
-    score = flow_score(relation, last_row(last, visual, view.real), value_strength(visual), part, view.real)
+    semantic = last_row(last, visual, view.real, view.scaling.get(values))
+    score = flow_score(relation, semantic, value_strength(visual), part, view.real)
     return Selection(keep=topk_mask(score, view.real, view.keep))
 
 

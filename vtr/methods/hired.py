@@ -149,7 +149,7 @@ class HiRED(Method):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"hired: alpha must be from 0 to 1, got {self.alpha}; the paper uses 0.5")
-        if isinstance(self.early, bool) or not isinstance(self.early, int) or self.early < 0:
+        if self.early < 0:
             raise ValueError(f"hired: early must be a tower layer, 0 or more, got {self.early!r}; the paper uses the first, 0")
         if self.compat not in (None, "authors"):
             raise ValueError(f"hired: compat must be None or 'authors', got {self.compat!r}")

@@ -31,7 +31,7 @@ from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import BUDGETS, Budget, Card, Geometry, Method, Selection, Stage, Step, View
+from vtr.types import BUDGETS, Budget, Card, Geometry, Method, Selection, Stage, Step, View, is_integer
 
 
 def pool_cells(height: Tensor, width: Tensor, cells: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,13 +138,11 @@ class Pool(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and (isinstance(self.alpha, bool) or not isinstance(self.alpha, int)):
-            raise TypeError(f"pool: alpha must be an integer, got {self.alpha!r}")
         if self.grid is not None:
             if (
                 not isinstance(self.grid, (list, tuple))
                 or len(self.grid) != 2
-                or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in self.grid)
+                or any(not is_integer(side) or side < 1 for side in self.grid)
             ):
                 raise ValueError(f"pool: grid must be (rows, cols), both at least 1, got {self.grid!r}")
             given = [f"{name}={getattr(self, name)}" for name in BUDGETS if getattr(self, name) is not None]

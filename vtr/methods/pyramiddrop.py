@@ -37,7 +37,7 @@ OURS = ((4, 8, 16), (3, 6, 9), (2, 3, 4))
 """For averages of about 192, 128 and 64 of 576, which the published layers cannot reach; nobody else's numbers belong to them."""
 
 
-def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: Tensor, row: Tensor) -> Tensor:
+def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: Tensor, row: Tensor, scaling: float | None = None) -> Tensor:
     """Attention of the last token of each prompt to its visual tokens.
 
     Args:
@@ -45,6 +45,7 @@ def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: T
         real: `(G, N)` bool.
         text_real: `(G, M)` bool, text in position order.
         row: `(G,)` int64, prompt of each group.
+        scaling: factor on the logits, the model's own; None = `d ** -0.5`.
 
     Returns:
         `(G, N)`, mean over heads of the softmax over all text and visual tokens of the prompt, float32 at least.
@@ -53,7 +54,7 @@ def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: T
     tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
     index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)  # a prompt without text: its last visual token
     last = take(torch.cat([query.visual, query.text], 1), index)  # (G, 1, H, d)
-    return prompt_rows(last, key.visual, key.text, real, text_real, row)[:, 0]
+    return prompt_rows(last, key.visual, key.text, real, text_real, row, scaling=scaling)[:, 0]
 
 
 def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class PyramidDrop(Scheduled):
         def select(view: View) -> Selection:
             assert view.text is not None
             query, key = (view.signals[need] for need in needs)
-            score = pyramiddrop_score(query, key, view.real, view.text.real, view.row)
+            score = pyramiddrop_score(query, key, view.real, view.text.real, view.row, view.scaling.get(needs[0]))
             return Selection(keep=pyramiddrop(score, view.real, view.keep))
 
         return tuple(Step("prefill", layer, needs=needs, select=select, share=share) for layer, share in zip(layers, shares, strict=True))

@@ -58,8 +58,6 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"random: seed must be an integer, got {self.seed!r}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"random: seed must fit in 64 bits, got {self.seed}")
 

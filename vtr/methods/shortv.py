@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vtr.registry import closest, register_method
-from vtr.types import Card, Geometry, Method, Stage, Step
+from vtr.types import Card, Geometry, Method, Stage, Step, is_integer
 
 
 class Published(NamedTuple):
@@ -99,7 +99,7 @@ def read_layers(name: str) -> tuple[int, ...]:
 
 
 def _checked(layers: Any, source: str) -> tuple[int, ...]:
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or any(isinstance(v, bool) or not isinstance(v, int) for v in layers):
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(map(is_integer, layers)):
         raise ValueError(f"shortv: {source} must be a list of layer numbers, got {layers!r}")
     if len(set(layers)) < len(layers):
         raise ValueError(f"shortv: {source} names a layer twice, got {list(layers)}; name each once")
@@ -134,11 +134,8 @@ class ShortV(Method):
         super().__post_init__()
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", _checked(self.layers, "layers"))  # YAML and JSON hand in lists
-        if self.first is not None:
-            if isinstance(self.first, bool) or not isinstance(self.first, int):
-                raise TypeError(f"shortv: first must be an integer, got {self.first!r}")
-            if self.first < 0:
-                raise ValueError(f"shortv: first must be at least 0, got {self.first}")
+        if self.first is not None and self.first < 0:
+            raise ValueError(f"shortv: first must be at least 0, got {self.first}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers = self.frozen_layers(geometry)

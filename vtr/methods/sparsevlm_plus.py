@@ -13,14 +13,14 @@ Stage: boundary (observes), prefill. Reads: text rows of the attention of the la
 
 Paper to code: w -> gravity, RETAIN_TOKN -> table.
 Departures: positions are counted among the visual tokens of the image and the text behind it, without newlines and other images in between;
-the rotary base is a setting. Exact counts for every budget; ties go to the lowest index.
+base and width of the rotary embedding are the model's, or a setting. Exact counts for every budget; ties go to the lowest index.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from vtr.methods._schedule import Tabled
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Selection, Signal, Stage, Step, View, VtrError
 
 PUBLISHED = (3, 7, 16)
 N = 576
@@ -37,19 +37,58 @@ TABLES = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66,
 """Nominal average -> tokens after each stage, of 576."""
 
 
-def gravity(query: Tensor, key: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+class Rotary(NamedTuple):
+    """A rotary embedding: `rotated` of the `head_dim` dimensions turn with base `base`, positions count `1 / factor`."""
+
+    head_dim: int
+    rotated: int
+    base: float = 10000.0
+    factor: float = 1.0
+
+
+def rotary_of(geometry: Geometry, layer: int, base: float | None = None) -> Rotary:
+    """The rotary embedding of an LLM layer, from the model's config; `base` overrides the config's.
+
+    Raises:
+        VtrError: there is none, or it is scaled in a way that does not turn all dimensions alike.
+    """
+    config = geometry.text_config
+    head_dim = config.get("head_dim") or (config.get("hidden_size") or 4096) // (config.get("num_attention_heads") or 32)
+    known, kinds = config.get("rope_parameters", {}), config.get("layer_types")
+    if known is None:
+        raise VtrError(f"sparsevlm_plus: the LLM of {geometry.host!r} has no rotary embedding to correct for; use 'sparsevlm'")
+    known = known.get(kinds[layer], known) if kinds and layer < len(kinds) else known
+    kind = known.get("rope_type") or "default"
+    if kind not in ("default", "linear"):
+        raise VtrError(
+            f"sparsevlm_plus: the rotary embedding of {geometry.host!r} is scaled by {kind!r}, only 'linear' is known; use 'sparsevlm'"
+        )
+    rotated = int(head_dim * (known.get("partial_rotary_factor") or 1.0))
+    factor = known.get("factor") or 1.0 if kind == "linear" else 1.0
+    return Rotary(head_dim, rotated, base or known.get("rope_theta") or 10000.0, factor)
+
+
+def gravity(query: Tensor, key: Tensor, head_dim: int, base: float = 10000.0, rotated: int | None = None, factor: float = 1.0) -> Tensor:
     """Product of two all-ones vectors after the rotary embedding, over sqrt(d): `(..., R, N)` float64.
 
     `query (..., R)` and `key (..., N)` are positions; only their differences matter. `O(R N d)`, no `(R, N, d)` tensor.
+
+    Args:
+        query, key: see above.
+        head_dim: d.
+        base: of the frequencies.
+        rotated: how many dimensions turn, None = all; the others count 1 each.
+        factor: by which positions are divided (linear scaling).
     """
-    half = head_dim // 2
-    frequency = base ** (-torch.arange(half, dtype=torch.float64, device=query.device) / half)
+    rotated = head_dim if rotated is None else rotated
+    half = rotated // 2
+    frequency = base ** (-torch.arange(half, dtype=torch.float64, device=query.device) / half) / factor
 
     def waves(position: Tensor) -> Tensor:
         angle = position.double()[..., None] * frequency
         return torch.cat([angle.cos(), angle.sin()], -1)
 
-    return 2 * head_dim**-0.5 * (waves(query) @ waves(key).mT)
+    return head_dim**-0.5 * (2 * (waves(query) @ waves(key).mT) + head_dim - rotated)
 
 
 def corrected_score(rows: Tensor, by: Tensor, real: Tensor, pull: Tensor, heads: int) -> Tensor:
@@ -80,7 +119,7 @@ class SparseVLMPlus(Tabled):
     """Version 2.0 of the repository; the default budget is what its 192-token schedule leaves in the end, 118 of 576."""
 
     heads: int = 14
-    rope_base: float = 10000.0
+    rope_base: float | None = None
 
     tables, published, of = TABLES, PUBLISHED, N
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
@@ -99,7 +138,7 @@ class SparseVLMPlus(Tabled):
             "layers": "the three layers from whose input on tokens are gone (the paper's 2, 6, 15 plus 1); None: 3, 7, 16 of 32, same depth",
             "counts": "tokens after each stage of an image with the most tokens of the model; instead of a budget",
             "heads": "heads that count, all where the model has fewer",
-            "rope_base": "base of the LLM's rotary embedding",
+            "rope_base": "base of the rotary embedding; None: that of the LLM",
         },
     )
 
@@ -107,26 +146,25 @@ class SparseVLMPlus(Tabled):
         super().__post_init__()
         if self.heads < 1:
             raise ValueError(f"{self.name}: heads must be at least 1, got {self.heads}; the code uses 14")
-        if not self.rope_base > 0:
-            raise ValueError(f"{self.name}: rope_base must be above 0, got {self.rope_base}; LLaMA uses 10000")
+        if self.rope_base is not None and not self.rope_base > 0:
+            raise ValueError(f"{self.name}: rope_base must be above 0, got {self.rope_base}; None takes the model's, LLaMA uses 10000")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
-        config = geometry.text_config
-        head_dim = (config.get("hidden_size") or 4096) // (config.get("num_attention_heads") or 32)
         stages = []
         for layer, share in zip(layers, shares, strict=True):
             rows = Signal("rows", layer=layer - 1, queries="text", heads=True)
-            stages.append(Step("prefill", layer, needs=(rows,), select=partial(self._select, rows, head_dim), share=share))
+            rotary = rotary_of(geometry, layer - 1, self.rope_base)
+            stages.append(Step("prefill", layer, needs=(rows,), select=partial(self._select, rows, rotary), share=share))
         return Step("boundary", action="observe", select=_find_raters), *stages
 
-    def _select(self, rows: Signal, head_dim: int, view: View) -> Selection:
+    def _select(self, rows: Signal, rotary: Rotary, view: View) -> Selection:
         assert view.text is not None
         place, behind = view.per_token["place"], view.memory["behind"]
         if self.position_ids == "renumber":
             place, behind = _places(view)
         words = behind[:, None] + view.text.instruction.long().cumsum(1) - 1
-        pull = gravity(words, place, head_dim, self.rope_base)
+        pull = gravity(words, place, rotary.head_dim, rotary.base, rotary.rotated, rotary.factor)
         score = corrected_score(view.signals[rows], view.memory["raters"], view.real, pull, self.heads)
         return Selection(keep=topk_mask(score, view.real, view.keep))
 

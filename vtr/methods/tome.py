@@ -135,8 +135,6 @@ class ToMe(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.inflect, bool) or not isinstance(self.inflect, (int, float)):
-            raise TypeError(f"tome: inflect must be a number, got {self.inflect!r}")
         if not -1 <= self.inflect <= 1:
             raise ValueError(f"tome: inflect must be from -1 (falling) to 1 (rising), got {self.inflect}")
         if self.compat not in (None, "authors"):

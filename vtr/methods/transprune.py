@@ -168,6 +168,7 @@ def _select(needs: tuple[Signal, Signal, Signal], view: View) -> Selection:
         view.row,
         sees_text=causal_text(text.real),
         sees_visual=visible,
+        scaling=view.scaling.get(needs[0]),
     )
     behind = text.instruction & visible.any(2)
     return Selection(keep=topk_mask(transprune_score(view.per_token[TTV], rows, behind, view.real).total, view.real, view.keep))

@@ -164,7 +164,7 @@ class VisionZip(Method):
     def _select(self, view: View, keys: Signal, score: Signal) -> Selection:
         key, attention = view.signals[keys], view.signals[score]
         if score.kind == "q":
-            attention = attention_received(attention, key, view.real)
+            attention = attention_received(attention, key, view.real, scaling=view.scaling.get(score))
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
         metric = key.float().mean(2)

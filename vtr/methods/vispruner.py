@@ -125,6 +125,6 @@ class VisPruner(Method):
     def _select(self, view: View, needs: tuple[Signal, ...]) -> Selection:
         score = view.signals[needs[0]]
         if len(needs) == 2:
-            score = attention_received(score, view.signals[needs[1]], view.real)
+            score = attention_received(score, view.signals[needs[1]], view.real, scaling=view.scaling.get(needs[0]))
         removed = max(count - keep for count, keep in zip(view.counts, view.keeps, strict=True))
         return Selection(keep=vispruner(view.tokens, score, view.real, view.keep, removed, self.important_ratio))

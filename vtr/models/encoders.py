@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vtr.data.pictures import as_shown
 from vtr.hosts._host import host_of
 from vtr.models.dense import load_dense
 from vtr.models.loading import Checkpoint, check_device, check_dtype, find_checkpoint, load_config
@@ -56,7 +57,7 @@ def load_encoder(name: str, device: str | None = None, dtype: str = "auto") -> t
             raise
         raise VtrError(f"load_encoder: {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model = model.to(device, wanted).eval()
-    return model, lambda picture: prepare(picture.convert("RGB")).to(device, wanted)
+    return model, lambda picture: prepare(as_shown(picture)).to(device, wanted)
 
 
 def _load(name: str, device: str) -> tuple[nn.Module, Prepare]:

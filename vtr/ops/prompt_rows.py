@@ -21,11 +21,12 @@ def prompt_rows(
     *,
     sees_text: Tensor | None = None,
     sees_visual: Tensor | None = None,
+    scaling: float | None = None,
 ) -> Tensor:
     """Attention weights, averaged over the heads, of text queries to the visual tokens of one image each.
 
     The softmax runs over the text and the visual tokens of the whole prompt, other images of the same prompt included (one group per image),
-    with logits scaled by `d ** -0.5`, in float32 (float64 stays). Time `O(G H R (N + M) d)`, memory `O(G H min(R, 128) (N + M) + G G H R)`.
+    with logits in float32 (float64 stays). Time `O(G H R (N + M) d)`, memory `O(G H min(R, 128) (N + M) + G G H R)`.
 
     Args:
         query: `(G, R, H, d)`, rows wanted, after the rotary embedding; row r is the same token in all groups of a prompt.
@@ -36,12 +37,13 @@ def prompt_rows(
         row: `(G,)` int64, prompt of each group.
         sees_text: `(G, R, M)` bool, text tokens a query may see; None = all.
         sees_visual: `(G, R, N)` bool; None = all.
+        scaling: factor on the logits, the model's own; None = `d ** -0.5`.
 
     Returns:
         `(G, R, N)`; 0 where hidden or not real.
     """
     same = (row[:, None] == row)[:, :, None, None]  # (G, G, 1, 1)
-    scaling = query.shape[-1] ** -0.5
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = []
     for start in range(0, query.shape[1], CHUNK):
         part = slice(start, start + CHUNK)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vtr.ops.attention_rows import attention_rows
 
 
-def attention_received(query: Tensor, key: Tensor, real: Tensor, chunk: int = 128) -> Tensor:
+def attention_received(query: Tensor, key: Tensor, real: Tensor, chunk: int = 128, scaling: float | None = None) -> Tensor:
     """Attention that every token gets, averaged over heads and over the real tokens that ask.
 
     The map is made `chunk` queries at a time and never held: memory `O(G H chunk N)`, time `O(G H N^2 d)`, no host sync.
@@ -16,11 +16,13 @@ def attention_received(query: Tensor, key: Tensor, real: Tensor, chunk: int = 12
     Args:
         query, key: `(G, N, H, d)`, as the signals `q` and `k` of a tower layer.
         real: `(G, N)` bool, tokens that ask and are asked.
+        chunk: queries at a time.
+        scaling: factor on the logits, the model's own; None = `d ** -0.5`.
 
     Returns:
         `(G, N)` float32 (float64 stays); rows sum to 1 over the real tokens, 0 elsewhere.
     """
-    keys, scaling = key.transpose(1, 2), query.shape[-1] ** -0.5
+    keys, scaling = key.transpose(1, 2), query.shape[-1] ** -0.5 if scaling is None else scaling
     total: Tensor | float = 0.0
     for some, asks in zip(query.transpose(1, 2).split(chunk, dim=2), real.split(chunk, dim=1), strict=True):
         rows = attention_rows(some, keys, scaling, keys=real).mean(1)  # (G, chunk, N)

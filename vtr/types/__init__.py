@@ -1,10 +1,10 @@
 """What methods, hosts and the engine share. Nothing here imports anything else of ours, and there is no logic beyond validation."""
 
+from vtr.types.budget import Budget
 from vtr.types.contract import (
     ACTIONS,
     STAGES,
     Action,
-    Budget,
     Geometry,
     NewlineOption,
     PerToken,
@@ -20,6 +20,7 @@ from vtr.types.contract import (
     VtrError,
 )
 from vtr.types.method import BUDGETS, Card, Method
+from vtr.types.settings import check_choices, is_integer, is_number
 
 __all__ = [
     "ACTIONS",
@@ -42,4 +43,7 @@ __all__ = [
     "TextEmbedding",
     "View",
     "VtrError",
+    "check_choices",
+    "is_integer",
+    "is_number",
 ]

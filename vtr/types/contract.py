@@ -1,14 +1,17 @@
-"""Budgets, steps, signals, views and selections. Letters in shapes: `B` prompt rows, `G` image groups
+"""Steps, signals, views and selections. Letters in shapes: `B` prompt rows, `G` image groups
 (one image of one prompt row, all its views), `N` visual tokens of a group, `M` text tokens of its row, `K` kept, `D` width, `H` heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
+
+from vtr.types.naming import closest
+from vtr.types.settings import check_choices, check_types
 
 Stage = Literal["input", "tower", "boundary", "prefill", "decode"]
 Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
@@ -21,48 +24,6 @@ ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe"
 
 class VtrError(RuntimeError):
     """A host, backend or checkpoint cannot do what was asked; the message says what can be done instead."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a user asks for, per image over all its crops: exactly one of the three.
-
-    Args:
-        keep: visual tokens left after the last removal, at least 1.
-        keep_ratio: share of the image's original visual tokens (newlines excluded) left after the last removal, in (0, 1].
-        average_keep: mean over the LLM's layers of the visual tokens of a layer.
-
-    Raises:
-        ValueError: none or several given, or out of range.
-        TypeError: not a number.
-    """
-
-    keep: int | None = None
-    keep_ratio: float | None = None
-    average_keep: float | None = None
-
-    def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(given) != 1:
-            shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-            raise ValueError(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
-        name, value = next(iter(given.items()))
-        if isinstance(value, bool) or not isinstance(value, int if name == "keep" else (int, float)):
-            kind = "an integer" if name == "keep" else "a number"
-            raise TypeError(f"Budget: {name} must be {kind}, got {value!r}")
-        if name == "keep" and value < 1:
-            raise ValueError(f"Budget: keep must be at least 1, got {value}; method 'none' keeps no visual token")
-        if name == "keep_ratio" and not 0 < value <= 1:
-            raise ValueError(f"Budget: keep_ratio must be in (0, 1], got {value}; 0.25 keeps a quarter")
-        if name == "average_keep" and not value > 0:
-            raise ValueError(f"Budget: average_keep must be above 0, got {value}")
-
-    def resolve(self, n: int) -> int:
-        """Visual tokens to keep of an image that has `n`; half to even, between 1 and `n`. `average_keep` is solved by the plan."""
-        if self.average_keep is not None:
-            raise ValueError("Budget: average_keep depends on the layers of the plan; it cannot be resolved from a count alone")
-        wanted = self.keep if self.keep is not None else round((self.keep_ratio or 0) * n)
-        return min(max(wanted, 1), n)
 
 
 @dataclass(frozen=True)
@@ -148,6 +109,13 @@ class Signal:
     keys: Literal["visual", "text"] = "visual"
     source: str | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self, "Signal")
+        kinds = list(get_args(SignalKind))
+        if self.kind not in kinds:
+            raise ValueError(f"Signal: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+        check_choices(self, "Signal")
+
 
 class PerToken(NamedTuple):
     """A per-token signal of the LLM: `visual (G, N, ...)` and `text (G, M, ...)`."""
@@ -201,6 +169,8 @@ class View:
         layer: layer the step is at.
         text: text of the row; None in the tower.
         signals: what `Step.needs` asked for.
+        scaling: for signals `q`, `k`, `v`, `next_q` and `next_k`: the factor that the attention they belong to has on its logits, usually
+            `d ** -0.5`; `view.scaling.get(signal)` is None where it is not known.
         memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
         per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
         final_norm: the LLM's final norm as a function of tokens; None in the tower.
@@ -223,6 +193,7 @@ class View:
     layer: int = 0
     text: Text | None = None
     signals: Mapping[Signal, Any] = field(default_factory=dict)
+    scaling: Mapping[Signal, float] = field(default_factory=dict)
     memory: MutableMapping[str, Any] = field(default_factory=dict)
     per_token: MutableMapping[str, Tensor] = field(default_factory=dict)
     final_norm: Callable[[Tensor], Tensor] | None = None
@@ -253,6 +224,8 @@ class Selection:
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.index is None):
             raise ValueError("Selection: give keep or index, exactly one of them")
+        if self.order not in ("position", "given"):
+            raise ValueError(f"Selection: order must be 'position' or 'given', got {self.order!r}")
 
 
 @dataclass(frozen=True)
@@ -296,3 +269,5 @@ class Step:
             raise ValueError(f"Step: action must be one of {', '.join(ACTIONS)}, got {self.action!r}")
         if self.select is None and self.action not in ("freeze", "restore"):
             raise ValueError(f"Step: action {self.action!r} needs a select function, got None")
+        check_types(self, "Step")
+        check_choices(self, "Step")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from vtr.types.contract import Budget, Geometry, NewlineOption, PositionOption, Stage, Step
+from vtr.types.budget import Budget
+from vtr.types.contract import Geometry, NewlineOption, PositionOption, Stage, Step
+from vtr.types.settings import check_types
 
 BUDGETS = tuple(f.name for f in fields(Budget))
 """Settings that are a budget, in the order in which they are listed."""
@@ -55,6 +57,7 @@ class Method:
     """None: the method has no budget at all."""
 
     def __post_init__(self) -> None:
+        check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines"))
         if self.position_ids not in ("keep", "renumber"):
             raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):

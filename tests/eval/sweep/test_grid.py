@@ -7,8 +7,13 @@ import pytest
 pytest.importorskip("pydantic")
 
 from tests.eval.sweep.test_reading import GOOD, write
+from vtr.eval.cells import plan_cells
+from vtr.eval.forecast import forecast
 from vtr.eval.sweep.grid import load_sweep
+from vtr.eval.sweep.reading import SweepError
+from vtr.eval.tasks import get_task
 from vtr.registry import list_methods
+from vtr.types import Budget
 
 EVAL = Path(__file__).parents[3] / "eval"
 FILES = sorted([*(EVAL / "sweeps").glob("*.yaml"), *(EVAL / "ablations").glob("*.yaml")])
@@ -46,9 +51,73 @@ def test_all_is_every_method_that_fits_and_the_others_are_named(tmp_path):
 
 
 def test_prefill_methods_get_the_budget_as_a_mean_over_the_layers(tmp_path):
-    text = GOOD.replace("equalise: keep\n", "").replace("[192, 64]", "[320]").replace("[full, random, fastv]", "[divprune, todre, fastv]")
-    found = labels(load_sweep(write(tmp_path, text.replace("settings: {fastv: {layer: [2, 3]}}", "settings: {todre: {seed: 0}}"))))
+    text = GOOD.replace("[192, 64]", "[320]").replace("[full, random, fastv]", "[divprune, todre, fastv]")
+    text = text.replace("settings: {fastv: {layer: [2, 3]}}", "settings: {todre: {seed: 0}}")
+    found = labels(load_sweep(write(tmp_path, text.replace("equalise: keep", "equalise: average_keep"))))
     assert found == ["divprune keep=320", "todre keep=320 seed 0", "fastv average_keep=320.0"]
+    for default in (text, text.replace("equalise: keep\n", "")):
+        assert labels(load_sweep(write(tmp_path, default))) == ["divprune keep=320", "todre keep=320 seed 0", "fastv keep=320"]
+
+
+def test_a_sweep_reads_a_budget_as_eval_does(tmp_path):
+    text = GOOD.replace("equalise: keep\n", "").replace("settings: {fastv: {layer: [2, 3]}}\n", "")
+    swept = [job.cell for job in load_sweep(write(tmp_path, text)).jobs]
+    asked = plan_cells(["full", "random", "fastv"], [Budget(keep=192), Budget(keep=64)], [get_task("shapes")], [0, 1], limit=5)
+    assert [(cell.method, cell.seed, cell.limit) for cell in swept] == [(cell.method, cell.seed, cell.limit) for cell in asked]
+
+
+MEAN = """\
+models: tiny-llava
+methods: random
+plans: [[{divprune: {keep: KEEP}}, fastv]]
+budgets: {average_keep: [MEAN]}
+tasks: shapes
+"""
+
+
+def mean_of(keep, left, layers=6, before=2):
+    """Tokens of a layer, on average, where `before` layers see `keep` of them and the others `left`."""
+    return (before * keep + (layers - before) * left) / layers
+
+
+@pytest.mark.parametrize("left", [1, 7, 8, 9])
+def test_a_mean_is_never_met_with_fewer_than_eight_tokens_at_the_end(tmp_path, left):
+    wanted = round(mean_of(168, left), 2)
+    text = MEAN.replace("KEEP", "168").replace("MEAN", str(wanted))
+    if left >= 8:
+        (plan,) = [job for job in load_sweep(write(tmp_path, text)).jobs if isinstance(job.cell.method, tuple)]
+        assert forecast(plan.setup, plan.cell).retained == left
+        return
+    message = rf"line 3, plans\[0\]: .*average_keep={wanted:g} would leave {left} at the end, a sweep leaves 8 or more; "
+    with pytest.raises(SweepError, match=message + rf"the smallest average with 8 is {mean_of(168, 8):.1f}, ask for that much") as caught:
+        load_sweep(write(tmp_path, text))
+    assert "equalise" not in str(caught.value), "the budget is an average already"
+
+
+def test_a_keep_that_equalising_would_meet_with_almost_nothing_is_refused(tmp_path):
+    text = MEAN.replace("KEEP", "190").replace("average_keep: [MEAN]", "keep: [64]")
+    with pytest.raises(
+        SweepError, match=r"average_keep=64 would leave 1 at the end.* with 8 is 68\.7, .*; or write `equalise: keep`, which leaves"
+    ):
+        load_sweep(write(tmp_path, text + "equalise: average_keep\n"))
+    plan = load_sweep(write(tmp_path, text)).jobs[-1].cell
+    assert (plan.name, plan.settings["keep"]) == ("divprune+fastv", 64)
+
+
+def test_fewer_than_eight_may_be_asked_for(tmp_path):
+    text = MEAN.replace("KEEP", "6").replace("fastv", "cdpruner").replace("MEAN", "4")
+    plan = load_sweep(write(tmp_path, text)).jobs[-1]
+    assert forecast(plan.setup, plan.cell).retained == 4
+
+
+def test_a_mean_that_the_largest_image_cannot_meet_is_a_mistake_and_no_crash(tmp_path):
+    text = (
+        GOOD.replace("tiny-llava", "tiny-llava-next")
+        .replace("{keep: [192, 64]}", "{average_keep: 160}")
+        .replace("{layer: [2, 3]}", "{layer: 2}")
+    )
+    with pytest.raises(SweepError, match="fastv average_keep=160.* on tiny-llava-next: average_keep=160 is out of reach for an image of"):
+        load_sweep(write(tmp_path, text))
 
 
 def test_grids_are_products_and_lists_of_grids_are_unions_without_repetition(tmp_path):

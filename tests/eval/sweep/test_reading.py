@@ -70,8 +70,8 @@ MALFORMED = {
         r"budgets: give exactly one of keep, keep_ratio, average_keep, got keep and keep_ratio",
     ),
     "average out of reach": (
-        "equalise: keep\n",
-        "",
+        "equalise: keep",
+        "equalise: average_keep",
         r"line 3, budgets\.keep\[1\]: fastv average_keep=64.0.* on tiny-llava: average_keep=64 is out of reach.*or write `equalise: keep`",
     ),
     "text for a number": ("limit: 5", "limit: five", r"line 8, limit: must be an integer without quotes, got 'five'"),
@@ -80,7 +80,7 @@ MALFORMED = {
     "nothing to run": ("[full, random, fastv]", "[]", r"methods: must name at least one, got nothing and no plans"),
     "a key twice": ("limit: 5", "limit: 5\nlimit: 6", r"limit: is given twice; the first would be ignored"),
     "a mapping for a list": ("[0, 1]", "{a: 1}", r"line 7, seeds\[0\]: must be an integer without quotes"),
-    "unknown word": ("equalise: keep", "equalise: none", r"line 4, equalise: must be 'average_keep' or 'keep', got 'none'"),
+    "unknown word": ("equalise: keep", "equalise: none", r"line 4, equalise: must be 'keep' or 'average_keep', got 'none'"),
     "unknown dtype": ("limit: 5", "dtype: float33", r"dtype: unknown dtype 'float33'; did you mean 'float32'"),
     "unknown attention": ("limit: 5", "attention: spda", r"attention: unknown attention backend 'spda'; did you mean 'sdpa'"),
     "plan of one": (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vtr.data.pictures import as_shown
 from vtr.eval.asking import MARK, build_content, fill_template, open_image
 from vtr.types import VtrError
 
@@ -76,16 +77,16 @@ def read_visual(visual: Any, frames: int, kind: str | None = None) -> list[Image
         VtrError: none of these.
     """
     if isinstance(visual, Image.Image):
-        return [visual.convert("RGB")]
+        return [as_shown(visual)]
     if isinstance(visual, Mapping) and not {"video_start", "video_end"} & set(visual):
         visual, kind = visual.get("url") or visual.get("path"), visual.get("type", kind)
     if isinstance(visual, str | Path) and kind != "audio":
         image = kind == "image" or (kind is None and str(visual).lower().endswith(_IMAGE_FILES))
         return [open_image(visual)] if image else _evenly(_decode(str(visual), frames), frames)
-    if isinstance(visual, np.ndarray) and visual.ndim == 4:
+    if isinstance(visual, np.ndarray) and visual.ndim == 4 and visual.dtype == np.uint8:
         return _evenly([Image.fromarray(frame) for frame in visual], frames)
     if isinstance(visual, list | tuple) and visual and all(isinstance(frame, Image.Image) for frame in visual):
-        return _evenly([frame.convert("RGB") for frame in visual], frames)
+        return _evenly([as_shown(frame) for frame in visual], frames)
     raise VtrError(
         f"vtr: shows images and whole videos to the model, got {kind or 'a visual'} as {type(visual).__name__}; choose another task"
     )

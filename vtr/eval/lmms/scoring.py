@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.eval.asking import generate_tokens
+from vtr.eval.asking import generate_tokens, padding_id
 
 
 class Forced:
@@ -55,9 +55,8 @@ def score(model: Any, processor: Any, inputs: Any, continuations: Sequence[Seque
     Returns:
         Mean cross-entropy over the tokens of each row in nats, whether greedy decoding would have written them, and milliseconds of the batch.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
     longest = max(map(len, continuations))
-    padded = [[*tokens, *[tokenizer.pad_token_id] * (longest - len(tokens))] for tokens in continuations]
+    padded = [[*tokens, *[padding_id(processor) or 0] * (longest - len(tokens))] for tokens in continuations]
     lengths = torch.tensor([len(tokens) for tokens in continuations], device=model.device)
     real = torch.arange(longest, device=model.device) < lengths[:, None]
     forced = Forced(torch.tensor(padded, device=model.device), real)

@@ -14,7 +14,7 @@ from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
 from vtr.eval.results import ResultError, content_hash, read_cell
-from vtr.eval.summary import Condensed, condense
+from vtr.eval.summary import Condensed, Known, condense
 from vtr.types import BUDGETS
 
 
@@ -28,11 +28,12 @@ def read_folders(folders: Iterable[Path], advance: Callable[[], None] = lambda: 
         advance: called after every file.
     """
     found: dict[str, Condensed] = {}
+    known: Known = {}
     problems = []
     for folder in folders:
         for path in sorted(folder.glob("*.json")):
             try:
-                cell = condense(read_cell(path))
+                cell = condense(read_cell(path), known)
             except ResultError as error:
                 problems.append(f"ignored {error}" if path.name in str(error) else f"ignored {path.name}: {error}")
             else:

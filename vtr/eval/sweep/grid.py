@@ -11,7 +11,7 @@ from typing import Any
 
 from vtr.apply import reduced
 from vtr.eval.cells import FULL, Cell, changed_settings, variants
-from vtr.eval.forecast import misfits, sketch
+from vtr.eval.forecast import forecast, misfits, sketch
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
@@ -19,6 +19,9 @@ from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
 from vtr.registry import create_method, method_class, with_settings
 from vtr.types import BUDGETS, Budget, Method, VtrError
+
+FEWEST = 8
+"""Tokens that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 
@@ -126,11 +129,12 @@ def _model_jobs(
         seen += found
         cells = [_cell(file, variant, probe) for variant in found]
         bad = misfits(setup, cells)
+        bad += [(cell, reason) for cell in cells if all(cell is not one for one, _ in bad) and (reason := _below_floor(setup, cell))]
         for where, cell, reason in itertools.chain(*(_every_reason(file, setup, place_of, *one) for one in bad)):
             head, _, rest = reason.partition(": ")
             if wanted and rest.startswith(tuple(f"{kind}=" for kind in BUDGETS)) and not isinstance(cell.method, tuple):
                 where = (*(place if entry.budgets else ()), *_budget_place(wanted, cell))
-            if "out of reach" in rest and file.equalise == "average_keep" and wanted and wanted.keep:
+            if "average_keep=" in rest and file.equalise == "average_keep" and wanted and wanted.keep:
                 rest += "; or write `equalise: keep`, which leaves that many at the end"
             if optional:
                 left_out.append(f"{cell.label} on {entry.model}: {rest or head}")
@@ -155,6 +159,24 @@ def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, reaso
                 where = ("settings", cell.name if name in own else ALL, name)
                 found += [(where, bad, why) for bad, why in misfits(setup, [replace(cell, method=alone)])]
     return found or [(place, cell, reason)]
+
+
+def _below_floor(setup: Setup, cell: Cell) -> str | None:
+    """Why a cell cannot meet its mean over the layers, or would leave almost nothing at the end. None where it may."""
+    last = cell.methods[-1] if cell.methods else None
+    if last is None or last.average_keep is None:
+        return None
+    try:
+        made = forecast(setup, cell)
+    except ValueError as error:  # with AnyRes it depends on the image, and the largest one decides
+        return str(error)
+    if made.adaptive or made.retained >= min(FEWEST, last.average_keep):
+        return None
+    least = replace(cell, method=(*cell.methods[:-1], with_settings(last, keep=FEWEST)))
+    return (
+        f"{last.name}: average_keep={last.average_keep:g} would leave {made.retained} at the end, a sweep leaves {FEWEST} or more; "
+        f"the smallest average with {FEWEST} is {forecast(setup, least).average:.1f}, ask for that much"
+    )
 
 
 def _given_budget(method: Method) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     methods: [full, random, fastv]          # `all`: full and every registered method that fits
     plans: [[{divprune: {keep: 128}}, fastv]]  # several methods as one, in this order
     budgets: {keep: [192, 64]}              # or keep_ratio, or average_keep
+    equalise: keep                          # the default; average_keep: methods inside the LLM get `keep` as a mean over its layers
     settings: {fastv: {layer: [2, 3]}}      # a list holds the values to try, all combinations; `all` = every method that has the setting
     tasks: [shapes]
     seeds: [0, 1, 2]
@@ -147,8 +148,8 @@ class Workers(_Part):
 class SweepFile(_Part):
     """All keys of a sweep.
 
-    `equalise` says what the budgets `keep` mean for methods that remove only inside the LLM: `average_keep` (the default) gives them that mean
-    over the layers, so that rows cost the same; `keep` leaves that many at the end, as for the others.
+    `equalise` says what the budgets `keep` mean for methods that remove only inside the LLM: `keep` (the default) leaves that many at the end, as
+    `vtr eval` does and as for the others; `average_keep` gives them that mean over the layers, so that rows cost the same.
     """
 
     models: Annotated[list[Annotated[ModelEntry, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]], Listed]
@@ -156,7 +157,7 @@ class SweepFile(_Part):
     methods: Annotated[list[MethodName], Listed] = []
     plans: list[Annotated[list[Annotated[Member, BeforeValidator(_member)]], Field(min_length=2)]] = []
     budgets: Budgets | None = None
-    equalise: Literal["average_keep", "keep"] = "average_keep"
+    equalise: Literal["keep", "average_keep"] = "keep"
     settings: dict[MethodName, Annotated[list[dict[str, Annotated[list[Any], Listed]]], Listed]] = {}
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] = [0]
     limit: Annotated[int, Field(ge=1)] | None = None

@@ -1,0 +1,116 @@
+"""Settings as plain Python values that fit their annotations."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of numpy or torch as Python's own, so that settings survive JSON; lists and tuples likewise, other values as they are.
+
+    Arrays and tensors without dimensions are numbers; a tensor on a GPU is waited for. Paths become text.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(plain(entry) for entry in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    if not isinstance(value, (bool, int, float, str)) and hasattr(value, "__index__") and not hasattr(value, "ndim"):
+        return int(value.__index__())
+    return value
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an int; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or a float; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
+    """Makes the fields of a frozen dataclass plain, and refuses values of another type than annotated.
+
+    Only int, float, bool, str, Literal, None and unions of these are checked; a field with any other annotation is left to its class.
+
+    Args:
+        settings: an instance.
+        who: what messages begin with.
+        skip: fields that are checked elsewhere.
+
+    Raises:
+        TypeError: a value of the wrong type.
+    """
+    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
+        value = getattr(settings, name)
+        if (own := plain(value)) is not value:
+            object.__setattr__(settings, name, own)
+        if name not in skip and kinds and not any(_is_of(own, kind) for kind in kinds):
+            raise TypeError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
+
+
+def check_choices(settings: object, who: str) -> None:
+    """Refuses values of fields annotated as Literal that are none of its values.
+
+    Raises:
+        ValueError: any other value.
+    """
+    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
+        value, literals = getattr(settings, name), [kind for kind in kinds if get_origin(kind) is Literal]
+        others = [kind for kind in kinds if get_origin(kind) is not Literal]
+        if not literals or any(_is_of(value, kind) for kind in others) or any(_is_one(value, kind) for kind in literals):
+            continue
+        raise ValueError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
+
+
+@cache
+def _annotations(cls: type) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Name of every field with the simple types that it may have; none where its annotation is not simple, or names what cannot be found."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        names = vars(sys.modules.get(base.__module__, sys))
+        for name, annotation in inspect.get_annotations(base).items():
+            try:
+                found[name] = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
+            except (NameError, AttributeError, TypeError, SyntaxError):  # known only to type checkers
+                found[name] = Any
+    known = [(field.name, tuple(_members(found.get(field.name, Any)))) for field in fields(cls)]
+    return tuple((name, kinds if all(kind in _KINDS or get_origin(kind) is Literal for kind in kinds) else ()) for name, kinds in known)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _members(part)
+    else:
+        yield NoneType if annotation is None else annotation
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:  # only the type; `check_choices` looks at the value, after the class itself did
+        return any(type(value) is type(choice) for choice in get_args(kind))
+    if kind in (int, float):
+        return is_integer(value) if kind is int else is_number(value)
+    return isinstance(value, kind)
+
+
+def _is_one(value: Any, literal: Any) -> bool:
+    return any(type(value) is type(choice) and value == choice for choice in get_args(literal))
+
+
+def _any_of(kinds: tuple[Any, ...]) -> str:
+    """`'a', 'b' or None`."""
+    named = [word for kind in kinds for word in ([_KINDS[kind]] if kind in _KINDS else map(repr, get_args(kind)))]
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + f" or {named[-1]}"
