@@ -27,6 +27,7 @@ class DenseRun:
         taps: blocks whose outputs must be full length.
         inside: the short hidden states behind a tapped block and the full ones shown outside; prefix: prefix tokens beside the rows.
         lengths: tokens of an image at the input of each block.
+        trained: the block that runs may be asked for gradients.
     """
 
     def __init__(self, host: DenseHost, plan: Plan, grid: Grid, pixels: Tensor, taps: frozenset[int]) -> None:
@@ -37,6 +38,7 @@ class DenseRun:
         self.small: Grid | None = None
         self.short = False
         self.sized = False
+        self.trained = False
         self.patch: Tensor
         self.owner: Tensor
         self.sizes: Tensor
