@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -34,16 +35,23 @@ class DenseHooks:
         self.plans: dict[Grid, Plan] = {} if host.dynamic else {host.patch_grid: plan}
         self.asked: dict[int, frozenset[int]] = {}
         self.runs: dict[int, DenseRun] = {}
-        self.swapped = False
+        self.swapped = self.warned = False
 
     @property
     def _me(self) -> int:
         return 0 if torch.compiler.is_compiling() else threading.get_ident()  # a compiled run has no threads to tell apart
 
     def plan(self, grid: Grid) -> Plan:
-        """The plan for inputs of this token grid; refuses what does not fit it."""
+        """The plan for inputs of this token grid, without steps where `keep` is more than the grid has; refuses what does not fit it."""
         if grid not in self.plans:
-            self.plans[grid] = make_plan(self.host.at(grid), list(self.methods), {})
+            small = [m for m in self.methods if m.budget is not None and (m.budget.keep or 0) > grid[0] * grid[1]]
+            self.plans[grid] = Plan(self.methods, (), 0) if small else make_plan(self.host.at(grid), list(self.methods), {})
+            if small and not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"{small[0].name}: keep={small[0].keep} is more than the {grid[0] * grid[1]} visual tokens of an image; all its tokens stay",
+                    stacklevel=3,
+                )
         return self.plans[grid]
 
     def install(self, undo: list[Any]) -> None:
@@ -165,7 +173,7 @@ class DenseHooks:
             if run.short:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
                 point = self.host.merge_point
-                if run.sized and point is not None and point.mask and point.attention is None:
+                if run.masked and point is not None and point.mask and point.attention is None:
                     bias = run.bias(hidden.dtype)
                     rest, kwargs = ((bias, *rest[1:]), kwargs) if rest else (rest, {**kwargs, point.mask: bias})
             if hidden is given and not run.short:
@@ -251,7 +259,7 @@ class DenseHooks:
 
         def weigh(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.runs.get(self._me)
-            if run is None or not (run.short and run.sized):
+            if run is None or not (run.short and run.masked):
                 return None
             return args, {**kwargs, str(point.mask): run.bias(args[0].dtype).flatten(1)}
 
