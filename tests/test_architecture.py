@@ -27,6 +27,8 @@ EVERYTHING = {
     "types",
     "viz",
     "replay",
+    "selfcheck",
+    "versions",
 }
 TOOLS = {"models", "apply", "registry", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
@@ -38,7 +40,9 @@ MAY_IMPORT = {
     "calibrate": TOOLS | {"ops"},
     "tiny": TOOLS,
     "replay": {"methods", "registry", "ops", "types", "calibrate", "apply", "hosts"},
-    "apply": {"hosts", "registry", "types", "ops"},
+    "apply": {"hosts", "registry", "types", "ops", "selfcheck", "versions"},
+    "selfcheck": {"apply", "hosts", "registry", "types"},
+    "versions": set(),
     "models": {"hosts", "registry", "types", "data"},
     "hosts": {"ops", "types", "registry"},
     "methods": {"registry", "types", "ops"},
@@ -50,7 +54,7 @@ MAY_IMPORT = {
     "ops": set(),
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
-MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "tiny", "bench", "apply", "replay"}
+MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "tiny", "bench", "apply", "replay", "selfcheck"}
 
 
 def part(path: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import vtr
-from tests.dense_models import images, model_of, outputs
+from tests.dense_models import images, model_of, outputs, timm_model
 from vtr.hosts._host import host_of
 from vtr.methods.pool import pooled_grid
 from vtr.ops.clusters import cell_means
@@ -91,3 +91,44 @@ def test_sizes_weigh_in_the_attention(kind):
             assert not torch.allclose(outputs(model, pixels)[0], full, atol=1e-3)
     finally:
         embedding.data.copy_(kept)
+
+
+@torch.no_grad()
+def test_the_last_merge_counts_although_it_is_inside_the_last_block():
+    with vtr.reduced(model_of("timm"), "tome", keep=20) as reduction:
+        model_of("timm")(images())
+        report = reduction.report()
+    assert report.tokens_per_block[-1] == 22 and report.retained == report.to_dict()["retained"] == 20
+    assert "36 tokens, 20 at the fewest" in repr(report)
+    with vtr.reduced(model_of("timm"), "pool", alpha=2, grid=(3, 4)) as reduction:
+        model_of("timm")(images())
+        assert reduction.report().retained == 12
+
+
+@pytest.mark.parametrize("method", ["tome", "pool"])
+@pytest.mark.parametrize("kind", ["timm dynamic", "ViT"])
+@torch.no_grad()
+def test_an_image_with_fewer_tokens_than_keep_stays_as_it_is(kind, method):
+    """`keep` lies between the tokens of one image and those of another; the model's own size has 36."""
+    model = timm_model("vit_tiny_patch16_224", dynamic_img_size=True).eval() if kind == "timm dynamic" else model_of(kind)
+    more = {"interpolate_pos_encoding": True} if kind == "ViT" else {}
+
+    def run(side: int) -> Tensor:
+        made = model(images(1, side, side), **more)
+        return made if isinstance(made, Tensor) else made.last_hidden_state
+
+    small, own = run(64), run(96)
+    with vtr.reduced(model, method, keep=49) as reduction:
+        with pytest.warns(
+            UserWarning, match=f"{method}: keep=49 is more than the 36 visual tokens of an image; all its tokens stay"
+        ) as seen:
+            assert torch.equal(run(96), own)
+            assert reduction.report().retained == 36 and reduction.report().tokens_per_block == [36] * 6
+            assert reduction.report().methods[0]["keep"] == 49
+            assert torch.equal(run(64), small)
+            assert reduction.report().retained == 16
+        assert len(seen) == 1
+        run(160)
+        assert reduction.report().retained == 49
+    with pytest.raises(ValueError, match="keep=49 is above the 36 visual tokens that an image can have with this checkpoint"):
+        vtr.apply(model_of("timm"), method, keep=49)

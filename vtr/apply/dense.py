@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.apply import checkpointing
 from vtr.apply.dense_report import DenseReport
 from vtr.apply.dense_run import DenseRun
 from vtr.apply.entry import swap
@@ -33,15 +35,23 @@ class DenseHooks:
         self.plans: dict[Grid, Plan] = {} if host.dynamic else {host.patch_grid: plan}
         self.asked: dict[int, frozenset[int]] = {}
         self.runs: dict[int, DenseRun] = {}
+        self.swapped = self.warned = False
 
     @property
     def _me(self) -> int:
         return 0 if torch.compiler.is_compiling() else threading.get_ident()  # a compiled run has no threads to tell apart
 
     def plan(self, grid: Grid) -> Plan:
-        """The plan for inputs of this token grid; refuses what does not fit it."""
+        """The plan for inputs of this token grid, without steps where `keep` is more than the grid has; refuses what does not fit it."""
         if grid not in self.plans:
-            self.plans[grid] = make_plan(self.host.at(grid), list(self.methods), {})
+            small = [m for m in self.methods if m.budget is not None and (m.budget.keep or 0) > grid[0] * grid[1]]
+            self.plans[grid] = Plan(self.methods, (), 0) if small else make_plan(self.host.at(grid), list(self.methods), {})
+            if small and not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"{small[0].name}: keep={small[0].keep} is more than the {grid[0] * grid[1]} visual tokens of an image; all its tokens stay",
+                    stacklevel=3,
+                )
         return self.plans[grid]
 
     def install(self, undo: list[Any]) -> None:
@@ -54,7 +64,9 @@ class DenseHooks:
                 undo.append(host.model.register_forward_hook(lambda *_: self.clear_call(), always_call=True).remove)
             else:
                 undo.append(swap(host.model, name, self._asking(getattr(host.model, name), taps)))
-        for owner, name, value in self._swaps():
+        swaps = list(self._swaps())
+        self.swapped = bool(swaps)
+        for owner, name, value in swaps:
             undo.append(swap(owner, name, value))
         for i, block in enumerate(blocks):
             undo.append(block.register_forward_pre_hook(self._enter(i), with_kwargs=True).remove)
@@ -119,6 +131,8 @@ class DenseHooks:
         me = self._me
         if output.ndim != 4:
             raise VtrError(f"{self.host.name}: has no token grid: its patches come as {tuple(output.shape)}, not (B, D, rows, cols)")
+        if checkpointing.wants_gradients(args[0]):
+            checkpointing.refuse_checkpoint()
         old = self.runs.get(me)
         if old is not None:
             self._end(old)  # an early end of the call before, or an exception in it
@@ -129,17 +143,27 @@ class DenseHooks:
         self.runs[me] = DenseRun(self.host, self.plan(grid), grid, args[0], taps)
 
     def _enter(self, i: int) -> Any:
+        block = self.host.blocks[i]
+
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.runs.get(self._me)
             if run is None:
+                checkpointing.refuse_backward()
                 return None
             hidden = given = args[0] if args else kwargs["hidden_states"]
+            run.trained = checkpointing.wants_gradients(hidden)
+            if run.trained:
+                checkpointing.refuse_checkpoint()
+                if self.swapped:
+                    checkpointing.refuse_switched_on(block)
             if run.inside is not None:
                 short, shown = run.inside
                 if hidden is not shown:
                     raise VtrError(
                         f"{self.host.name}: something changes hidden states between blocks {i - 1} and {i}; a reduction cannot follow"
                     )
+                if given.requires_grad and not short.requires_grad:  # a checkpoint of another library hands out what alone has gradients
+                    raise VtrError(checkpointing.MESSAGE)
                 hidden, run.inside = short, None
             steps = run.plan.at("tower", i, action="merge", at="layer")
             if steps:
@@ -149,7 +173,7 @@ class DenseHooks:
             if run.short:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
                 point = self.host.merge_point
-                if run.sized and point is not None and point.mask and point.attention is None:
+                if run.masked and point is not None and point.mask and point.attention is None:
                     bias = run.bias(hidden.dtype)
                     rest, kwargs = ((bias, *rest[1:]), kwargs) if rest else (rest, {**kwargs, point.mask: bias})
             if hidden is given and not run.short:
@@ -206,7 +230,11 @@ class DenseHooks:
 
         def see_keys(_module: nn.Module, _args: tuple, output: Tensor) -> None:
             run = self.runs.get(self._me)
-            if run is not None and run.plan.at("tower", i, at="mlp"):
+            if run is None:
+                checkpointing.refuse_backward()
+            elif run.plan.at("tower", i, at="mlp"):
+                if run.trained:
+                    checkpointing.refuse_checkpoint()
                 output = output if point.project is None else point.project(block, output)
                 run.keys[i] = output if output.ndim == 4 else output.unflatten(-1, (point.heads, -1)).transpose(1, 2)
 
@@ -231,11 +259,13 @@ class DenseHooks:
 
         def weigh(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.runs.get(self._me)
-            if run is None or not (run.short and run.sized):
+            if run is None or not (run.short and run.masked):
                 return None
             return args, {**kwargs, str(point.mask): run.bias(args[0].dtype).flatten(1)}
 
         weighing = [] if point.attention is None else [point.attention(block).register_forward_pre_hook(weigh, with_kwargs=True).remove]
+        if not self.first_plan.at("tower", at="mlp"):
+            return weighing
         return [
             *weighing,
             point.keys(block).register_forward_hook(see_keys).remove,

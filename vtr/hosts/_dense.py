@@ -100,7 +100,7 @@ class DenseHost:
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens of an image; of a dynamic model nobody knows."""
+        """The most tokens that an image can have; nothing limits those of a dynamic model, whose images are looked at one by one."""
         return 2**31 if self.dynamic else self.patch_grid[0] * self.patch_grid[1]
 
     def geometry(self) -> Geometry:

@@ -38,7 +38,7 @@ class Geometry:
         has_cls: whether the first of them is a CLS token.
         patch_grid: `(rows, cols)` of patches of one view.
         llm_layers: number of LLM layers, 0 without an LLM.
-        most_tokens: the most visual tokens (newlines excluded) that one image can have.
+        most_tokens: the most visual tokens (newlines excluded) that one image can have; without an LLM those of `patch_grid`.
         text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
         first_layer: first tower layer whose input may be merged.
         fixed_grid: every input has `patch_grid`; False: it is that of the model's own size, and others are possible.
@@ -208,8 +208,9 @@ class Selection:
         index: instead of `keep`: `(G, K)` int64 into N, distinct among the real ones.
         real: `(G, K)` bool for `index` rows that keep fewer than K; default all.
         tokens: new values: `(G, N, D)` beside `keep` (only kept rows are read), `(G, K, D)` beside `index`.
-        assign: `(G, N)` int64 into N: the pivot a token was merged into (a kept token names itself), -1 pruned without trace.
-        order: "position" (default) or "given": the order of `index` in the LLM.
+        assign: `(G, N)` int64 into N: the pivot a token was merged into (a kept token names itself), -1 pruned without trace
+            (a ViT without an LLM has to give it back by a restoring step with a `select`).
+        order: "position" (default) or "given": the order of `index` in the LLM, or in the later blocks of a ViT without one.
         grid: `(rows, cols)` where the K tokens of `index` form a smaller grid in raster order; needed by rotary and windowed ViTs.
     """
 
