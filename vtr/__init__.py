@@ -13,7 +13,7 @@ from pathlib import Path
 if Path((sys.argv or [""])[0]).stem in ("vtr", "-m"):  # the command: Ctrl-C while torch is being imported ends it without a word
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until vtr.cli.main takes over
 
-from vtr.apply import Reduction, apply, reduced
+from vtr.apply import Reduction, apply, reduced, remove
 from vtr.registry import create_method, list_methods, register_host, register_method
 from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
 
@@ -38,4 +38,5 @@ __all__ = [
     "reduced",
     "register_host",
     "register_method",
+    "remove",
 ]
