@@ -129,7 +129,9 @@ def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
     most = host.most_tokens
     # what is left after `keep`, a ratio and a mean bends only at these sizes of images
     sizes = {most} if host.default_layout is not None else {most, host.geometry().patch_grid[0] * host.geometry().patch_grid[1]}
-    sizes |= {m.budget.keep for m in plan.methods if m.budget is not None and m.budget.keep is not None and min(sizes) < m.budget.keep < most}
+    sizes |= {
+        m.budget.keep for m in plan.methods if m.budget is not None and m.budget.keep is not None and min(sizes) < m.budget.keep < most
+    }
     left = {n: n for n in sizes}
     for item in (s for s in plan.steps if s.last and plan.counted(s)):  # in the order in which methods finish
         method = plan.methods[item.method]

@@ -146,7 +146,7 @@ def _add_text(host: Host, call: Call, view: View, hidden: Tensor) -> Tensor:
     real = call.text[view.row].gather(1, columns)
     spot = call.sequence.inverse()[view.row].gather(1, columns)
     view.text = Text(take(hidden[view.row], spot), real, call.instruction[view.row].gather(1, columns) & real)
-    view.final_norm = host.language_model.norm
+    view.final_norm = getattr(host.language_model, "norm", None)
     return columns
 
 
@@ -177,8 +177,13 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
                 call.probing = False
                 projected = Tap(sequence.snapshot(), query, key, value)
             tap = projected
-        else:
+        elif layer in call.taps:
             tap = call.taps[layer]
+        else:
+            raise VtrError(
+                f"{item.name}: needs {signal.kind} of LLM layer {layer}, but its {type(getattr(host.layers[layer], host.llm_attention)).__name__} "
+                "does not take its attention function from transformers' ALL_ATTENTION_FUNCTIONS, where it could be read; use another method"
+            )
         found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, view.text.real)
     return found
 

@@ -111,6 +111,7 @@ class Reduction(ContextDecorator):
     def _hooks(self) -> tuple[Any, ...]:
         """Makes what is installed, with a state of its own for this time."""
         from vtr.apply.dense import DenseHooks
+        from vtr.apply.direct import DirectCalls
         from vtr.apply.labels import LabelHooks
         from vtr.apply.llm import LlmHooks
         from vtr.apply.tower import TowerHooks
@@ -120,7 +121,8 @@ class Reduction(ContextDecorator):
             self._state = DenseHooks(self.host, self.plan, self._append)
             return (self._state,)
         self._state = LlmHooks(self.host, self.plan, self._finished, self._questions)
-        return self._state, TowerHooks(self.host, self.plan, self._state), LabelHooks(self.host, self._state)
+        tower, labels = TowerHooks(self.host, self.plan, self._state), LabelHooks(self.host, self._state)
+        return self._state, tower, labels, DirectCalls(self.host.model)
 
     def remove(self) -> None:
         """Restores the model exactly; reports stay valid, and a KV cache shortened by it raises `VtrError` when a model goes on from it.

@@ -116,7 +116,7 @@ class AttentionTaps:
     def _tap(self, on: bool) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
 
-        kind = type(functions)
+        kind: Any = type(functions)
         tapped = "_vtr_tapped" in vars(kind)
         if tapped != on:
             functions.__class__ = _tapped_registry(kind) if on else kind.__mro__[1]
