@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 
 import pytest
 
@@ -72,3 +73,12 @@ def no_gradients():
 
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_reduction_is_left_behind():
+    """A test that fails inside a reduction leaves shared models as they were for the tests behind it."""
+    yield
+    reduction = sys.modules.get("vtr.apply.reduction")
+    for left in list(reduction._INSTALLED) if reduction is not None else ():
+        left.remove()

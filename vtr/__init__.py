@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtr.apply import Reduction, apply, reduced
+    from vtr.apply import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_methods, register_host, register_method
     from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
 
@@ -41,6 +41,7 @@ __all__ = [
     "reduced",
     "register_host",
     "register_method",
+    "remove",
 ]
 
 _SOURCES = ("vtr.types", "vtr.registry", "vtr.apply")

@@ -9,8 +9,10 @@ from typing import Any
 from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
 from vtr.ops.precision import outside_autocast
-from vtr.registry import create_method
-from vtr.types import Geometry, Method, NewlineOption, PositionOption, Signal, Step, VtrError
+from vtr.types import Method, NewlineOption, PositionOption, Signal, Step, VtrError
+
+FEWEST = 8
+"""Tokens of an image below which no plan of several methods goes to meet `average_keep`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Plan:
         found: dict[int, set[Signal]] = {}
         for s in self.steps:
             for signal in s.step.needs:
-                if not _untapped(signal) and (signal.tower or s.step.stage in ("tower", "input")) == tower:
+                if not untapped(signal) and (signal.tower or s.step.stage in ("tower", "input")) == tower:
                     found.setdefault(signal_layer(signal, s.step), set()).add(signal)
         return found
 
@@ -103,7 +105,15 @@ class Plan:
             middle = (low + high) // 2
             low, high = (low, middle) if self._average(method, middle, n) >= budget.average_keep else (middle + 1, high)
         wanted = budget.average_keep
-        return min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(self._average(method, k, n) - wanted))
+        keep = min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(self._average(method, k, n) - wanted))
+        if keep < min(FEWEST, n) and len(self.methods) > 1:
+            fewest = self._average(method, min(FEWEST, n), n)
+            raise ValueError(
+                f"{self.methods[method].name}: average_keep={wanted:g} is out of reach for an image of {n} visual tokens: this plan would have to "
+                f"leave {keep}, and goes down to {FEWEST}, an average of {fewest:.1f}; ask for more, let the other methods keep fewer, or give "
+                "keep"
+            )
+        return keep
 
     def _average(self, method: int, keep: int, n: int) -> float:
         """Mean over the LLM's layers of the tokens left of an image of `n`, where `method` leaves `keep`; steps without a budget count as
@@ -137,7 +147,7 @@ def _left_by(step: Step, final: int, n: int) -> int:
     return final + round(step.share * (n - final))
 
 
-def _untapped(signal: Signal) -> bool:
+def untapped(signal: Signal) -> bool:
     """Signals that are computed where they are asked for."""
     return signal.kind.startswith("next_") or signal.kind == "text_embedding"
 
@@ -155,9 +165,10 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
+    from vtr.apply.checks import check_backend, check_budgets, check_names, check_step, methods_of, steps_of
     from vtr.apply.restoring import check_dense, check_restoring
 
-    methods = _methods(method, settings)
+    methods = methods_of(method, settings)
     geometry = host.geometry()
     items: list[PlanStep] = []
     for number, one in enumerate(methods):
@@ -165,125 +176,26 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
             raise VtrError(
                 f"{one.name}: acts at stage {one.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
             )
-        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in one.steps(geometry)]
+        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in steps_of(one, geometry)]
         removals = [s for s in steps if s.action in ("remove", "merge", "input")]
         for step in steps:
-            _check_step(one.name, step, host, geometry)
+            check_step(one.name, step, host, geometry)
             last = bool(removals) and step is removals[-1]
             items.append(PlanStep(step, number, one.name, one.position_ids, one.newlines, last))
         if one.position_ids == "renumber" and not host.renumber:
             raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
-    order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3, "decode": 4}
+    order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3}
     items.sort(key=lambda s: (_model_order(s.step, order), s.step.layer if s.step.stage != "boundary" else 0, s.step.at == "mlp"))
     plan = Plan(tuple(methods), tuple(items), len(host.layers))
-    _check_budgets(plan, host)
-    _check_backend(plan, host)
+    check_budgets(plan, host)
+    check_backend(plan, host)
     check_restoring(plan)
     if isinstance(host, DenseHost):
         check_dense(plan, host)
+    else:
+        check_names(host, plan)
     return plan
-
-
-def _methods(method: str | Method | Sequence[Method], settings: dict[str, Any]) -> list[Method]:
-    if isinstance(method, str):
-        return [create_method(method, **settings)]
-    if isinstance(method, Method):
-        if settings:
-            raise ValueError(
-                f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
-                "use dataclasses.replace or vtr.create_method"
-            )
-        return [method]
-    if isinstance(method, (list, tuple)) and method and all(isinstance(m, Method) for m in method):
-        if settings:
-            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
-        return list(method)
-    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; see vtr.list_methods()")
 
 
 def _model_order(step: Step, order: dict[str, int]) -> float:
     return 1.5 if step.side == "before_projector" and step.stage == "boundary" else order[step.stage]
-
-
-def _check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry) -> None:
-    if step.stage not in host.stages or step.stage == "decode" or (step.action == "restore" and step.stage != "tower"):
-        raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
-    if step.stage == "prefill":
-        deepest = geometry.llm_layers - 1
-        if not 0 <= step.layer <= deepest:
-            raise ValueError(
-                f"{name}: layer must be 0 to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
-                f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
-            )
-    if step.stage == "tower":
-        deepest = min(host.feature_layers) + (step.action == "restore")
-        if not 0 <= step.layer <= deepest:
-            raise ValueError(
-                f"{name}: tower layer {step.layer} must be 0 to {deepest}, the layer whose output becomes features "
-                f"(vision_feature_layer reads layers {', '.join(map(str, host.feature_layers))})"
-            )
-    for signal in step.needs:
-        tower = signal.tower or step.stage in ("tower", "input")
-        layer = signal_layer(signal, step)
-        count = geometry.tower_layers if tower else geometry.llm_layers
-        deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
-        if signal.kind == "text_embedding" and (step.stage != "boundary" or step.side != "after_projector"):
-            raise VtrError(f"{name}: {signal.kind} is known behind the projector, not at stage {step.stage!r}; use a step at the boundary")
-        if _untapped(signal):
-            continue
-        if not tower and step.stage == "boundary":
-            raise VtrError(f"{name}: {signal.kind} of an LLM layer is not known at the boundary; read the tower or prune at prefill")
-        if not 0 <= layer <= deepest_read:
-            place = "tower" if tower else "LLM"
-            raise ValueError(
-                f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
-            )
-        if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
-            raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
-
-
-def _check_budgets(plan: Plan, host: Host | DenseHost) -> None:
-    averaged = [method.name for method in plan.methods if method.budget is not None and method.budget.average_keep is not None]
-    if averaged and not plan.llm_layers:
-        raise ValueError(
-            f"{averaged[0]}: average_keep is a mean over the layers of an LLM, and {host.name!r} has none; give keep or keep_ratio"
-        )
-    if len(averaged) > 1:
-        raise ValueError(
-            f"vtr.apply: average_keep is the mean over the layers of the whole plan, so one method can have it, got {' and '.join(averaged)}; "
-            "give the others keep or keep_ratio"
-        )
-    left: float = host.most_tokens
-    for number in dict.fromkeys(s.method for s in plan.steps if s.last):  # in the order in which they finish
-        method = plan.methods[number]
-        budget = method.budget
-        if budget is None:
-            continue
-        if budget.keep is not None and budget.keep > host.most_tokens:
-            raise ValueError(
-                f"{method.name}: keep={budget.keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
-                "keep fewer"
-            )
-        if budget.keep is not None and budget.keep >= left < host.most_tokens:
-            raise ValueError(
-                f"{method.name}: keep={budget.keep} removes nothing, {int(left)} tokens are left by the methods that act before it; lower it or "
-                f"leave {method.name} out"
-            )
-        if budget.average_keep is not None and host.default_layout is not None:
-            plan.final_keep(number, host.most_tokens)
-        if budget.keep is not None:
-            left = min(left, budget.keep)
-
-
-def _check_backend(plan: Plan, host: Host | DenseHost) -> None:
-    for tower in (True, False):
-        name = host.attention_name(tower)
-        if name.startswith("paged"):
-            raise VtrError(f"vtr.apply: paged attention ({name}) shares one cache between requests and cannot be reduced; use 'sdpa'")
-        if not name.startswith("flash"):
-            continue
-        for s in plan.steps:
-            if tower and s.step.stage == "tower" and s.step.action == "merge" and s.step.proportional:
-                raise VtrError(
-                    f"{s.name}: proportional attention adds a bias that {name} cannot take; use attn_implementation='sdpa' or proportional=False"
-                )

@@ -64,7 +64,7 @@ def _add_text(host: Host, call: Call, view: View, hidden: Tensor) -> Tensor:
     real = text[view.row].gather(1, columns)
     spot = call.sequence.inverse()[view.row].gather(1, columns)
     view.text = Text(take(hidden[view.row], spot), real, call.instruction[view.row].gather(1, columns) & real)
-    view.final_norm = lambda tokens: host.language_model.norm(tokens)
+    view.final_norm = getattr(host.language_model, "norm", None)
     return columns
 
 
@@ -95,8 +95,13 @@ def _signals(host: Host, call: Call, item: PlanStep, view: View, gid: Tensor, co
                 projected = Tap(sequence.snapshot(), *_project(getattr(at, host.llm_attention), getattr(at, host.llm_norm)(hidden), rope))
                 call.probing = False
             tap = projected
-        else:
+        elif layer in call.taps:
             tap = call.taps[layer]
+        else:
+            raise VtrError(
+                f"{item.name}: needs {signal.kind} of LLM layer {layer}, but its {type(getattr(host.layers[layer], host.llm_attention)).__name__} "
+                "does not take its attention function from transformers' ALL_ATTENTION_FUNCTIONS, where it could be read; use another method"
+            )
         view.scaling = {**view.scaling, **scaling_of(signal, tap)}
         found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, call.read)
     return found

@@ -16,7 +16,7 @@ COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget"
 @reported
 def list_(
     pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a shell pattern such as 'prumerge*'.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Only methods of this stage: input, tower, boundary, prefill, decode.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only methods of this stage: input, tower, boundary, prefill.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
 ) -> None:

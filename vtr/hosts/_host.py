@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.registry import closest, find_host, list_hosts
-from vtr.types import Geometry, VtrError
+from vtr.types import STAGES, Geometry, VtrError
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Host:
     llm_mlp: str = "mlp"
     llm_down: str = "down_proj"
     renumber: bool = True
-    stages: tuple[str, ...] = ("input", "tower", "boundary", "prefill", "decode")
+    stages: tuple[str, ...] = STAGES
 
     @property
     def area(self) -> int:
@@ -256,26 +256,23 @@ def check_layer_kinds(name: str, config: Any) -> None:
 
 
 def host_of(model: nn.Module) -> Any:
-    """The host of a model, a `Host` or the `DenseHost` of a ViT without an LLM; of a module that wraps one known ViT, that ViT's.
+    """Returns the host of a model, a `Host` or the `DenseHost` of a ViT without an LLM; of a module that wraps one known model, that one's.
 
     Looked up by `model.config.model_type`, then by library and class.
 
     Raises:
         TypeError: not a torch module.
-        VtrError: no host for this model type.
+        VtrError: no host for this model type, several models inside a wrapper, or a model that is not built as its type says.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    inner = _wrapped(model)
+    if len(inner) > 1:
+        raise VtrError(f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them")
+    if inner:
+        return host_of(next(iter(inner.values())))
+    model_type = _model_type(model)
     build = find_host(*_names(model))
-    if build is None and model_type is None:
-        inner = _topmost_known(model)
-        if len(inner) > 1:
-            raise VtrError(
-                f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them"
-            )
-        if inner:
-            return host_of(next(iter(inner.values())))
     if build is None:
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
@@ -283,22 +280,55 @@ def host_of(model: nn.Module) -> Any:
             f"no host for {model_type or type(model).__name__!r}; known: {', '.join(known)}{near}; "
             f"register one with @vtr.register_host({model_type or 'model_type'!r})"
         )
-    return build(model)
+    try:
+        host = build(model)
+    except AttributeError as error:
+        raise VtrError(
+            f"vtr.apply: {type(model).__name__} is not built as the host for {model_type or _names(model)[0]!r} knows it: {error}; give the "
+            "model itself if this is a wrapper, else register a host for it"
+        ) from error
+    if getattr(host, "base", model) not in set(model.modules()):
+        raise VtrError(f"vtr.apply: {type(model).__name__} wraps a model that is not among its modules; give that model itself")
+    return host
+
+
+def _model_type(model: nn.Module) -> str | None:
+    found = getattr(getattr(model, "config", None), "model_type", None)
+    return found if isinstance(found, str) else None
 
 
 def _names(model: nn.Module) -> list[str]:
     """What a host may be registered as: the model type, then `library:Class` of the class and its bases."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    classes = [f"{cls.__module__.partition('.')[0]}:{cls.__name__}" for cls in type(model).__mro__]
-    return [model_type, *classes] if isinstance(model_type, str) else classes
+    model_type = _model_type(model)
+    return [*([] if model_type is None else [model_type]), *_class_names(model)]
 
 
-def _topmost_known(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """Name -> module of the outermost submodules that have a host."""
+def _class_names(model: nn.Module) -> list[str]:
+    return [f"{cls.__module__.partition('.')[0]}:{cls.__name__}" for cls in type(model).__mro__]
+
+
+def _wrapped(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns name -> module of the known models inside a wrapper, the outermost ones; nothing for a model itself.
+
+    Wrappers of torch, PEFT, accelerate and others are neither models of transformers nor of a registered class; those that forward
+    attributes show the `config` of what they wrap, others have none.
+    """
+    if find_host(*_class_names(model)) or _of_transformers(model):
+        return {}
+    kind = _model_type(model)
+    if kind is None:
+        return _outermost(model, lambda child: find_host(*_names(child)) is not None)
+    return _outermost(model, lambda child: _of_transformers(child) and _model_type(child) == kind)
+
+
+def _of_transformers(model: nn.Module) -> bool:
+    return any(name == "transformers:PreTrainedModel" for name in _class_names(model))
+
+
+def _outermost(model: nn.Module, wanted: Callable[[nn.Module], bool], prefix: str = "") -> dict[str, nn.Module]:
+    """Returns name -> module of the outermost submodules that are `wanted`, each module once."""
     found: dict[str, nn.Module] = {}
     for name, child in model.named_children():
-        if find_host(*_names(child)):
-            found[prefix + name] = child
-        else:
-            found |= _topmost_known(child, f"{prefix}{name}.")
+        inside = {prefix + name: child} if wanted(child) else _outermost(child, wanted, f"{prefix}{name}.")
+        found |= {n: m for n, m in inside.items() if m not in found.values()}
     return found

@@ -1,63 +1,137 @@
 """Reading q, k, v of chosen attention modules under any attention backend, without changing the backend.
 
-Every attention of transformers calls `ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, ...)`. While somebody watches, each
-entry of that mapping is replaced, under its own name and on that one instance, by a function that shows the watched modules' tensors and
-then calls the original; everybody else passes straight through.
+Every attention of transformers asks `ALL_ATTENTION_FUNCTIONS` for its function and calls `function(module, query, key, value, mask, ...)`.
+While a module is watched, that one registry hands out each function inside a wrapper which shows the tensors of watched modules to their
+watchers and passes every other call on as it came. Watchers are an attribute of the module they watch, so they die with it.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 Watcher = Callable[[nn.Module, Tensor, Tensor, Tensor, float], Any]
+_NAMES = ("module", "query", "key", "value", "attention_mask")
+_WATCHERS, _DETOUR = "_vtr_watchers", "_vtr_detour"
 
 
 class _Captured(Exception):
     """Ends an attention forward once its q, k and v are known."""
 
 
+class _Tapped:
+    """An attention function of any signature that shows what watched modules pass to it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = args[0] if args else kwargs["module"]
+        watchers = module.__dict__.get(_WATCHERS)
+        if not watchers:
+            return self.function(*args, **kwargs)
+        rest = dict(kwargs)
+        given = [args[i] if i < len(args) else rest.pop(name, None) for i, name in enumerate(_NAMES)]
+        _, query, key, value, _ = given
+        scaling = rest.get("scaling")
+        for watcher in watchers:
+            watcher(module, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        detour = module.__dict__.get(_DETOUR)
+        if detour is None:
+            return self.function(*args, **kwargs)
+        return detour(self.function, *given, *args[len(_NAMES) :], **rest)
+
+
+def _tapped(function: Any) -> _Tapped:
+    """Wraps a function once."""
+    return function if isinstance(function, _Tapped) else _Tapped(function)
+
+
+@cache
+def _tapped_registry(kind: type) -> type:
+    """Returns the class of transformers' registry with its functions inside `_Tapped`: those of today, and those registered later."""
+
+    class Tapped(kind):  # type: ignore[misc, valid-type]
+        _vtr_tapped = True
+
+        def __getitem__(self, name: str) -> Any:
+            return _tapped(super().__getitem__(name))
+
+        def get_interface(self, *args: Any, **kwargs: Any) -> Any:
+            """Returns what the model gets without a tap, its own default for "eager" included, inside `_Tapped`."""
+            return _tapped(super().get_interface(*args, **kwargs))
+
+    Tapped.__name__, Tapped.__qualname__, Tapped.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Tapped
+
+
 class AttentionTaps:
-    """Watchers per attention module; installs itself with the first and uninstalls with the last."""
+    """The watched attention modules. The registry is tapped from the first on, until the last is left alone or deleted."""
 
     def __init__(self) -> None:
-        self._watchers: dict[nn.Module, list[Watcher]] = {}
-        self._detours: dict[nn.Module, Callable[..., Any]] = {}
-        self._names: list[str] = []
+        self._watched: dict[int, weakref.finalize] = {}  # id of a module -> what runs when it is deleted while it is watched
         self._lock = threading.RLock()
 
     def watch(self, module: nn.Module, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher(module, q, k, v, scaling)` before each attention of `module`; returns the function that stops it."""
-        with self._lock:
-            if not self._watchers:
-                self._install()
-            self._watchers.setdefault(module, []).append(watcher)
+        known = weakref.ref(module)  # the returned function keeps no module alive
 
         def stop() -> None:
             with self._lock:
-                watchers = self._watchers.get(module, [])
-                if watcher in watchers:
-                    watchers.remove(watcher)
-                    if not watchers:
-                        del self._watchers[module]
-                    if not self._watchers:
-                        self._uninstall()
+                found = known()
+                if found is None:
+                    return
+                left = tuple(w for w in found.__dict__.get(_WATCHERS, ()) if w is not shown)
+                if left:
+                    found.__dict__[_WATCHERS] = left
+                else:
+                    found.__dict__.pop(_WATCHERS, None)
+                    self._forget(id(found))
 
+        def shown(*tensors: Any) -> Any:
+            return watcher(*tensors)
+
+        with self._lock:
+            if id(module) not in self._watched:
+                self._watched[id(module)] = gone = weakref.finalize(module, self._forget, id(module))
+                gone.atexit = False
+            module.__dict__[_WATCHERS] = (*module.__dict__.get(_WATCHERS, ()), shown)
+            self._tap(True)
         return stop
+
+    def _forget(self, module: int) -> None:
+        with self._lock:
+            gone = self._watched.pop(module, None)
+            if gone is not None:
+                gone.detach()
+            if not self._watched:
+                self._tap(False)
+
+    def _tap(self, on: bool) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+
+        kind: Any = type(functions)
+        tapped = "_vtr_tapped" in vars(kind)
+        if tapped != on:
+            functions.__class__ = _tapped_registry(kind) if on else kind.__mro__[1]
 
     def detour(self, module: nn.Module, run: Callable[..., Any]) -> Callable[[], None]:
         """Lets `run(function, module, q, k, v, mask, **kwargs)` call the backend's function for `module`, in pieces if it must; returns the
         function that stops it. One detour per module."""
         stop_watching = self.watch(module, _nothing)
-        self._detours[module] = run
+        module.__dict__[_DETOUR] = run
+        known = weakref.ref(module)
 
         def stop() -> None:
-            self._detours.pop(module, None)
+            found = known()
+            if found is not None:
+                found.__dict__.pop(_DETOUR, None)
             stop_watching()
 
         return stop
@@ -70,35 +144,6 @@ class AttentionTaps:
             yield
         finally:
             stop()
-
-    def _install(self) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
-
-        for name in [*functions._global_mapping, "eager"]:
-            if not name.startswith("paged|") and name not in functions._local_mapping:
-                functions[name] = self._wrap(functions._global_mapping.get(name))
-                self._names.append(name)
-
-    def _uninstall(self) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
-
-        for name in self._names:
-            del functions[name]
-        self._names.clear()
-
-    def _wrap(self, original: Callable | None) -> Callable:
-        def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
-            for watcher in self._watchers.get(module, ()):
-                scaling = kwargs.get("scaling")
-                watcher(module, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
-            # "eager" is not in the mapping: each file of transformers has its own
-            function = original or sys.modules[type(module).__module__].eager_attention_forward
-            detour = self._detours.get(module)
-            if detour is not None:
-                return detour(function, module, query, key, value, mask, *args, **kwargs)
-            return function(module, query, key, value, mask, *args, **kwargs)
-
-        return attention
 
 
 def _nothing(*_tensors: Any) -> None:

@@ -21,11 +21,11 @@ def _tower_facts(model: Any) -> dict[str, Any]:
     """The part of a Host that LLaVA and LLaVA-NeXT share."""
     config, base = model.config, getattr(model, "model", model)
     tower = base.vision_tower
-    encoder = tower.encoder if hasattr(tower, "encoder") else tower.vision_model.encoder
     vision = config.vision_config
     has_cls = str(vision.model_type).startswith("clip")
     if not has_cls and not str(vision.model_type).startswith("siglip"):
         raise VtrError(f"{config.model_type}: the tower must be CLIP or SigLIP, got {vision.model_type!r}; register a host for it")
+    encoder = tower.encoder if hasattr(tower, "encoder") else tower.vision_model.encoder
     if config.vision_feature_select_strategy == "full" and has_cls:
         raise VtrError(
             f"{config.model_type}: vision_feature_select_strategy='full' makes the CLS token a visual token, which has no place in the "

@@ -149,7 +149,7 @@ class DART(Method):
                 f"dart: layer={self.layer} is not one of the LLM's layers 1 to {geometry.llm_layers - 1}; the paper's 'after the second "
                 "layer' is layer=2"
             )
-        return (Step("prefill", self.layer, needs=(Signal("k", layer=self.layer - 1),), select=self._in_llm),)
+        return (Step("prefill", self.layer, needs=(Signal("k", layer=self.layer - 1),), select=self._in_llm, final_norm=True),)
 
     def _in_llm(self, view: View) -> Selection:
         (keys,) = view.signals.values()

@@ -18,7 +18,8 @@ Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
 PositionOption = Literal["keep", "renumber"]
 NewlineOption = Literal["rows", "all", "none"]
 
-STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill", "decode")
+STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill")
+"""Stages that a host can offer; `decode`, for the KV cache, is a word without an engine yet."""
 ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe", "input")
 
 
@@ -248,6 +249,7 @@ class Step:
         proportional: after this merge, keys weigh `log(size)` in the tower's attention.
         grid: `(rows, cols)` of tokens -> the smaller grid that this merge leaves of it; what windowed ViTs have to know before they run.
         side: boundary only: after the projector (LLM tokens) or before it (tower features).
+        final_norm: `select` calls `view.final_norm`, which the LLM must then have.
     """
 
     stage: Stage
@@ -262,9 +264,10 @@ class Step:
     proportional: bool = True
     grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     side: Literal["after_projector", "before_projector"] = "after_projector"
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
+        if self.stage not in get_args(Stage):
             raise ValueError(f"Step: stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
         if self.action not in ACTIONS:
             raise ValueError(f"Step: action must be one of {', '.join(ACTIONS)}, got {self.action!r}")

@@ -1,0 +1,88 @@
+"""Copies of a reduced model, or of a part of it: they are whole models, without anything of the reduction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from vtr.types import VtrError
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+_ABSENT = object()
+
+
+class CleanCopies:
+    """Remembers what modules are like before a reduction is installed, so that copies and pickles of them are like that.
+
+    Args:
+        model: its modules are looked at.
+        owner: the reduction, kept alive by the modules that it changes.
+    """
+
+    def __init__(self, model: nn.Module, owner: Any) -> None:
+        self.owner = owner
+        self._before = [(m, dict(vars(m)), {name: set(vars(m)[name]) for name in _HOOKS}) for m in model.modules()]
+
+    def follow(self) -> Callable[[], None]:
+        """Gives every module that was changed since a `__getstate__` without the changes; returns what takes it away again."""
+        changed = []
+        for module, attributes, hooks in self._before:
+            now = vars(module)
+            swapped = {n: attributes.get(n, _ABSENT) for n in now.keys() | attributes.keys() if now.get(n) is not attributes.get(n)}
+            added = {name: now[name].keys() - hooks[name] for name in _HOOKS}
+            if swapped or any(added.values()):
+                swapped["__getstate__"] = attributes.get("__getstate__", _ABSENT)
+                now["__getstate__"] = partial(self._state, module, swapped, added)
+                changed.append((now, swapped["__getstate__"]))
+        self._before.clear()
+        return partial(_take_away, changed)
+
+    def _state(self, module: nn.Module, swapped: dict[str, Any], added: dict[str, set]) -> _State:
+        own = swapped["__getstate__"]
+        state = dict(type(module).__getstate__(module) if own is _ABSENT else own())  # type: ignore[attr-defined]
+        for name, value in swapped.items():
+            state.pop(name, None)
+            if value is not _ABSENT:
+                state[name] = value
+        for name, ids in added.items():
+            state[name] = type(state[name])((i, hook) for i, hook in state[name].items() if i not in ids)
+        return _State(state, type(module).__name__)
+
+
+class _State(dict):
+    """The attributes of a copied module. A deep copy and a pickle take them as a plain dict; a shallow copy reads them, and is refused."""
+
+    def __init__(self, state: dict[str, Any], kind: str) -> None:
+        super().__init__(state)
+        self.kind = kind
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(dict(super().items()), memo)
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return dict, (), None, None, iter(super().items())
+
+    def __iter__(self) -> Any:
+        raise VtrError(
+            f"vtr: a shallow copy of a reduced {self.kind} would share its reduced modules; use copy.deepcopy, or copy it outside the reduction"
+        )
+
+    keys = __iter__
+
+
+def _take_away(changed: list[tuple[dict[str, Any], Any]]) -> None:
+    for attributes, before in changed:
+        if before is _ABSENT:
+            attributes.pop("__getstate__", None)
+        else:
+            attributes["__getstate__"] = before
