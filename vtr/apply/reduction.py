@@ -143,14 +143,16 @@ class Reduction(ContextDecorator):
         """What the last prefill with images really did (`Report`), or the last batch of a ViT without an LLM (`DenseReport`).
 
         Raises:
-            VtrError: no prompt with an image was run in this block yet.
+            VtrError: no prompt with an image was run in this block yet, or a method kept another number of tokens than it was asked for.
         """
         if not self.reports:
             raise VtrError(
                 "Reduction.report: no prompt with an image has been run under this reduction yet; call generate or forward first"
                 + ("" if self.installed else ", inside its `with` block")
             )
-        return self.reports[-1]
+        report = self.reports[-1]
+        report.check()
+        return report
 
     def __enter__(self) -> Reduction:
         with _LOCK:
