@@ -14,6 +14,7 @@ from torch import nn
 
 from vtr.apply.compiled import forget_compiled
 from vtr.apply.copies import CleanCopies
+from vtr.apply.release import check_release
 from vtr.apply.report import Report
 from vtr.types import Method, VtrError
 
@@ -93,6 +94,7 @@ class Reduction(ContextDecorator):
         with _LOCK:
             if self.installed:
                 return self
+            check_release()
             self._prepare()
             _check_free(self.host)
             self.reports, self._warned = [], False
