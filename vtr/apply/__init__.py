@@ -32,6 +32,7 @@ def reduced(
     Args:
         model: a pretrained model whose `config.model_type` or class has a host (`vtr.registry.list_hosts()`), or a module around one such
             model (PEFT, DDP, `torch.compile`, ...); it is not copied and only hooked. Copies of it made inside the block are whole models.
+            Give what you call, or a wrapper of it: the head around an inner model does not know that labels have to be shorter.
         method: registry name (`vtr.list_methods()`), method instance, or a list of instances that composes in model order.
         history: keep the reports of all prefills of a block, not only the last.
         processor: the model's processor, for methods that need the question as text: it decodes what stands behind the image.
@@ -70,7 +71,9 @@ def apply(
         TypeError: an argument of the wrong kind.
         VtrError: this model or attention backend cannot do it, or the model is reduced already.
     """
-    return Reduction(model, method, history=history, processor=processor, question=question, **settings).install()
+    reduction = Reduction(model, method, history=history, processor=processor, question=question, **settings)
+    reduction._install()
+    return reduction
 
 
 __all__ = ["Reduction", "Report", "apply", "reduced", "remove"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from operator import is_
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from vtr.hosts._wrappers import modules_of
 from vtr.types import VtrError
 
 _HOOKS = (
@@ -31,31 +34,33 @@ class CleanCopies:
 
     def __init__(self, model: nn.Module, owner: Any) -> None:
         self.owner = owner
-        self._before = [(m, dict(vars(m)), {name: set(vars(m)[name]) for name in _HOOKS}) for m in model.modules()]
+        self._first = RemovableHandle.next_id  # hooks are numbered in the order in which they are registered
+        self._before = [(module, vars(module).copy()) for module in modules_of(model)]
 
     def follow(self) -> Callable[[], None]:
         """Gives every module that was changed since a `__getstate__` without the changes; returns what takes it away again."""
-        changed = []
-        for module, attributes, hooks in self._before:
+        changed, ours = [], range(self._first, RemovableHandle.next_id)
+        for module, before in self._before:
             now = vars(module)
-            swapped = {n: attributes.get(n, _ABSENT) for n in now.keys() | attributes.keys() if now.get(n) is not attributes.get(n)}
-            added = {name: now[name].keys() - hooks[name] for name in _HOOKS}
-            if swapped or any(added.values()):
-                swapped["__getstate__"] = attributes.get("__getstate__", _ABSENT)
-                now["__getstate__"] = partial(self._state, module, swapped, added)
-                changed.append((now, swapped["__getstate__"]))
+            hooked = any(now[name] and max(now[name]) in ours for name in _HOOKS)
+            if not hooked and len(now) == len(before) and all(map(is_, now.values(), before.values())):
+                continue
+            swapped = {n: before.get(n, _ABSENT) for n in now.keys() | before.keys() if now.get(n) is not before.get(n)}
+            swapped["__getstate__"] = before.get("__getstate__", _ABSENT)
+            now["__getstate__"] = partial(self._state, module, swapped, ours)
+            changed.append((now, swapped["__getstate__"]))
         self._before.clear()
         return partial(_take_away, changed)
 
-    def _state(self, module: nn.Module, swapped: dict[str, Any], added: dict[str, set]) -> _State:
+    def _state(self, module: nn.Module, swapped: dict[str, Any], ours: range) -> _State:
         own = swapped["__getstate__"]
         state = dict(type(module).__getstate__(module) if own is _ABSENT else own())  # type: ignore[attr-defined]
         for name, value in swapped.items():
             state.pop(name, None)
             if value is not _ABSENT:
                 state[name] = value
-        for name, ids in added.items():
-            state[name] = type(state[name])((i, hook) for i, hook in state[name].items() if i not in ids)
+        for name in _HOOKS:
+            state[name] = type(state[name])((i, hook) for i, hook in state[name].items() if i not in ours)
         return _State(state, type(module).__name__)
 
 

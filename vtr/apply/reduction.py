@@ -92,10 +92,15 @@ class Reduction(ContextDecorator):
             VtrError: the model, a part of it, or a model around it is reduced already.
         """
         with _LOCK:
-            if self.installed:
-                return self
+            if not self.installed:
+                self._prepare()
+                self._install()
+            return self
+
+    def _install(self) -> None:
+        """Installs what was prepared just now."""
+        with _LOCK:
             check_release()
-            self._prepare()
             _check_free(self.host)
             self.reports, self._warned = [], False
             copies = CleanCopies(self.host.model, self)
@@ -108,7 +113,6 @@ class Reduction(ContextDecorator):
                 raise
             forget_compiled()
             _INSTALLED.add(self)
-            return self
 
     def _hooks(self) -> tuple[Any, ...]:
         """Makes what is installed, with a state of its own for this time."""
@@ -207,8 +211,11 @@ def remove(model: nn.Module) -> None:
 
 def _sharing(model: nn.Module) -> list[Reduction]:
     """Returns the installed reductions whose model has a module in common with `model`."""
-    ours = set(model.modules())
-    return [r for r in list(_INSTALLED) if r.installed and not ours.isdisjoint(r.host.model.modules())]
+    from vtr.hosts._wrappers import modules_of
+
+    others = [reduction for reduction in list(_INSTALLED) if reduction.installed]
+    ours = modules_of(model).keys() if others else set()
+    return [reduction for reduction in others if not ours.isdisjoint(modules_of(reduction.host.model))]
 
 
 def _check_free(host: Any) -> None:

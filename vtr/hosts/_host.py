@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._versions import cache_keyword, takes_layer_type
+from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import closest, find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
 
@@ -266,13 +267,13 @@ def host_of(model: nn.Module) -> Any:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
-    inner = _wrapped(model)
+    inner = wrapped(model)
     if len(inner) > 1:
         raise VtrError(f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them")
     if inner:
         return host_of(next(iter(inner.values())))
-    model_type = _model_type(model)
-    build = find_host(*_names(model))
+    model_type = model_type_of(model)
+    build = find_host(*names_of(model))
     if build is None:
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
@@ -284,51 +285,9 @@ def host_of(model: nn.Module) -> Any:
         host = build(model)
     except AttributeError as error:
         raise VtrError(
-            f"vtr.apply: {type(model).__name__} is not built as the host for {model_type or _names(model)[0]!r} knows it: {error}; give the "
+            f"vtr.apply: {type(model).__name__} is not built as the host for {model_type or names_of(model)[0]!r} knows it: {error}; give the "
             "model itself if this is a wrapper, else register a host for it"
         ) from error
-    if getattr(host, "base", model) not in set(model.modules()):
+    if getattr(host, "base", model) not in modules_of(model):
         raise VtrError(f"vtr.apply: {type(model).__name__} wraps a model that is not among its modules; give that model itself")
     return host
-
-
-def _model_type(model: nn.Module) -> str | None:
-    found = getattr(getattr(model, "config", None), "model_type", None)
-    return found if isinstance(found, str) else None
-
-
-def _names(model: nn.Module) -> list[str]:
-    """What a host may be registered as: the model type, then `library:Class` of the class and its bases."""
-    model_type = _model_type(model)
-    return [*([] if model_type is None else [model_type]), *_class_names(model)]
-
-
-def _class_names(model: nn.Module) -> list[str]:
-    return [f"{cls.__module__.partition('.')[0]}:{cls.__name__}" for cls in type(model).__mro__]
-
-
-def _wrapped(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns name -> module of the known models inside a wrapper, the outermost ones; nothing for a model itself.
-
-    Wrappers of torch, PEFT, accelerate and others are neither models of transformers nor of a registered class; those that forward
-    attributes show the `config` of what they wrap, others have none.
-    """
-    if find_host(*_class_names(model)) or _of_transformers(model):
-        return {}
-    kind = _model_type(model)
-    if kind is None:
-        return _outermost(model, lambda child: find_host(*_names(child)) is not None)
-    return _outermost(model, lambda child: _of_transformers(child) and _model_type(child) == kind)
-
-
-def _of_transformers(model: nn.Module) -> bool:
-    return any(name == "transformers:PreTrainedModel" for name in _class_names(model))
-
-
-def _outermost(model: nn.Module, wanted: Callable[[nn.Module], bool], prefix: str = "") -> dict[str, nn.Module]:
-    """Returns name -> module of the outermost submodules that are `wanted`, each module once."""
-    found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        inside = {prefix + name: child} if wanted(child) else _outermost(child, wanted, f"{prefix}{name}.")
-        found |= {n: m for n, m in inside.items() if m not in found.values()}
-    return found

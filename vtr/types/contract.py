@@ -18,8 +18,7 @@ Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
 PositionOption = Literal["keep", "renumber"]
 NewlineOption = Literal["rows", "all", "none"]
 
-STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill")
-"""Stages that a host can offer; `decode`, for the KV cache, is a word without an engine yet."""
+STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill")  # `decode` is a word without an engine yet
 ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe", "input")
 
 
@@ -248,8 +247,7 @@ class Step:
         per: rows of the View are images (all their views) or single views with their quota.
         proportional: after this merge, keys weigh `log(size)` in the tower's attention.
         grid: `(rows, cols)` of tokens -> the smaller grid that this merge leaves of it; what windowed ViTs have to know before they run.
-        side: boundary only: after the projector (LLM tokens) or before it (tower features).
-        final_norm: `select` calls `view.final_norm`, which the LLM must then have.
+        side: boundary only: after the projector (LLM tokens) or before it (tower features); final_norm: `select` calls `view.final_norm`.
     """
 
     stage: Stage
