@@ -22,9 +22,9 @@ def doctor(
     """Show versions, devices and attention backends, and check reduced models; exit code 1 when a check fails."""
     found = packages()
     with spinner("checking small random models", quiet or as_json):
-        from vtr.selfcheck import self_check
+        from vtr.selfcheck import attention_backends, self_check
 
-        where, attention, checks = devices(), backends(), self_check(quick)
+        where, attention, checks = devices(), attention_backends(), self_check(quick)
     if as_json:
         shown = [{**asdict(c), "difference": None if c.difference == float("inf") else c.difference} for c in checks]
         out.print_json(json.dumps({"packages": found, "devices": where, "attention": attention, "checks": shown}))
@@ -69,14 +69,6 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, f"cpu, {torch.get_num_threads()} threads"]
-
-
-def backends() -> dict[str, bool]:
-    """Attention backends of transformers: whether a model can be loaded with them here."""
-    from transformers import utils
-
-    known = {"flash_attention_2": "is_flash_attn_2_available", "flash_attention_3": "is_flash_attn_3_available"}
-    return {"sdpa": True, "eager": True, **{name: bool(getattr(utils, test, lambda: False)()) for name, test in known.items()}}
 
 
 def _show(found: Sequence[dict[str, Any]], where: Sequence[str], attention: dict[str, bool], checks: Sequence[Any]) -> None:

@@ -66,6 +66,14 @@ def self_check(quick: bool = False) -> list[Check]:
     return checks
 
 
+def attention_backends() -> dict[str, bool]:
+    """Returns the attention backends of transformers, and whether a model can be loaded with them here."""
+    from transformers import utils
+
+    known = {"flash_attention_2": "is_flash_attn_2_available", "flash_attention_3": "is_flash_attn_3_available"}
+    return {"sdpa": True, "eager": True, **{name: bool(getattr(utils, test, lambda: False)()) for name, test in known.items()}}
+
+
 def _run(name: str, part: Callable[[], float]) -> Check:
     started, error, difference = time.perf_counter(), "", float("inf")
     try:
