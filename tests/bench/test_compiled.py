@@ -50,7 +50,8 @@ def test_every_row_is_one_graph_on_a_cache_of_its_length(ran):
 
 
 def test_a_row_that_does_not_compile_says_why(ran):
-    model, pool, rows = ran
+    """The rows after it run, too; three rows show it, as each costs seconds of tracing."""
+    model, pool, rows = ran[0], ran[1], ran[2][:3]
 
     def backend(module, _examples):
         if len(calls) == 1:
