@@ -226,3 +226,9 @@ def test_frozen_layers_are_counted_as_what_they_cost(scene, tmp_path):
     full, shortv = (results.read_cell(cells(tmp_path)[f"random.{name}.shapes"])["summary"] for name in ("full", "shortv"))
     assert shortv["frozen_layers"] == [1]
     assert 0.6 * full["tflops"] < shortv["tflops"] < 0.95 * full["tflops"]
+
+
+def test_info_says_when_each_image_decides():
+    for name, said in (("corematching", "none: each image decides"), ("fastv", "keep_ratio="), ("none", "none: the method has no budget")):
+        shown = CliRunner().invoke(app, ["info", name])
+        assert shown.exit_code == 0 and said in " ".join(shown.stdout.split()), shown.output

@@ -148,6 +148,17 @@ def test_what_has_no_brightness_is_refused(value, message, tmp_path):
         open_image(tmp_path / "x.tiff")
 
 
+@pytest.mark.parametrize("values", [GRAY, GRAY.astype(np.uint16) * 257, GRAY.astype(np.float32)], ids=["8 bits", "16 bits", "float"])
+def test_a_tiff_in_which_zero_is_white(values, tmp_path):
+    path = tmp_path / "x.tiff"
+    Image.fromarray(values).save(path)
+    black_is_zero = b"\x06\x01\x03\x00\x01\x00\x00\x00\x01\x00"  # tag 262, a short
+    content = path.read_bytes()
+    assert content.count(black_is_zero) == 1
+    path.write_bytes(content.replace(black_is_zero, black_is_zero[:-2] + b"\x00\x00"))
+    assert apart(open_image(path), 255 - GRAY) <= 1
+
+
 def test_a_turned_16_bit_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,16 @@ def test_settings_reach_their_method_and_a_budget_there_wins():
 def test_bad_plans_are_refused(methods, settings, message):
     with pytest.raises(ValueError, match=message):
         plan_cells(methods, KEEPS, [TASK], settings=settings)
+
+
+def test_numbers_of_numpy_make_the_same_fingerprint():
+    plain = plan_cells(["random"], [Budget(keep=64)], [TASK], [1, 2], limit=5, max_new_tokens=7)
+    numpy = plan_cells(
+        ["random"], [Budget(keep=np.int64(64))], [TASK], list(np.arange(1, 3)), limit=np.int32(5), max_new_tokens=np.int64(7)
+    )
+    around = ({"name": "m"}, torch.float32, "sdpa", "cpu", "llava")
+    assert [fingerprint(cell, *around) for cell in numpy] == [fingerprint(cell, *around) for cell in plain]
+    assert [cell.label for cell in numpy] == ["random keep=64 seed 1", "random keep=64 seed 2"]
 
 
 def test_limit_below_one_is_refused():

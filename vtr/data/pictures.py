@@ -9,6 +9,7 @@ from vtr.types import VtrError
 
 _WHITE = (255, 255, 255)
 _SIXTEEN_BITS = 65535
+_PHOTOMETRIC = 262
 _OVERSHOOT = 1 / 16
 """Share by which floats may overshoot 0 to 1 (or 0 to 255), as they do after resampling with a sharp filter, before they are another range."""
 
@@ -43,6 +44,8 @@ def _levels(image: Image.Image) -> Image.Image:
         raise VtrError(f"image: a pixel of mode {image.mode} is not a finite number; replace NaN and infinity before it is shown")
     low, high = _limits(image, float(values.min()), float(values.max()))
     gray = (values.astype(np.float64) - low) * (255 / (high - low))
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # TIFF: 0 is white; Pillow turns it round for 8 bits only
+        gray = 255 - gray
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # PNG: pixels of this value are transparent
         gray[values == clear] = 255

@@ -12,7 +12,7 @@ import torch
 from vtr.eval.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
 from vtr.registry import create_method, default_settings, method_class
-from vtr.types import BUDGETS, Budget, Method
+from vtr.types import BUDGETS, Budget, Method, plain
 
 FULL = "full"  # a row of every table, not a method: the model without any reduction
 
@@ -34,6 +34,10 @@ class Cell:
     seed: int | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "limit", "max_new_tokens"):  # of numpy, for example
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     @property
     def methods(self) -> tuple[Method, ...]:

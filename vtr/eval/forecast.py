@@ -125,6 +125,16 @@ def forecast(setup: Setup, cell: Cell) -> Forecast:
     return Forecast(count, average_tokens(per_layer), adaptive, flops / TERA)
 
 
+def final_keep(setup: Setup, cell: Cell, method: int) -> int:
+    """Tokens that a method of a cell leaves by its last removal, of an image with the most visual tokens that the model can have.
+
+    Raises:
+        ValueError, VtrError: the method does not fit the model; see also `sketch`.
+    """
+    with _applied(setup, cell) as reduction:
+        return reduction.plan.final_keep(method, reduction.host.most_tokens)
+
+
 @dataclass(frozen=True)
 class Line:
     """A cell of an estimate; `samples` is None where they are not known without downloading them."""

@@ -20,7 +20,7 @@ from vtr.types.contract import (
     VtrError,
 )
 from vtr.types.method import BUDGETS, Card, Method
-from vtr.types.settings import check_choices, is_integer, is_number
+from vtr.types.settings import check_choices, is_integer, is_number, plain
 
 __all__ = [
     "ACTIONS",
@@ -46,4 +46,5 @@ __all__ = [
     "check_choices",
     "is_integer",
     "is_number",
+    "plain",
 ]

@@ -94,6 +94,17 @@ def test_a_mean_is_never_met_with_fewer_than_eight_tokens_at_the_end(tmp_path, l
     assert "equalise" not in str(caught.value), "the budget is an average already"
 
 
+@pytest.mark.parametrize("left", [7, 8])
+def test_the_order_in_which_a_plan_is_written_does_not_matter(tmp_path, left):
+    plan = f"plans: [[{{fastv: {{average_keep: {round(mean_of(168, left), 2)}}}}}, {{divprune: {{keep: 168}}}}]]"
+    text = MEAN.replace("plans: [[{divprune: {keep: KEEP}}, fastv]]\nbudgets: {average_keep: [MEAN]}", plan)
+    if left >= 8:
+        assert load_sweep(write(tmp_path, text)).jobs[-1].cell.name == "fastv+divprune"
+    else:
+        with pytest.raises(SweepError, match=r"plans\[0\]: .*fastv\+divprune.*would leave 7 at the end, a sweep leaves 8 or more"):
+            load_sweep(write(tmp_path, text))
+
+
 def test_a_keep_that_equalising_would_meet_with_almost_nothing_is_refused(tmp_path):
     text = MEAN.replace("KEEP", "190").replace("average_keep: [MEAN]", "keep: [64]")
     with pytest.raises(

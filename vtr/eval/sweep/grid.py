@@ -11,7 +11,7 @@ from typing import Any
 
 from vtr.apply import reduced
 from vtr.eval.cells import FULL, Cell, changed_settings, variants
-from vtr.eval.forecast import forecast, misfits, sketch
+from vtr.eval.forecast import final_keep, forecast, misfits, sketch
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
@@ -163,19 +163,21 @@ def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, reaso
 
 def _below_floor(setup: Setup, cell: Cell) -> str | None:
     """Why a cell cannot meet its mean over the layers, or would leave almost nothing at the end. None where it may."""
-    last = cell.methods[-1] if cell.methods else None
-    if last is None or last.average_keep is None:
+    index = next((i for i, method in enumerate(cell.methods) if method.average_keep is not None), None)
+    if index is None:
         return None
+    method = cell.methods[index]
+    wanted = method.average_keep or 0
     try:
-        made = forecast(setup, cell)
+        left = final_keep(setup, cell, index)
     except ValueError as error:  # with AnyRes it depends on the image, and the largest one decides
         return str(error)
-    if made.adaptive or made.retained >= min(FEWEST, last.average_keep):
+    if left >= min(FEWEST, int(wanted)):
         return None
-    least = replace(cell, method=(*cell.methods[:-1], with_settings(last, keep=FEWEST)))
+    fewest = replace(cell, method=(*cell.methods[:index], with_settings(method, keep=FEWEST), *cell.methods[index + 1 :]))
     return (
-        f"{last.name}: average_keep={last.average_keep:g} would leave {made.retained} at the end, a sweep leaves {FEWEST} or more; "
-        f"the smallest average with {FEWEST} is {forecast(setup, least).average:.1f}, ask for that much"
+        f"{method.name}: average_keep={wanted:g} would leave {left} at the end, a sweep leaves {FEWEST} or more; "
+        f"the smallest average with {FEWEST} is {forecast(setup, fewest).average:.1f}, ask for that much"
     )
 
 
