@@ -32,7 +32,10 @@ def test_a_release_that_fails_the_check_is_refused(newer, monkeypatch):
 
     monkeypatch.setattr(vtr.selfcheck, "self_check", lambda quick: [SimpleNamespace(name="cached = recomputed", passed=False)])
     for _ in range(2):  # and again: nobody gets an answer
-        with pytest.warns(UserWarning, match="newer"), pytest.raises(vtr.VtrError, match=r"cached = recomputed.*install transformers==5\.0\.0"):
+        with (
+            pytest.warns(UserWarning, match="newer"),
+            pytest.raises(vtr.VtrError, match=r"cached = recomputed.*install transformers==5\.0\.0"),
+        ):
             vtr.apply(model_of("llava"), "uniform", keep=9)
 
 
