@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.apply import checkpointing
 from vtr.apply.call import Encoded
 from vtr.apply.encoding import Encoding, input_view, run_tower_step
 from vtr.apply.entry import swap
@@ -128,6 +129,10 @@ class TowerHooks:
             raise ValueError(
                 f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass all outputs of the processor"
             )
+        inside = self.inputs or self.plan.restoring or any(s.removes for s in self.layer_steps)
+        if inside and checkpointing.wants_gradients(pixels):
+            for layer in self.host.tower_layers:
+                checkpointing.refuse_switched_on(layer)
         run.start(pixels)
         for item in self.inputs:
             view = input_view(run, item, self.plan, pixels)
