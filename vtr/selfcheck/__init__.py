@@ -93,4 +93,6 @@ def _own_settings() -> Iterator[None]:
         warnings.simplefilter("ignore")
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # models this small only wait for a second one
         yield
