@@ -62,13 +62,13 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
 def _llm_hooks(model: Any, batch: Batch, expected: Expected) -> Any:
     visible, visual = batch.valid, batch.visual
     length = visible.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    distance = torch.arange(length)[:, None] - torch.arange(length)
     diagonal = torch.eye(length, dtype=torch.bool)
     sizes = torch.ones(visible.shape, dtype=model.dtype)
     positions: Tensor | None = None
-    rotary = model.model.language_model.rotary_emb
+    language = model.model.language_model
     handles = []
-    for number, layer in enumerate(model.model.language_model.layers):
+    for number, layer in enumerate(language.layers):
         averages = []
         for at, into in expected.merges:
             if at == number:
@@ -79,7 +79,10 @@ def _llm_hooks(model: Any, batch: Batch, expected: Expected) -> Any:
             visible = visible & keep if at == number else visible
         for at, wanted in expected.positions:
             positions = wanted if at == number else positions
-        mask = (causal & visible[:, None, None, :]) | diagonal  # no row without a key
+        seen = (distance >= 0) & (distance < (window_of(language.config, number) or length))
+        mask = (seen & visible[:, None, None, :]) | diagonal  # no row without a key
+        kinds = getattr(language.config, "layer_types", None)
+        typed = {"layer_type": kinds[number]} if language.config.model_type == "gemma3_text" else {}
 
         def enter(
             module: nn.Module,
@@ -88,19 +91,27 @@ def _llm_hooks(model: Any, batch: Batch, expected: Expected) -> Any:
             mask: Tensor = mask,
             averages: list = averages,
             positions: Tensor | None = positions,
+            typed: dict = typed,
         ) -> Any:
             hidden = args[0]
             for into, weight in averages:
                 hidden = average(hidden, weight, into)
             kwargs = {**kwargs, "attention_mask": additive(mask, hidden) if model.config._attn_implementation == "eager" else mask}
             if positions is not None:
-                kwargs["position_embeddings"] = rotary(hidden, positions)
+                kwargs["position_embeddings"] = language.rotary_emb(hidden, positions, **typed)
             return (hidden, *args[1:]), kwargs
 
         handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         if number in expected.freeze:
             handles.append(layer.register_forward_hook(lambda module, args, output: torch.where(visual[..., None], args[0], output)))
     return _hooks(handles)
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """How many tokens a layer sees, itself included; None when it sees all."""
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding" in kinds[layer] if kinds else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _tower_hooks(model: Any, expected: Expected) -> Any:

@@ -42,53 +42,11 @@ def model_of(backbone: str, attention: str = "sdpa", window: int = WINDOW):
     return build("llava", attention, FP64, backbone=backbone, text={**BACKBONES[backbone], "sliding_window": window})
 
 
-def window_of(model, layer: int) -> int | None:
-    config = model.model.language_model.config
-    kinds = getattr(config, "layer_types", None)
-    return config.sliding_window if not kinds or "sliding" in kinds[layer] else None
-
-
-def masked(model, batch, choices, plan, new: int = 0):
-    """The full model at full length with removed tokens hidden and every window in original columns; rotary tables by the model."""
-    renumber = any(method.position_ids == "renumber" for method in plan)
-    expected = expected_of(batch, choices, renumber=renumber)
-    freeze = (1, 3) if isinstance(plan[-1], Freeze) else ()
-    length = batch.valid.shape[1]
-    distance = torch.arange(length)[:, None] - torch.arange(length)
-    diagonal = torch.eye(length, dtype=torch.bool)
-    language = model.model.language_model
-    visible, sizes, positions, handles = batch.valid, torch.ones(batch.valid.shape, dtype=FP64), None, []
-    for number, layer in enumerate(language.layers):
-        averages = []
-        for at, into in expected.merges:
-            if at == number:
-                averages.append((into, sizes))
-                sizes = torch.zeros_like(sizes).scatter_add(1, into, sizes)
-                visible = visible & (into == torch.arange(length))
-        for at, keep in expected.drops:
-            visible = visible & keep if at == number else visible
-        for at, wanted in expected.positions:
-            positions = wanted if at == number else positions
-        window = window_of(model, number) or length
-        mask = ((distance >= 0) & (distance < window) & visible[:, None, None]) | diagonal
-
-        def enter(module, args, kwargs, mask=mask, averages=averages, positions=positions, number=number):
-            hidden = args[0]
-            for into, weight in averages:
-                hidden = reference.average(hidden, weight, into)
-            eager = model.config._attn_implementation == "eager"
-            kwargs = {**kwargs, "attention_mask": reference.additive(mask, hidden) if eager else mask}
-            if positions is not None:
-                kinds = {"layer_type": language.config.layer_types[number]} if language.config.model_type == "gemma3_text" else {}
-                kwargs["position_embeddings"] = language.rotary_emb(hidden, positions, **kinds)
-            return (hidden, *args[1:]), kwargs
-
-        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        if number in freeze:
-            visual = batch.visual[..., None]
-            handles.append(layer.register_forward_hook(lambda module, args, out, visual=visual: torch.where(visual, args[0], out)))
-    with reference._hooks(handles), reference._tower_hooks(model, expected):
-        return model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits, expected
+def masked(model, batch, choices, plan):
+    """The full model at full length with removed tokens hidden and every window in original columns."""
+    expected = expected_of(batch, choices, renumber=any(method.position_ids == "renumber" for method in plan))
+    expected.freeze = (1, 3) if isinstance(plan[-1], Freeze) else ()
+    return reference.masked_logits(model, batch, expected), expected
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

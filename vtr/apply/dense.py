@@ -19,7 +19,8 @@ from vtr.apply import checkpointing
 from vtr.apply.dense_report import DenseReport
 from vtr.apply.dense_run import DenseRun
 from vtr.apply.entry import swap
-from vtr.apply.plan import Plan, make_plan
+from vtr.apply.plan import Plan
+from vtr.apply.planning import make_plan
 from vtr.apply.tower_merge import instead_of
 from vtr.hosts._dense import DenseHost, Grid
 from vtr.types import Method, VtrError

@@ -61,7 +61,7 @@ class Reduction(ContextDecorator):
 
     def _prepare(self) -> None:
         """Looks at the model and checks the plan against it."""
-        from vtr.apply.plan import make_plan
+        from vtr.apply.planning import make_plan
         from vtr.hosts._host import host_of
 
         self.host: Any = host_of(self._model)

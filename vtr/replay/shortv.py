@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.apply.llm import LlmHooks
-from vtr.apply.plan import make_plan
+from vtr.apply.planning import make_plan
 from vtr.calibrate.shortv import layer_contribution, layer_order
 from vtr.hosts._host import Host, ImageLayout
 from vtr.hosts._versions import cache_keyword, output_cache
