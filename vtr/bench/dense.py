@@ -13,7 +13,8 @@ from torch import Tensor
 from vtr.apply import reduced
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes, synchronize
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
-from vtr.ops.clusters import calibrate_tau, cluster, hard_labels, tiles_of
+from vtr.ops.clusters import cluster, hard_labels, tiles_of
+from vtr.ops.sharpness import LADDER, auto_tau
 
 FULL = "full"
 Variant = tuple[str, dict[str, Any]]
@@ -146,8 +147,8 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
     if method["name"] == "expedit":
         tiles = tiles_of(report.grid, report.small_grid, method["window"], torch.device("cpu"))
         clusters = report.small_grid[0] * report.small_grid[1]
-        compared, calibrated = tiles.bias.numel() / patches, method["tau"] == "auto"
-        extra = clustering_flops(shape.hidden, patches, clusters, method["iterations"], compared, calibrated=calibrated)
+        compared, tried = tiles.bias.numel() / patches, len(LADDER) if method["tau"] == "auto" else 0
+        extra = clustering_flops(shape.hidden, patches, clusters, method["iterations"], compared, tried=tried)
     return encoder_flops(shape, lengths, patches, values) + extra
 
 
@@ -194,5 +195,5 @@ def cluster_labels(vit: Any, pixels: Tensor, alpha: int, grid: tuple[int, int], 
         handle.remove()
     patch = vit.patch_embed.patch_size
     full = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
-    tau = calibrate_tau(seen[0], full, grid, window, torch.arange(len(pixels), device=pixels.device))
+    tau = auto_tau(seen[0], full, grid, window, torch.arange(len(pixels), device=pixels.device))
     return hard_labels(seen[0], cluster(seen[0], full, grid, tau=tau, window=window))
