@@ -9,9 +9,10 @@ import vtr
 from tests import dense_models, tiny_models
 from tests.test_contract import NAMES, home, method_of, retained_of
 from vtr.ops.attention_rows import attention_rows
-from vtr.ops.clusters import candidate_distances, cluster, hard_labels
+from vtr.ops.clusters import cluster, hard_labels
 from vtr.ops.precision import outside_autocast
 from vtr.ops.reconstruct import reconstruction
+from vtr.ops.sharpness import auto_tau
 
 HALF = torch.bfloat16
 
@@ -67,7 +68,7 @@ def test_distances_weights_and_attention_rows_are_those_of_float32():
     cases = {
         "cluster": lambda: cluster(tokens, (6, 6), (3, 3), tau=0.1),
         "cluster, bfloat16": lambda: cluster(tokens.to(HALF), (6, 6), (3, 3), tau=torch.tensor([0.1, 0.3])),
-        "candidates": lambda: candidate_distances(tokens, (6, 6), (3, 3)).nan_to_num(),
+        "tau": lambda: auto_tau(tokens, (6, 6), (3, 3), 5, torch.arange(2)),
         "labels": lambda: hard_labels(tokens, centres),
         "weights": lambda: reconstruction(tokens, centres, tau=0.1, neighbours=4),
         "rows": lambda: attention_rows(tokens[:, None, :1], tokens[:, None], 0.25),

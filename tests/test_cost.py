@@ -67,6 +67,7 @@ def test_dense_formulas_equal_the_flop_counter_of_torch():
 
     from vtr.ops.clusters import cluster, tiles_of
     from vtr.ops.reconstruct import reconstruct, reconstruction
+    from vtr.ops.sharpness import LADDER, auto_tau
 
     torch.manual_seed(0)
     vit = timm.create_model(
@@ -89,3 +90,6 @@ def test_dense_formulas_equal_the_flop_counter_of_torch():
     compared = tiles.bias.numel() / 96
     assert 9 <= compared <= 24
     assert counter.get_total_flops() / 2 == clustering_flops(32, 96, 24, 3, compared, restored=2)
+    with FlopCounterMode(display=False) as counter:
+        auto_tau(tokens, (8, 12), (4, 6), 3, torch.zeros(1, dtype=torch.long))
+    assert counter.get_total_flops() / 2 == clustering_flops(32, 96, 24, 0, compared, restored=0, tried=len(LADDER))

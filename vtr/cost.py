@@ -110,9 +110,7 @@ def encoder_flops(
     return patches * patch_values * shape.hidden + prefill_flops(shape, lengths) - inside
 
 
-def clustering_flops(
-    hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1, calibrated: bool = False
-) -> float:
+def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1, tried: int = 0) -> float:
     """Multiply-adds of clustering a token grid and restoring it (arXiv 2210.01035, both layers).
 
     Args:
@@ -121,12 +119,12 @@ def clustering_flops(
         iterations: of the clustering; each compares and averages.
         compared: centres that a token is compared with; window^2 at least, more where tokens are compared in tiles.
         restored: how often the full grid is restored with the same weights; 0 = never, and no weights are needed.
-        calibrated: tau is found for each image first, from the distances to all cells.
+        tried: values of tau that are tried for each image first, with one comparison and an average for each; 0 = tau is known.
 
     Pooling, norms and the softmax are left out as they are elsewhere.
     """
-    products = calibrated + (1 + restored if restored else 0)
-    return 2 * iterations * tokens * compared * hidden + products * tokens * clusters * hidden
+    rounds = 2 * iterations + (1 + tried if tried else 0)
+    return rounds * tokens * compared * hidden + (1 + restored if restored else 0) * tokens * clusters * hidden
 
 
 def matching_flops(shape: TransformerShape, lengths: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Expedit's tau: measured by a rule on an encoder, written where the method reads it."""
+"""Expedit's tau: searched by what it does to an encoder's output, written where the method reads it."""
 
 import json
 from copy import deepcopy
@@ -10,41 +10,88 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vtr
+from tests import windowed_models
 from tests.dense_models import hf_model, images, model_of
 from tests.embedded import random_checkpoint
 from tests.tiny_models import snapshot
-from vtr.calibrate.expedit import measure_tau
+from vtr.calibrate.expedit import TIMES, search
 from vtr.cli import app
 from vtr.hosts._host import host_of
 from vtr.methods.expedit import read_tau
 from vtr.models.encoders import load_encoder
 from vtr.models.loading import load_model
 from vtr.models.recipes import find_recipe, with_settings
-from vtr.ops.clusters import MEDIAN_LOGIT, candidate_distances
+from vtr.ops.sharpness import auto_tau
 from vtr.registry import create_method
 
 
-def test_the_median_candidate_is_at_two():
+@torch.no_grad()
+def blocks_seen(model, run, layers):
+    """Inputs of those blocks in a call, and what its last block hands on."""
+    seen = {}
+    handles = [model.blocks[n].register_forward_pre_hook(lambda module, args, n=n: seen.update({n: args[0]})) for n in layers]
+    handles.append(model.norm.register_forward_pre_hook(lambda module, args: seen.update(end=args[0])))
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def test_the_least_error_of_the_output_wins():
+    """Errors are recomputed from what the model's final norm is given, with hooks of the test's own."""
     model, pixels = model_of("timm"), images(3)
-    seen: list[torch.Tensor] = []
-    handle = model.blocks[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with torch.no_grad():
-        full = model(pixels)
-    handle.remove()
-    before = snapshot(model)
-    found = measure_tau(model, [pixels[:2], pixels[2:]], alpha=2, grid=(4, 4), window=3)
-    medians = candidate_distances(seen[0][:, 1:], (6, 6), (4, 4), 3).flatten(1).nanmedian(1).values
-    assert (found.alpha, found.grid, found.window, found.layers) == (2, (4, 4), 3, 6)
+    full = model(pixels)
+    before, calls = snapshot(model), []
+    found = search(model, [pixels[:1], pixels[1:2], pixels[2:]], [2], [(4, 4)], window=3, advance=calls.append)
+    assert (found.best.alpha, found.best.grid, found.window, found.layers) == (2, (4, 4), 3, 6)
     assert found.patch_norm == pytest.approx(float(model.patch_embed.proj.weight.norm()))
-    assert found.tau == pytest.approx(MEDIAN_LOGIT / float(medians.median()), rel=1e-4)
-    assert snapshot(model) == before
-    with torch.no_grad():
-        assert torch.equal(model(pixels), full)
+    assert len(calls) == 3 * (2 + len(TIMES)) and len(found.candidates) == 1 + len(TIMES)
+    assert found.best.error == min(one.error for one in found.candidates if one.tau is not None)
+
+    wanted = [blocks_seen(model, lambda one=one: model(one[None]), [2]) for one in pixels]
+    own = torch.cat([auto_tau(seen[2][:, 1:], (6, 6), (4, 4), 3, torch.zeros(1, dtype=torch.long)) for seen in wanted])
+    taus = [one.tau for one in found.candidates if one.tau is not None]
+    assert taus == pytest.approx([float(own.median()) * times for times in TIMES], rel=1e-3)
+    for candidate in found.candidates:
+        errors = []
+        for one, seen in zip(pixels, wanted, strict=True):
+            with vtr.reduced(model, "expedit", alpha=2, grid=(4, 4), window=3, tau=candidate.tau or "auto"):
+                made = blocks_seen(model, lambda one=one: model(one[None]), [])
+            end = seen["end"][0, 1:]
+            errors.append(float((made["end"][0, 1:] - end).square().sum() / (end - end.mean(0)).square().sum()))
+        assert candidate.error == pytest.approx(sum(errors) / 3, rel=1e-4)
+        assert candidate.tokens == pytest.approx((2 + 4 * 16 / 36) / 6) and candidate.ms > 0
+    assert snapshot(model) == before and torch.equal(model(pixels), full)
 
 
-def test_images_without_a_difference_are_refused():
-    with pytest.raises(ValueError, match="needs images in which tokens differ, got none"):
-        measure_tau(model_of("timm"), [])
+def test_depths_and_grids_are_compared_among_those_with_few_tokens():
+    model, batches = model_of("timm"), [images(1)]
+    found = search(model, batches, [2, 4], [(4, 4), 0.5])
+    assert {(one.alpha, one.grid) for one in found.candidates} == {(2, (4, 4)), (2, 0.5), (4, (4, 4)), (4, 0.5)}
+    assert found.best.error == min(one.error for one in found.candidates if one.tau is not None) and found.best.alpha == 4
+    few = search(model, batches, [2, 4], [(4, 4), 0.5], most_tokens=0.6)
+    assert (few.best.alpha, few.best.grid, few.best.tokens) == (2, 0.5, pytest.approx(0.5))
+    with pytest.raises(ValueError, match=r"no candidate has at most 0.4 of the tokens, the fewest are 0.50; try a smaller alpha or grid"):
+        search(model, batches, [2, 4], [0.5], most_tokens=0.4)
+
+
+@pytest.mark.parametrize("build", [windowed_models.timm_swin, windowed_models.timm_sam, windowed_models.hf_swin])
+def test_windows_are_calibrated_too(build):
+    """As many clusters as tokens and a sharp tau: the output is the full one, whatever the order of windows."""
+    found = search(build().eval(), [images(1, 128, 128)], [None], [1.0])
+    assert min(one.error for one in found.candidates) < 1e-6
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    model = model_of("timm")
+    with pytest.raises(ValueError, match="needs at least one image, got none"):
+        search(model, [])
+    flat = deepcopy(model)
+    for weight in flat.parameters():
+        weight.zero_()
+    with pytest.raises(ValueError, match="needs images in which tokens differ, got one without"):
+        search(flat, [images(1)])
 
 
 def test_the_command_writes_what_the_method_reads(tmp_path):
@@ -94,7 +141,7 @@ def save_clip(folder):
 
 @pytest.mark.parametrize("save", [save_timm, save_vit, save_clip, lambda folder: "tiny-vit-seg"], ids=["timm", "HF", "open_clip", "ours"])
 def test_any_encoder_and_any_pictures(save, tmp_path, monkeypatch):
-    """On pictures of the user's; what was found is what the rule says of that encoder on those pictures."""
+    """On pictures of the user's; what was found is what the search says of that encoder on those pictures."""
     (tmp_path / "pictures").mkdir()
     for name in ("b.png", "a.jpg"):
         Image.effect_noise((70, 50), 90).save(tmp_path / "pictures" / name)
@@ -105,7 +152,10 @@ def test_any_encoder_and_any_pictures(save, tmp_path, monkeypatch):
     content = yaml.safe_load(file.read_text())
     encoder, prepare = load_encoder(model)
     batches = [prepare(Image.open(tmp_path / "pictures" / name)) for name in ("a.jpg", "b.png")]
-    assert content["settings"]["expedit"] == measure_tau(encoder, batches, grid=0.5).settings()
+    found = search(encoder, batches, grids=[0.5])
+    assert content["settings"]["expedit"] == found.settings() and content["error"] == pytest.approx(found.best.error, rel=1e-3)
+    shown = [line for line in result.output.splitlines() if line.endswith("best")]
+    assert len(shown) == 1 and f"{found.best.tau:.4g}" in shown[0] and f"{found.best.error:.4f}" in shown[0]
     assert content["samples"] == 2 and content["data"] == "pictures of pictures" and content["model"] == model
 
 
@@ -117,7 +167,7 @@ def in_recipe(tmp_path, found, **changes):
 @torch.no_grad()
 def test_auto_takes_the_tau_of_the_encoders_recipe(tmp_path, monkeypatch):
     model, pixels = model_of("timm"), images()
-    found = measure_tau(model, [images(3)], alpha=2, grid=(4, 4))
+    found = search(model, [images(3)], [2], [(4, 4)])
     monkeypatch.chdir(tmp_path)
 
     def run(**settings):
@@ -155,6 +205,9 @@ def test_the_recipes_of_the_embedded_checkpoints_hold_their_tau(name):
     [
         (["--samples", "0"], "--samples: must be from 1"),
         (["--grid", "4x"], "--grid: must be ROWSxCOLS"),
+        (["--grid", "0.5,x"], "--grid: must be ROWSxCOLS or a share in (0, 1], got 'x'"),
+        (["--alpha", "2,three"], "--alpha: must be a number of blocks, or several with commas between, got 'three'"),
+        (["--most-tokens", "0"], "--most-tokens: must be in (0, 1], got 0.0"),
         (["--window", "4"], "window must be odd"),
         (["--images", "nowhere"], "--images: needs a folder with pictures, got 'nowhere'"),
     ],
@@ -164,3 +217,15 @@ def test_bad_options_are_refused(arguments, message, tmp_path):
         app, ["calibrate", "expedit", "--model", str(random_checkpoint()), "--out", str(tmp_path / "x.yaml"), *arguments]
     )
     assert result.exit_code == 2 and message in result.output and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"no picture", "is not an image that Pillow can read"), (None, "is damaged")])
+def test_one_broken_picture_is_named(content, message, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.effect_noise((70, 50), 90).save(tmp_path / "pictures" / "a.png")
+    good = (tmp_path / "pictures" / "a.png").read_bytes()
+    (tmp_path / "pictures" / "b.png").write_bytes(content or good[: len(good) // 2])
+    arguments = ["--model", str(random_checkpoint()), "--images", str(tmp_path / "pictures"), "--out", str(tmp_path / "x.yaml")]
+    result = CliRunner().invoke(app, ["calibrate", "expedit", *arguments])
+    assert result.exit_code == 1 and message in result.output and "b.png" in result.output
+    assert result.output.startswith("error:") and result.output.count("\n") == 1 and not (tmp_path / "x.yaml").exists()

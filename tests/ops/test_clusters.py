@@ -7,9 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vtr.ops.clusters import (
-    MEDIAN_LOGIT,
-    calibrate_tau,
-    candidate_distances,
     cell_means,
     cell_pivots,
     cluster,
@@ -163,18 +160,6 @@ def test_pivots_are_the_real_token_nearest_to_the_middle_of_a_cell():
                 middle = ((cell // 4 + 0.5) * 7 / 2, (cell % 4 + 0.5) * 9 / 4)  # of the cell's span, in tokens
                 away = {t: (t // 9 + 0.5 - middle[0]) ** 2 + (t % 9 + 0.5 - middle[1]) ** 2 for t in members}
                 assert away[int(pivot[row, cell])] == pytest.approx(min(away.values()))
-
-
-def test_tau_puts_the_median_candidate_at_two_and_rows_of_an_image_share_it():
-    tokens = tokens_of((10, 10), 4) * torch.tensor([1.0, 3.0, 5.0, 0.0])[:, None, None]
-    image = torch.tensor([0, 1, 1, 3])
-    tau = calibrate_tau(tokens, (10, 10), (5, 5), 3, image)
-    distance = candidate_distances(tokens, (10, 10), (5, 5), 3)
-    assert distance.shape == (4, 100, 9)
-    may = allowed((10, 10), (5, 5), 3)
-    assert torch.equal((~distance.isnan()).sum(-1), may.sum(-1).expand(4, -1))
-    assert float(distance[0].nanmedian() * tau[0]) == pytest.approx(MEDIAN_LOGIT, rel=1e-5)
-    assert tau[1] == tau[2] and tau[3] == 1  # an image without any difference
 
 
 @pytest.mark.parametrize("normalize", ["sum", "l2"])

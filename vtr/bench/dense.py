@@ -14,7 +14,8 @@ from vtr.apply import reduced
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
 from vtr.models.devices import synchronize
-from vtr.ops.clusters import calibrate_tau, cluster, hard_labels, tiles_of
+from vtr.ops.clusters import cluster, hard_labels, tiles_of
+from vtr.ops.sharpness import LADDER, auto_tau
 
 FULL = "full"
 Variant = tuple[str, dict[str, Any]]
@@ -109,32 +110,39 @@ def measure(
 
 
 def plain_vit(model: Any) -> Any | None:
-    """The timm ViT in which every block attends over all tokens, or None: windows need other formulas."""
+    """The ViT of timm or the DINOv2 of transformers in which every block attends over all tokens, or None: windows need other formulas."""
     from timm.models import VisionTransformer
 
-    return next((m for m in model.modules() if isinstance(m, VisionTransformer)), None)
+    return next((m for m in model.modules() if isinstance(m, VisionTransformer) or type(m).__name__ == "Dinov2Model"), None)
 
 
 def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
-    """Multiply-adds of one image through a plain timm ViT as it ran, clustering or matching and restoring included.
+    """Multiply-adds of one image through a plain ViT as it ran, clustering or matching and restoring included.
 
     Args:
-        vit: timm's `VisionTransformer`.
+        vit: from `plain_vit`.
         pixels: `(B, 3, h, w)`.
         report: of the reduction, None for the full model.
     """
-    first, patch = vit.blocks[0], vit.patch_embed.patch_size
+    if hasattr(vit, "config"):
+        config = vit.config
+        patch, prefix = (config.patch_size, config.patch_size), 1
+        sizes = (config.num_hidden_layers, config.hidden_size, int(config.hidden_size * config.mlp_ratio), config.num_attention_heads)
+    else:
+        first, patch, prefix = vit.blocks[0], vit.patch_embed.patch_size, vit.num_prefix_tokens
+        sizes = (len(vit.blocks), vit.embed_dim, first.mlp.fc1.out_features, first.attn.num_heads)
+    layers, hidden, inner, heads = sizes
     shape = TransformerShape(
-        layers=len(vit.blocks),
-        hidden=vit.embed_dim,
-        intermediate=first.mlp.fc1.out_features,
-        heads=first.attn.num_heads,
-        kv_heads=first.attn.num_heads,
-        head_dim=first.attn.head_dim,
+        layers=layers,
+        hidden=hidden,
+        intermediate=inner,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
         mlp_matrices=2,
     )
     patches = (pixels.shape[-2] // patch[0]) * (pixels.shape[-1] // patch[1])
-    prefix, values = vit.num_prefix_tokens, pixels.shape[1] * patch[0] * patch[1]
+    values = pixels.shape[1] * patch[0] * patch[1]
     if report is None:
         return encoder_flops(shape, [patches + prefix] * shape.layers, patches, values)
     method = report.methods[0]
@@ -148,8 +156,8 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
     if method["name"] == "expedit":
         tiles = tiles_of(report.grid, report.small_grid, method["window"], torch.device("cpu"))
         clusters = report.small_grid[0] * report.small_grid[1]
-        compared, calibrated = tiles.bias.numel() / patches, method["tau"] == "auto"
-        extra = clustering_flops(shape.hidden, patches, clusters, method["iterations"], compared, calibrated=calibrated)
+        compared, tried = tiles.bias.numel() / patches, len(LADDER) if method["tau"] == "auto" else 0
+        extra = clustering_flops(shape.hidden, patches, clusters, method["iterations"], compared, tried=tried)
     return encoder_flops(shape, lengths, patches, values) + extra
 
 
@@ -196,5 +204,5 @@ def cluster_labels(vit: Any, pixels: Tensor, alpha: int, grid: tuple[int, int], 
         handle.remove()
     patch = vit.patch_embed.patch_size
     full = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
-    tau = calibrate_tau(seen[0], full, grid, window, torch.arange(len(pixels), device=pixels.device))
+    tau = auto_tau(seen[0], full, grid, window, torch.arange(len(pixels), device=pixels.device))
     return hard_labels(seen[0], cluster(seen[0], full, grid, tau=tau, window=window))

@@ -68,18 +68,25 @@ def expedit(
         str, typer.Option("--model", "-m", help="As elsewhere, or an encoder: timm:NAME, open_clip:ARCHITECTURE/WEIGHTS, folder or hub id.")
     ],
     target: Annotated[Path, typer.Option("--out", help="YAML file to write, or a recipe to add it to, which `tau=auto` finds.")],
-    samples: Annotated[int, typer.Option(help="Images, one forward each.")] = 8,
+    samples: Annotated[int, typer.Option(help="Images; each candidate runs on all of them.")] = 8,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures. Default: scenes of shapes.")] = None,
-    alpha: Annotated[int | None, typer.Option(help="Blocks at full resolution. Default: 10 of 24.")] = None,
-    grid: Annotated[str, typer.Option(help="Clusters as ROWSxCOLS, or their share of each side of the token grid.")] = "0.7",
+    alpha: Annotated[
+        str | None, typer.Option(help="Blocks at full resolution; several, with commas between, are compared. Default: 10 of 24.")
+    ] = None,
+    grid: Annotated[
+        str, typer.Option(help="Clusters as ROWSxCOLS, or their share of each side of the token grid; several, with commas, are compared.")
+    ] = "0.7",
+    most_tokens: Annotated[
+        float, typer.Option(help="Keep only candidates with at most this share of the tokens, averaged over the blocks.")
+    ] = 1.0,
     window: Annotated[int, typer.Option(help="Odd, in cells of the smaller grid.")] = 5,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
     quiet: Quiet = False,
 ) -> None:
-    """Find the tau that suits the features of an encoder (arXiv 2210.01035)."""
-    from vtr.calibrate.expedit import measure_tau
+    """Find the tau, and on request the depth and grid, that change an encoder's output least (arXiv 2210.01035)."""
+    from vtr.calibrate.expedit import TIMES, search
     from vtr.eval.results import write_atomic
     from vtr.models.encoders import is_encoder
     from vtr.models.recipes import with_settings
@@ -87,23 +94,65 @@ def expedit(
     if is_given(context, "attention") and is_encoder(model):
         raise ValueError(f"--attention: an encoder has one way to attend, got --attention {attention} for {model!r}; leave it out")
     pictures = [q.image for q in _validation(samples)] if images is None else _pictures(images, samples)
-    sides = grid.lower().split("x")
-    try:
-        clusters = float(grid) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-    except ValueError:
-        raise ValueError(f"--grid: must be ROWSxCOLS or a share in (0, 1], got {grid!r}; 28x28 or 0.7") from None
+    alphas, grids = [None] if alpha is None else [_depth(word) for word in alpha.split(",")], [_clusters(word) for word in grid.split(",")]
+    if not 0 < most_tokens <= 1:
+        raise ValueError(f"--most-tokens: must be in (0, 1], got {most_tokens}; 0.7 leaves 7 of 10 tokens, averaged over the blocks")
     before = target.read_text(encoding="utf-8") if target.is_file() else ""
     with_settings(before, "expedit", {})  # refuses a file that is no recipe before anything is loaded
     loaded, batches = _inputs(model, pictures, device, dtype, attention)
     with progress(quiet) as bars:
-        task = bars.add_task("calibrating", total=len(pictures))
-        found = measure_tau(loaded, batches, lambda count: bars.advance(task, count), alpha=alpha, grid=clusters, window=window)
+        task = bars.add_task("calibrating", total=len(pictures) * (1 + len(alphas) * len(grids) * (1 + len(TIMES))))
+        found = search(loaded, batches, alphas, grids, window, most_tokens, lambda count: bars.advance(task, count))
     text = with_settings(before, "expedit", found.settings())
     if not before:
         data = "shapes v1, validation scenes" if images is None else f"pictures of {images.name}"
-        text += f"samples: {len(pictures)}\ndata: {data}\nmodel: {model}\n"
+        text += f"samples: {len(pictures)}\ndata: {data}\nmodel: {model}\nerror: {found.best.error:.4g}\n"
     write_atomic(target, text)
-    out.print(f"tau {found.tau:.4g}, written to {target}: use it as `--method expedit --set tau={target}`", soft_wrap=True)
+    _show(found)
+    best = found.best
+    size = "x".join(map(str, best.grid)) if isinstance(best.grid, tuple) else f"{best.grid:g}"
+    asked = (
+        ""
+        if alpha is None and grid == "0.7"
+        else f" --set alpha={best.alpha} --set grid={list(best.grid) if isinstance(best.grid, tuple) else size}"
+    )
+    out.print(
+        f"tau {best.tau:.4g}, written to {target}: use it as `--method expedit{asked} --set tau={target}`", soft_wrap=True, markup=False
+    )
+
+
+def _show(found: Any) -> None:
+    """The candidates as a table, the best marked."""
+    from rich.table import Table
+
+    table = Table("alpha", "grid", "tau", "error", "tokens", "ms", "", box=None, header_style="bold", pad_edge=False)
+    for one in found.candidates:
+        size = "x".join(map(str, one.grid)) if isinstance(one.grid, tuple) else f"{one.grid:g}"
+        tau = "of each image" if one.tau is None else f"{one.tau:.4g}"
+        mark = "best" if one is found.best else ""
+        table.add_row(str(one.alpha), size, tau, f"{one.error:.4f}", f"{one.tokens:.2f}", f"{one.ms:.0f}", mark)
+    out.print(
+        "error: squared difference of the encoder's output tokens from the full encoder's, as a share of their variance", soft_wrap=True
+    )
+    out.print(
+        f"tokens: share of the full encoder's, averaged over its blocks; ms: for one picture, full {found.full_ms:.0f}", soft_wrap=True
+    )
+    out.print(table)
+
+
+def _depth(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"--alpha: must be a number of blocks, or several with commas between, got {word!r}; 5 or 4,5,6") from None
+
+
+def _clusters(word: str) -> tuple[int, int] | float:
+    sides = word.lower().split("x")
+    try:
+        return float(word) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    except ValueError:
+        raise ValueError(f"--grid: must be ROWSxCOLS or a share in (0, 1], got {word!r}; 28x28 or 0.7") from None
 
 
 def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:

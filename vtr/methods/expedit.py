@@ -28,9 +28,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from vtr.ops.clusters import calibrate_tau, cell_centres, cell_pivots, cluster, hard_labels, home_cells
+from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
 from vtr.ops.reconstruct import reconstruct, reconstruction
+from vtr.ops.sharpness import auto_tau
 from vtr.registry import calibrated, register_method
 from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
 
@@ -224,7 +225,7 @@ def _cluster(view: View, method: Expedit, tau: float | str) -> Selection:
         )
     clusters = method.clusters(grid)
     image = (view.cells[:, 0, 0] == 0).cumsum(0) - 1  # views and windows of an image follow its first
-    sharp = calibrate_tau(view.tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
+    sharp = auto_tau(view.tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
     centres = cluster(view.tokens, grid, clusters, tau=sharp, iterations=method.iterations, window=method.window)
     home = home_cells(grid, clusters, view.tokens.device)
     if method.reconstruct:

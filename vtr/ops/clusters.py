@@ -19,8 +19,6 @@ from vtr.ops.precision import outside_autocast
 
 Grid = tuple[int, int]
 Made = TypeVar("Made")
-MEDIAN_LOGIT = 2.0
-"""Median of tau * distance^2 over candidates that calibration aims at: several centres share a token, far ones do not."""
 GATHER = 64
 """What fetching and adding back one number of a box of centres costs, in multiply-adds; decides how large tiles are, not what comes out."""
 
@@ -74,7 +72,7 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
     tiles = tiles_of(grid, clusters, window, tokens.device)
     if fused() and wide.dtype == torch.float32 and not (tokens.requires_grad and torch.is_grad_enabled()):  # the kernels have no gradient
         return _by_kernels(tokens, centres, tiles, tau, iterations)
-    batch, width = len(tokens), wide.shape[-1]
+    batch = len(tokens)
     count, box = tiles.centres.shape
     parts = wide[:, tiles.tokens].flatten(0, 1)  # (B T, n, D)
     bias = tiles.bias.to(wide.dtype).repeat(batch, 1, 1)  # (B T, n, m)
@@ -86,13 +84,18 @@ def cluster(tokens: Tensor, grid: Grid, clusters: Grid, *, tau: float | Tensor, 
         norm = (-sharp * centres.square().sum(-1, keepdim=True)).index_select(1, place)  # the token's own is the same for all centres
         shift = bias + norm.view(batch * count, 1, box)
         member = torch.baddbmm(shift, parts, key.mT, alpha=alpha).softmax(-1)  # (B T, n, m)
-        if tiles.real is not None:
-            member = member * tiles.real.repeat(batch, 1, 1)
-        total = member.sum(1).view(batch, -1)
-        summed = (member.mT @ parts).view(batch, -1, width)
-        weight = total.new_zeros(batch, centres.shape[1]).index_add(1, place, total)
-        centres = torch.zeros_like(centres).index_add(1, place, summed) / weight.clamp_min(1e-16)[..., None]
+        centres = tile_means(member, parts, tiles, centres.shape)
     return centres
+
+
+def tile_means(member: Tensor, parts: Tensor, tiles: Tiles, shape: torch.Size) -> Tensor:
+    """Centres of `shape (B, h*w, D)`: the means of the tokens of tiles, `parts (B T, n, D)`, weighted by `member (B T, n, m)`."""
+    if tiles.real is not None:
+        member = member * tiles.real.repeat(shape[0], 1, 1)
+    place = tiles.centres.flatten()
+    weight = member.new_zeros(shape[:2]).index_add(1, place, member.sum(1).view(shape[0], -1))
+    summed = (member.mT @ parts).view(shape[0], -1, shape[2])
+    return summed.new_zeros(shape).index_add(1, place, summed) / weight.clamp_min(1e-16)[..., None]
 
 
 def _by_kernels(tokens: Tensor, centres: Tensor, tiles: Tiles, tau: float | Tensor, iterations: int) -> Tensor:
@@ -101,39 +104,6 @@ def _by_kernels(tokens: Tensor, centres: Tensor, tiles: Tiles, tau: float | Tens
     sharp = torch.as_tensor(tau, dtype=torch.float32, device=tokens.device).expand(len(tokens))
     real = tiles.real[..., 0] if tiles.real is not None else torch.ones(tiles.tokens.shape, device=tokens.device)
     return clustered(tokens, centres, tiles.tokens, tiles.centres, tiles.bias, real, tiles.holders, sharp, iterations)
-
-
-@outside_autocast
-def candidate_distances(tokens: Tensor, grid: Grid, clusters: Grid, window: int = 5) -> Tensor:
-    """Squared distances of every token to the first centres that it may join, for calibrating tau.
-
-    Args:
-        tokens, grid, clusters, window: as for `cluster`.
-
-    Returns:
-        `(B, H*W, window^2)` float32 at least; NaN where a border leaves a token fewer candidates. `O(H W D h w)`.
-    """
-    check_grids(grid, clusters)
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    index, real = candidates(grid, clusters, window, tokens.device)
-    distance = squared_distances(wide, cell_means(wide, grid, clusters))
-    return distance.gather(2, index.expand(len(tokens), -1, -1)).masked_fill(~real, torch.nan)
-
-
-def calibrate_tau(tokens: Tensor, grid: Grid, clusters: Grid, window: int, image: Tensor) -> Tensor:
-    """Sharpness at which the median of tau times the squared distance to a token's candidate centres is 2.
-
-    Args:
-        tokens, grid, clusters, window: as for `cluster`.
-        image: `(B,)` int64 below B: rows of one image (attention windows, crops) get one tau, from the mean of their medians.
-
-    Returns:
-        `(B,)` float32 at least, one value per row; 1 for images whose tokens are all the same.
-    """
-    median = candidate_distances(tokens, grid, clusters, window).flatten(1).nanmedian(1).values
-    some = (median > 0).to(median)
-    total, count = (torch.zeros_like(median).index_add(0, image, value) for value in (median, some))
-    return torch.where(count > 0, MEDIAN_LOGIT * count / total, 1.0)[image]
 
 
 def cell_means(tokens: Tensor, grid: Grid, clusters: Grid) -> Tensor:
@@ -222,18 +192,6 @@ class Tiles(NamedTuple):
     bias: Tensor
     real: Tensor | None
     holders: Tensor
-
-
-@constant
-def candidates(grid: Grid, clusters: Grid, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centres that each token may join: `index (H*W, window^2)` int64 (clipped at borders) and `real (H*W, window^2)` bool."""
-    reach = torch.arange(window, device=device) - window // 2
-    home = home_cells(grid, clusters, device)
-    rows = (home // clusters[1])[:, None, None] + reach[:, None]
-    cols = (home % clusters[1])[:, None, None] + reach
-    real = (rows >= 0) & (rows < clusters[0]) & (cols >= 0) & (cols < clusters[1])
-    index = rows.clamp(0, clusters[0] - 1) * clusters[1] + cols.clamp(0, clusters[1] - 1)
-    return index.flatten(1), real.flatten(1)
 
 
 @constant
