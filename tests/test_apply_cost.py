@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import vtr
 
 LIMIT_MS = 20
-"""The promise; measured 0.3 to 1 ms, after a first call of about 0.1 s that imports the host. A pass over the weights would take seconds."""
+"""The promise; measured 4 to 10 ms, after a first call that imports the host. A pass over the weights would take seconds."""
 
 
 @pytest.fixture(scope="module")

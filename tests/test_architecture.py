@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "eval": TOOLS,
     "bench": TOOLS | {"hosts", "ops"},
     "calibrate": TOOLS | {"ops"},
-    "tiny": TOOLS,
+    "tiny": TOOLS | {"hosts"},
     "replay": {"methods", "registry", "ops", "types", "calibrate", "apply", "hosts"},
     "apply": {"hosts", "registry", "types", "ops", "selfcheck", "versions"},
     "selfcheck": {"apply", "hosts", "registry", "types"},

@@ -91,7 +91,7 @@ def test_a_method_that_can_remove_something_is_accepted(kind, first, second):
 def test_a_plan_does_not_go_below_eight_tokens_to_meet_a_mean(model):
     plan = [vtr.create_method("divprune", keep=20), vtr.create_method("fastv", average_keep=12)]
     with pytest.raises(
-        ValueError, match=r"fastv: average_keep=12 is out of reach .* leave 7, and goes down to 8, an average of 12\.8; ask for"
+        ValueError, match=r"fastv: average_keep=12 is out of reach .* leave 7 at the end, and goes down to 8, an average of 12\.8; ask for"
     ):
         refuse(model, plan)
     refuse(model, [plan[0], vtr.create_method("fastv", average_keep=12.8)])

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vtr
@@ -36,6 +37,16 @@ def asked(name: str, **settings) -> tuple[list[int], list[list[int]]]:
         return out[0, -NEW:].tolist(), [image.retained for image in reduction.report().images]
 
 
+@pytest.fixture
+def silent_transformers():
+    """transformers' own assisted decoding calls its draft in a way that it announces to be deprecated."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+@pytest.mark.usefixtures("silent_transformers")
 @pytest.mark.parametrize("name", METHODS)
 def test_assisted_decoding_changes_nothing(name):
     assert asked(name, assistant_model=draft()) == asked(name)

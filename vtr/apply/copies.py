@@ -42,7 +42,7 @@ class CleanCopies:
         changed, ours = [], range(self._first, RemovableHandle.next_id)
         for module, before in self._before:
             now = vars(module)
-            hooked = any(now[name] and max(now[name]) in ours for name in _HOOKS)
+            hooked = any(hooks and max(hooks) in ours for hooks in (now["_forward_pre_hooks"], now["_forward_hooks"]))
             if not hooked and len(now) == len(before) and all(map(is_, now.values(), before.values())):
                 continue
             swapped = {n: before.get(n, _ABSENT) for n in now.keys() | before.keys() if now.get(n) is not before.get(n)}

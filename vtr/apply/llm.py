@@ -121,8 +121,7 @@ class LlmHooks:
 
     def leave_base(self, _module: Any, _args: tuple, _output: Any) -> None:
         """Also after an exception: the call that this one interrupted goes on."""
-        call = self.call
-        self.call = None if call is None else call.outer
+        self.call = None if self.call is None else self.call.outer
 
     # ---- language model
     def enter_language(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

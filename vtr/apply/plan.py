@@ -8,7 +8,7 @@ from typing import Any
 from vtr.types import Method, NewlineOption, PositionOption, Signal, Step
 
 FEWEST = 8
-"""Tokens of an image below which no plan of several methods goes to meet `average_keep`."""
+"""Tokens of an image that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,11 @@ class Plan:
             low, high = (low, middle) if self._average(method, middle, n) >= budget.average_keep else (middle + 1, high)
         wanted = budget.average_keep
         keep = min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(self._average(method, k, n) - wanted))
-        if keep < min(FEWEST, n) and len(self.methods) > 1:
-            fewest = self._average(method, min(FEWEST, n), n)
+        if keep < min(FEWEST, n) and wanted >= FEWEST and len(self.methods) > 1:
+            name, mean = self.methods[method].name, self._average(method, min(FEWEST, n), n)
             raise ValueError(
-                f"{self.methods[method].name}: average_keep={wanted:g} is out of reach for an image of {n} visual tokens: this plan would have to "
-                f"leave {keep}, and goes down to {FEWEST}, an average of {fewest:.1f}; ask for more, let the other methods keep fewer, or give "
-                "keep"
+                f"{name}: average_keep={wanted:g} is out of reach for an image of {n} visual tokens: this plan would leave {keep} at the end, and "
+                f"goes down to {FEWEST}, an average of {mean:.1f}; ask for more, let the other methods keep fewer, or give keep"
             )
         return keep
 

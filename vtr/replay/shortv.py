@@ -42,7 +42,7 @@ def _layer(vector: Vector) -> None:
     model = _Bare(vector, ["w"], final_norm=None)
     ids = _ids(hidden, start, visual)
     with _frozen(model, visual, (0,)):
-        out, cache = model(ids, hidden)
+        out, cache = model(ids, hidden, visual_positions=ids == _VISUAL)
         close("out", out, vector["out"])
         same_index("visual rows untouched", (out == hidden).all(-1)[:, start : start + visual], torch.ones(len(hidden), visual))
         if vector.has("key_cache"):
@@ -60,7 +60,7 @@ def _contribution(vector: Vector) -> None:
     ids = _ids(hidden, start, visual)
 
     def logits() -> Tensor:
-        return model(ids, hidden)[0][:, -1] @ vector["lm_head"].T
+        return model(ids, hidden, visual_positions=ids == _VISUAL)[0][:, -1] @ vector["lm_head"].T
 
     full, each = logits(), []
     for layer in range(count):
@@ -110,8 +110,22 @@ class _Bare(nn.Module):
         else:
             self.language_model.norm.load_state_dict({"weight": final_norm})
 
-    def forward(self, input_ids: Tensor, inputs_embeds: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        out = self.language_model(inputs_embeds=inputs_embeds, use_cache=True, **{cache_keyword(): cache})
+    def forward(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor,
+        cache: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        visual_positions: Any = None,
+    ) -> tuple[Tensor, Any]:
+        out = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=True,
+            **{cache_keyword(): cache},
+        )
         return out.last_hidden_state, output_cache(out)
 
 

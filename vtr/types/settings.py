@@ -53,8 +53,10 @@ def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
     Raises:
         TypeError: a value of the wrong type.
     """
-    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
+    for name, kinds, fitting, _ in _annotations(type(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
+        if type(value) in fitting:
+            continue
         if (own := plain(value)) is not value:
             object.__setattr__(settings, name, own)
         if name not in skip and kinds and not any(_is_of(own, kind) for kind in kinds):
@@ -67,17 +69,19 @@ def check_choices(settings: object, who: str) -> None:
     Raises:
         ValueError: any other value.
     """
-    for name, kinds in _annotations(type(settings)):  # type: ignore[arg-type]
-        value, literals = getattr(settings, name), [kind for kind in kinds if get_origin(kind) is Literal]
-        others = [kind for kind in kinds if get_origin(kind) is not Literal]
-        if not literals or any(_is_of(value, kind) for kind in others) or any(_is_one(value, kind) for kind in literals):
+    for name, kinds, _, literals in _annotations(type(settings)):  # type: ignore[arg-type]
+        if not literals:
+            continue
+        value = getattr(settings, name)
+        if any(_is_one(value, kind) for kind in literals) or any(_is_of(value, kind) for kind in kinds if kind not in literals):
             continue
         raise ValueError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
 
 
 @cache
-def _annotations(cls: type) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Name of every field with the simple types that it may have; none where its annotation is not simple, or names what cannot be found."""
+def _annotations(cls: type) -> tuple[tuple[str, tuple[Any, ...], frozenset[type], tuple[Any, ...]], ...]:
+    """Every field: its name; the simple types that it may have, none where its annotation is not simple or names what cannot be found; Python
+    types whose values fit without a further look; and the Literals among the simple types."""
     found = {}
     for base in reversed(cls.__mro__):
         names = vars(sys.modules.get(base.__module__, sys))
@@ -87,7 +91,14 @@ def _annotations(cls: type) -> tuple[tuple[str, tuple[Any, ...]], ...]:
             except (NameError, AttributeError, TypeError, SyntaxError):  # known only to type checkers
                 found[name] = Any
     known = [(field.name, tuple(_members(found.get(field.name, Any)))) for field in fields(cls)]
-    return tuple((name, kinds if all(kind in _KINDS or get_origin(kind) is Literal for kind in kinds) else ()) for name, kinds in known)
+    simple = [(name, kinds if all(kind in _KINDS or get_origin(kind) is Literal for kind in kinds) else ()) for name, kinds in known]
+    return tuple((name, kinds, _fitting(kinds), tuple(kind for kind in kinds if get_origin(kind) is Literal)) for name, kinds in simple)
+
+
+def _fitting(kinds: tuple[Any, ...]) -> frozenset[type]:
+    """Types whose values fit one of `kinds`; of a Literal, those of its choices."""
+    parts = [get_args(kind) if get_origin(kind) is Literal else ((kind, int) if kind is float else (kind,)) for kind in kinds]
+    return frozenset(part if isinstance(part, type) else type(part) for group in parts for part in group)
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr.apply import reduced
+from vtr.apply.plan import FEWEST
 from vtr.eval.cells import FULL, Cell, changed_settings, variants
 from vtr.eval.forecast import final_keep, forecast, misfits, sketch
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
@@ -19,9 +20,6 @@ from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
 from vtr.registry import create_method, method_class, with_settings
 from vtr.types import BUDGETS, Budget, Method, VtrError
-
-FEWEST = 8
-"""Tokens that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 
