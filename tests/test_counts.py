@@ -34,7 +34,7 @@ class Wrong(Probe):
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 @pytest.mark.parametrize("stage", ["boundary", "prefill", "tower"])
-@pytest.mark.parametrize("off", [-5, -1, 1, 7])
+@pytest.mark.parametrize("off", [-5, 7])
 @pytest.mark.parametrize("by_index", [False, True])
 def test_a_wrong_count_is_an_error_of_the_report_and_text_stays(kind, stage, off, by_index):
     model, batch = model_of(kind), batch_of(kind)

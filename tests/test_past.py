@@ -48,8 +48,7 @@ def masked(model, whole: Batch, choices, plan, hide: torch.Tensor | None = None)
     return reference.masked_logits(model, whole, expected)
 
 
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
-@pytest.mark.parametrize("texts", [(7, 7), (7, 3)], ids=["even", "padded"])
+@pytest.mark.parametrize(("kind", "texts"), [("llava", (7, 7)), *((kind, (7, 3)) for kind in tiny_models.KINDS)])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_text_in_the_cache_is_seen(kind, plan, texts):
     """A cached system prompt, few-shot text, a first turn without an image."""
@@ -188,12 +187,16 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next"])
 @pytest.mark.parametrize(
-    "plan", [PLANS["boundary"], PLANS["both"], PLANS["merge"], [EveryNth(position_ids="renumber"), ByAttention(keep=5)]]
+    ("kind", "plan"),
+    [
+        ("llava", PLANS["boundary"]),
+        ("llava_next", PLANS["both"]),
+        ("llava_next", PLANS["merge"]),
+        ("llava", [EveryNth(position_ids="renumber"), ByAttention(keep=5)]),
+    ],
 )
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(("change", "copied"), [*((change, False) for change in CHANGES), ("repeat", True), ("reorder", True)])
 def test_the_state_follows_the_rows_of_its_cache(kind, plan, change, copied):
     model, batch = model_of(kind, dtype=FP64), batch_of(kind, dtype=FP64)
     act, rows = CHANGES[change]
