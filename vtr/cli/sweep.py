@@ -39,13 +39,16 @@ def sweep(
 
     Exit code 1: some cell has failed; the others were run.
     """
+    from vtr.eval.claims import check_locks
+
     if dry_run:
         refuse_unused(context, "--dry-run", ("file", "overrides", "folder", "dry_run", "quiet"))
+    else:
+        check_locks("sweep")
     try:
         import pydantic  # noqa: F401
     except ImportError:
         raise VtrError("sweep: needs pydantic, which is not installed; pip install 'visual-token-reduction[eval]'") from None
-    from vtr.eval.claims import check_locks
     from vtr.eval.results import prepare_folder
     from vtr.eval.sweep.grid import load_sweep
     from vtr.eval.work import run_jobs
@@ -59,7 +62,6 @@ def sweep(
             err.print(f"[yellow]warning:[/] for another machine: {escape(reason)}", soft_wrap=True)
         print_plan(plan, folder)
         return
-    check_locks("sweep")
     prepare_folder(folder)
     with _pool(plan.file.workers, ray, jobs) as workers, Watcher(quiet) as watcher:
         done = run_jobs(plan.jobs, folder, workers, watcher, retry=resume)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _ASKED: ContextVar[bool] = ContextVar("vtr_kernels", default=False)
 
 
@@ -25,5 +27,5 @@ def kernels(use: bool) -> Iterator[None]:
 
 
 def fused() -> bool:
-    """The one place that decides."""
-    return _ASKED.get()
+    """The one place that decides; compiled code is torch's own, whose compiler of torch 2.11 cannot read what was asked for."""
+    return not torch.compiler.is_compiling() and _ASKED.get()
