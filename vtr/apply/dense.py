@@ -206,7 +206,8 @@ class DenseHooks:
             if i in run.pending:
                 short = run.pending.pop(i)[1].shape[1]
                 hidden = hidden[:, :short]
-            final = bool(run.plan.at("tower", i + 1, action="restore")) or i == len(self.host.blocks) - 1
+            ends = len(run.plan.at("tower", i + 1, action="restore"))  # torch 2.11 cannot compile bool() of a list
+            final = ends > 0 or i == len(self.host.blocks) - 1
             if run.short and (final or i in run.taps):
                 prefix, tokens = self.host.split_short(hidden, run.grid, run.small)
                 full = self.host.join(prefix, run.lengthen(tokens), run.grid, None)
