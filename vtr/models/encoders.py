@@ -100,7 +100,10 @@ def _timm(name: str) -> tuple[nn.Module, Prepare]:
     import timm
 
     model = timm.create_model(name, pretrained=True, num_classes=0)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    settings, size = timm.data.resolve_model_data_config(model), getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:  # what the model was built for; older timm gives what its pretrained original was
+        settings["input_size"] = (settings["input_size"][0], *size)
+    transform = timm.data.create_transform(**settings, is_training=False)
     return model, lambda picture: transform(picture)[None]
 
 
