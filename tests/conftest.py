@@ -78,7 +78,12 @@ def no_gradients():
 @pytest.fixture(autouse=True)
 def no_reduction_is_left_behind():
     """A test that fails inside a reduction leaves shared models as they were for the tests behind it."""
+
+    def installed() -> set:
+        reduction = sys.modules.get("vtr.apply.reduction")
+        return set(reduction._INSTALLED) if reduction is not None else set()
+
+    before = installed()  # by fixtures of a whole module
     yield
-    reduction = sys.modules.get("vtr.apply.reduction")
-    for left in list(reduction._INSTALLED) if reduction is not None else ():
+    for left in installed() - before:
         left.remove()

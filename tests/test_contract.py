@@ -5,7 +5,9 @@ By default every method runs on one host, and one method per mechanism on every 
 
 import json
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,13 +79,21 @@ def retained_of(report) -> list[list[int]]:
     return [image["retained"] for image in report.to_dict()["images"]]
 
 
+@cache
+def unreduced(kind: str, alone: bool) -> tuple[Batch, torch.Tensor, Any]:
+    """A batch, or its second row alone, with the full model's logits and answer."""
+    model, batch = model_of(kind), batch_of(kind)
+    batch = batch.row(1) if alone else batch
+    return batch, model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
+
+
 @everywhere
 @pytest.mark.filterwarnings("ignore:.*keep.*")  # AnyRes: some images have fewer tokens than the most that one can have
 @torch.no_grad()
 def test_identity_equals_the_full_model_bit_for_bit(name, kind):
     model, method = model_of(kind), method_class(name).identity(most_tokens(kind))
-    for batch in (batch_of(kind), batch_of(kind).row(1)):
-        full, answer = model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
+    for alone in (False, True):
+        batch, full, answer = unreduced(kind, alone)
         with vtr.reduced(model, method) as reduction:
             logits, again = model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
         if not any(retained_of(reduction.report())):  # keeps nothing: the prompt with its images cut out

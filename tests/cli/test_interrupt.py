@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder, *methods):
     command = [sys.executable, "-m", "vtr", "eval", "--model", random_checkpoint(), "--methods", ",".join(methods), "--out", folder]
-    keeps = ",".join(map(str, range(1, 60)))
+    keeps = ",".join(map(str, range(1, 25)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = ("--keep", keeps, "--limit", "2", "--batch-size", "2", "--max-new-tokens", "2")
     return subprocess.Popen([*map(str, command), *options], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -43,7 +43,7 @@ def test_a_stopped_run_leaves_whole_cells_and_goes_on(tmp_path, how, code):
     assert "Traceback" not in said
     finished, problems = results.read_folder(tmp_path)
     assert problems == []
-    assert 2 <= len(finished) < 60
+    assert 2 <= len(finished) < 25
     if how == signal.SIGINT:
         assert all(path.suffix == ".json" for path in tmp_path.iterdir()), "no temporary file is left"
 

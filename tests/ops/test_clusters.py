@@ -1,5 +1,7 @@
 """Clustering and reconstruction against their definition in float64, on every shape that tiles differently."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +37,7 @@ def tokens_of(grid: tuple[int, int], batch: int = 2, width: int = 8, seed: int =
     return torch.randn(batch, grid[0] * grid[1], width, generator=torch.Generator().manual_seed(seed))
 
 
+@cache
 def allowed(grid: tuple[int, int], clusters: tuple[int, int], window: int) -> Tensor:
     """`(N, M)` bool, written out: a token of row y lies in the cell floor(y h / H)."""
     rows, cols = clusters
