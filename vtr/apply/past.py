@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtr.apply.call import CacheState, Call
+from vtr.apply.checkpointing import refuse_switched_on
 from vtr.apply.columns import all_columns, any_of, columns, key_columns, shared, visible
 from vtr.apply.lifetime import Refusal, follow
 from vtr.hosts._host import Host
@@ -88,8 +89,9 @@ def check_prefill(host: Host, call: Call, kwargs: dict, needs_tower: bool) -> No
         )
     if needs_tower and call.encoded is None:
         raise VtrError("vtr: a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
-    if torch.is_grad_enabled() and any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in host.layers):
-        raise VtrError("vtr: gradient checkpointing runs layers twice, which a reduction cannot follow; switch it off")
+    if torch.is_grad_enabled():
+        for layer in host.layers:
+            refuse_switched_on(layer)
 
 
 def check_unknown(cache: Any) -> None:
