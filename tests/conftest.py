@@ -80,7 +80,7 @@ def no_reduction_is_left_behind():
     """A test that fails inside a reduction leaves shared models as they were for the tests behind it."""
 
     def installed() -> set:
-        reduction = sys.modules.get("vtr.apply.reduction")
+        reduction = sys.modules.get("vtr.reduction")
         return set(reduction._INSTALLED) if reduction is not None else set()
 
     before = installed()  # by fixtures of a whole module

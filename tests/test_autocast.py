@@ -29,7 +29,7 @@ def precisions(monkeypatch) -> list[bool]:
 
         return outside_autocast(look)
 
-    monkeypatch.setattr(sys.modules["vtr.apply.planning"], "outside_autocast", watched)  # `vtr.apply` is the function
+    monkeypatch.setattr(sys.modules["vtr.planning"], "outside_autocast", watched)  # `vtr.apply` is the function
     return seen
 
 

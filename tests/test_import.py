@@ -57,9 +57,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         vtr.reduce  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["import vtr.apply.plan", "from vtr.apply import Reduction"])
+@pytest.mark.parametrize("first", ["import vtr.plans", "from vtr.reduction import Reduction"])
 def test_apply_is_the_function_whatever_was_imported_first(first) -> None:
-    code = f"{first}\nimport vtr, vtr.apply.report\nfrom vtr import apply\nprint(vtr.apply is apply, apply.__name__, type(apply).__name__)"
+    code = f"{first}\nimport vtr, vtr.report\nfrom vtr import apply\nprint(vtr.apply is apply, apply.__name__, type(apply).__name__)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert answer.stdout == "True apply function\n", answer.stderr
 
@@ -100,6 +100,6 @@ def test_vtr_can_be_imported_in_a_thread(tmp_path) -> None:
     (tmp_path / "package").mkdir()
     thread = "import threading\nthread = threading.Thread(target=lambda: __import__('vtr').reduced)\nthread.start()\nthread.join()\n"
     (tmp_path / "package" / "__init__.py").write_text(thread)
-    (tmp_path / "package" / "train.py").write_text("import sys\nprint('vtr.apply' in sys.modules)")
+    (tmp_path / "package" / "train.py").write_text("import sys\nprint('vtr.reduction' in sys.modules)")
     answer = run_in(tmp_path, "-m", "package.train")
     assert answer.stdout == "True\n" and "Error" not in answer.stderr

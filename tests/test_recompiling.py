@@ -7,7 +7,7 @@ import torch
 
 import vtr
 from tests import dense_models, tiny_models
-from vtr.apply.compiled import forget_compiled
+from vtr.engine.compiled import forget_compiled
 
 frames = pytest.importorskip("torch._dynamo.convert_frame")
 EXPEDIT = {**dense_models.COARSE, "tau": 0.1}

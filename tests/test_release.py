@@ -8,7 +8,7 @@ import pytest
 import vtr
 from tests.tiny_models import model_of
 from vtr import versions
-from vtr.apply import release
+from vtr.engine import release
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import vtr.versions
-from vtr.apply import llm, sequence
-from vtr.apply.positions import Positions
+from vtr.engine import tokens as sequence
+from vtr.engine.llm import hooks as llm
+from vtr.engine.llm.positions import Positions
 from vtr.selfcheck import TOLERANCE, self_check
 from vtr.selfcheck.cases import apart
 

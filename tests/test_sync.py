@@ -102,7 +102,7 @@ def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_c
     model, batch, method = reduced(name, stage)
     with vtr.reduced(model, method) as reduction:
         model(**batch.inputs)
-        with Waits("apply", "hosts") as waits:
+        with Waits("engine", "hosts") as waits:
             model(**batch.inputs)
         anyres = "next" in home(name)  # which lines keep their newline token is known on the device only
         unknown = [step for step in reduction.plan.steps if step.removes and (anyres or not reduction.plan.counted(step))]
@@ -112,7 +112,7 @@ def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_c
         assert not found, waits.lines
         cache = output_cache(model(**batch.inputs))
         step = torch.full((2, 1), 7), batch.positions[:, -1:] + 1
-        with Waits("apply", "hosts", "methods", "ops") as waits:
+        with Waits("engine", "hosts", "methods", "ops") as waits:
             model(input_ids=step[0], position_ids=step[1], **held(cache))
         assert not [f for f in waits.functions if f not in HOST_TABLES], waits.lines
 

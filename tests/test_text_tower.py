@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import vtr
 from tests.tiny_models import ONE, ONE_EACH, ROWS, TOWER, batch_of, model_of
-from vtr.apply.text_tower import TextTower
+from vtr.engine.llm.text_tower import TextTower
 from vtr.methods.cdpruner import cdpruner
 from vtr.ops.dpp import min_max
 

@@ -11,12 +11,10 @@ Importing this package imports nothing else, not even torch: the names below are
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtr.apply import Reduction, apply, reduced, remove
+    from vtr.reduction import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_methods, register_host, register_method
     from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
 
@@ -44,7 +42,7 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.apply")
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.reduction")
 
 
 def __getattr__(name: str) -> Any:
@@ -60,13 +58,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Lists the public names, loaded or not."""
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `vtr.apply` the function: the import system would put the package `vtr.apply` in its place when it is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value.apply if name == "apply" and isinstance(value, ModuleType) else value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -8,8 +8,8 @@ import transformers
 from typer.testing import CliRunner
 
 import vtr.versions
-from vtr.apply import llm
 from vtr.cli import app
+from vtr.engine.llm import hooks as llm
 
 
 def doctor(*arguments: str, code: int = 0) -> str:

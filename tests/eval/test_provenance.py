@@ -31,7 +31,7 @@ def test_only_what_can_change_an_answer_counts(edited):
     assert before["fastv"] != before["dart"] != code_hash([FASTV, DART], "llava") != code_hash([], "llava")
     edited("vtr.methods.fastv")
     assert code_hash([FASTV], "llava") != before["fastv"] and code_hash([DART], "llava") == before["dart"]
-    for name in ("vtr.apply.plan", "vtr.ops.topk", "vtr.eval.runner", "vtr.data.scenes", "vtr.hosts.hf_llava", "vtr.types.contract"):
+    for name in ("vtr.plans", "vtr.ops.topk", "vtr.eval.runner", "vtr.data.scenes", "vtr.hosts.hf_llava", "vtr.types.step"):
         edited(name)
         assert code_hash([FASTV], "llava") != before["fastv"], name
     for name in ("vtr.cli.eval", "vtr.methods.tome", "vtr.eval.summary", "vtr.viz.patches", "vtr.bench.shapes"):

@@ -13,7 +13,7 @@ from torch import Tensor
 import vtr
 from tests.dense_models import images, model_of
 from vtr import Budget, Card, Geometry, Selection, Step, View
-from vtr.apply.dense_run import DenseRun
+from vtr.engine.dense_run import DenseRun
 from vtr.hosts._host import host_of
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

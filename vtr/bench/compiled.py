@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
 from vtr.bench.floors import next_token
 from vtr.bench.measure import Row, answer
 from vtr.bench.stopwatch import choosing_in_process_time
 from vtr.hosts._host import Host, host_of
 from vtr.models.devices import synchronize
+from vtr.reduction import reduced
 from vtr.types import VtrError
 
 OVER = "the time given was over"

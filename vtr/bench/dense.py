@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
 from vtr.models.devices import synchronize
 from vtr.ops.clusters import cluster, hard_labels, tiles_of
 from vtr.ops.sharpness import LADDER, auto_tau
+from vtr.reduction import reduced
 
 FULL = "full"
 Variant = tuple[str, dict[str, Any]]

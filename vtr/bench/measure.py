@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.apply import Reduction, reduced
-from vtr.apply.entry import swap
 from vtr.bench.floors import can_cut, encode, next_token, prefill
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
+from vtr.engine.llm.entry import swap
 from vtr.hosts._host import Host, host_of
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.models.devices import synchronize
+from vtr.reduction import Reduction, reduced
 from vtr.types import Method, VtrError
 
 FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
 from vtr.hosts._host import Host, host_of
+from vtr.reduction import reduced
 from vtr.registry import with_settings
 from vtr.types import Geometry, Method, Selection, Step, View, VtrError
 

@@ -155,7 +155,7 @@ def bench_model(
 
 
 def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused: dict[str, str]) -> Iterable[Method]:
-    from vtr.apply.planning import make_plan
+    from vtr.planning import make_plan
 
     for name in asked.names:
         try:

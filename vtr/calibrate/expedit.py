@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.apply import reduced
 from vtr.ops.sharpness import auto_tau
+from vtr.reduction import reduced
 from vtr.registry import create_method
 from vtr.types import Geometry, Method, Selection, Step, View
 

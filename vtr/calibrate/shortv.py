@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
+from vtr.reduction import reduced
 
 Direction = Literal["frozen||full", "full||frozen"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtr.apply import reduced
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.eval.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
 from vtr.eval.cells import FULL
+from vtr.reduction import reduced
 from vtr.types import Method
 from vtr.viz import views_from_pixels
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtr.apply import reduced
 from vtr.cost import CONVENTION
 from vtr.data.scenes import draw
 from vtr.data.segmentation import iou, score, segment, test_scenes
 from vtr.eval.cells import FULL
 from vtr.eval.results import write_atomic
+from vtr.reduction import reduced
 from vtr.viz import Tile, contact_sheet
 from vtr.viz.dense import draw_classes, draw_clusters
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from vtr.apply import reduced
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval import results
 from vtr.eval.cells import Cell
@@ -23,6 +22,7 @@ from vtr.eval.compare import frozen_layers
 from vtr.eval.workers import Job, Setup, Surroundings, describe
 from vtr.models.loading import Checkpoint, find_checkpoint, load_config
 from vtr.models.recipes import find_recipe, list_recipes
+from vtr.reduction import reduced
 from vtr.registry import create_method
 from vtr.types import VtrError
 

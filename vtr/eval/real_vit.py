@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtr.apply import reduced
 from vtr.eval.cells import FULL
+from vtr.reduction import reduced
 from vtr.types import VtrError
 from vtr.viz import Tile, contact_sheet
 

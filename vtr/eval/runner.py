@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from vtr.apply import reduced
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
 from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
 from vtr.eval.cells import Cell, fingerprint
@@ -18,6 +17,7 @@ from vtr.eval.compare import frozen_layers
 from vtr.eval.provenance import conditions
 from vtr.eval.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
+from vtr.reduction import reduced
 
 
 @dataclass

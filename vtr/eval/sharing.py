@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.apply import reduced
+from vtr.reduction import reduced
 
 MOST_BYTES = 4 * 2**30
 

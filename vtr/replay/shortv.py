@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.apply.llm import LlmHooks
-from vtr.apply.planning import make_plan
 from vtr.calibrate.shortv import layer_contribution, layer_order
+from vtr.engine.llm.hooks import LlmHooks
 from vtr.hosts._host import Host, ImageLayout
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.methods.shortv import ShortV
+from vtr.planning import make_plan
 from vtr.replay import ReplayError, Vector, close, same_index
 
 _WEIGHTS = (

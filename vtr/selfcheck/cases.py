@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtr.apply import reduced
 from vtr.hosts._host import host_of
+from vtr.reduction import reduced
 from vtr.selfcheck.masked import Hidden, masked_logits
 from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
 

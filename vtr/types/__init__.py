@@ -1,26 +1,14 @@
 """What methods, hosts and the engine share. Nothing here imports anything else of ours, and there is no logic beyond validation."""
 
 from vtr.types.budget import Budget
-from vtr.types.contract import (
-    ACTIONS,
-    STAGES,
-    Action,
-    Geometry,
-    NewlineOption,
-    PerToken,
-    PositionOption,
-    Selection,
-    Signal,
-    SignalKind,
-    Stage,
-    Step,
-    Text,
-    TextEmbedding,
-    View,
-    VtrError,
-)
+from vtr.types.errors import VtrError
+from vtr.types.geometry import Geometry
 from vtr.types.method import BUDGETS, Card, Method
+from vtr.types.selection import Selection
 from vtr.types.settings import check_choices, is_integer, is_number, plain
+from vtr.types.signals import PerToken, Signal, SignalKind, TextEmbedding
+from vtr.types.step import ACTIONS, STAGES, Action, NewlineOption, PositionOption, Stage, Step
+from vtr.types.view import Text, View
 
 __all__ = [
     "ACTIONS",

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from vtr.types.budget import Budget
-from vtr.types.contract import Geometry, NewlineOption, PositionOption, Stage, Step
+from vtr.types.geometry import Geometry
 from vtr.types.settings import check_types
+from vtr.types.step import NewlineOption, PositionOption, Stage, Step
 
 BUDGETS = tuple(f.name for f in fields(Budget))
 """Settings that are a budget, in the order in which they are listed."""

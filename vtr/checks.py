@@ -1,0 +1,230 @@
+"""What a plan is refused for, before anything is put on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vtr.hosts._dense import DenseHost
+from vtr.hosts._host import Host
+from vtr.hosts._probe import check_keywords, keywords_of
+from vtr.plans import Plan, signal_layer, untapped
+from vtr.registry import create_method
+from vtr.types import Geometry, Method, Step, VtrError
+
+
+def methods_of(method: str | Method | Sequence[Method], settings: dict[str, Any]) -> list[Method]:
+    """Returns the methods of a plan, made from what the user gave.
+
+    Raises:
+        TypeError: not a name, a method or a list of methods.
+        ValueError: unknown names or settings, or settings beside instances.
+    """
+    if isinstance(method, str):
+        return [create_method(method, **settings)]
+    if isinstance(method, Method):
+        if settings:
+            raise ValueError(
+                f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
+                "use dataclasses.replace or vtr.create_method"
+            )
+        return [method]
+    if isinstance(method, (list, tuple)) and method and all(isinstance(m, Method) for m in method):
+        if settings:
+            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
+        return list(method)
+    name = next((m for m in method if isinstance(m, str)), None) if isinstance(method, (list, tuple)) else None
+    hint = "see vtr.list_methods()" if name is None else f"a plan holds instances: give vtr.create_method({name!r}, ...) for each name"
+    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; {hint}")
+
+
+def steps_of(method: Method, geometry: Geometry) -> Sequence[Step]:
+    """Returns what `method.steps` returns, if it is steps.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    steps = method.steps(geometry)
+    wrong = [steps] if not isinstance(steps, (tuple, list)) else [s for s in steps if not isinstance(s, Step)]
+    if wrong:
+        raise TypeError(f"{method.name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")
+    return steps
+
+
+def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry) -> None:
+    """Refuses a step that this host cannot do, or a layer or signal that is not there.
+
+    Raises:
+        ValueError: layer out of range.
+        VtrError: this host cannot.
+    """
+    if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
+        raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.per == "view" and (step.stage == "prefill" or (step.stage == "boundary" and step.side == "after_projector")):
+        raise VtrError(f"{name}: per='view' is known in the tower and before the projector, not at stage {step.stage!r}; use per='image'")
+    if step.stage == "prefill":
+        deepest = geometry.llm_layers - 1
+        if not 0 <= step.layer <= deepest:
+            raise ValueError(
+                f"{name}: layer must be 0 to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
+                f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
+            )
+    if step.stage == "tower":
+        deepest = min(host.feature_layers) + (step.action == "restore")
+        if not 0 <= step.layer <= deepest:
+            raise ValueError(
+                f"{name}: tower layer {step.layer} must be 0 to {deepest}, the layer whose output becomes features "
+                f"(vision_feature_layer reads layers {', '.join(map(str, host.feature_layers))})"
+            )
+    for signal in step.needs:
+        tower = signal.tower or step.stage in ("tower", "input")
+        layer = signal_layer(signal, step)
+        count = geometry.tower_layers if tower else geometry.llm_layers
+        deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
+        if signal.kind == "text_embedding" and (step.stage != "boundary" or step.side != "after_projector"):
+            raise VtrError(f"{name}: {signal.kind} is known behind the projector, not at stage {step.stage!r}; use a step at the boundary")
+        if untapped(signal):
+            continue
+        if not tower and step.stage == "boundary":
+            raise VtrError(f"{name}: {signal.kind} of an LLM layer is not known at the boundary; read the tower or prune at prefill")
+        if not 0 <= layer <= deepest_read:
+            place = "tower" if tower else "LLM"
+            raise ValueError(
+                f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
+            )
+        if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
+            raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
+
+
+def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
+    """Refuses budgets above what an image can have, means that cannot be met, and methods that could remove nothing after others.
+
+    Raises:
+        ValueError: naming the budget.
+    """
+    averaged = [method.name for method in plan.methods if method.budget is not None and method.budget.average_keep is not None]
+    if averaged and not plan.llm_layers:
+        raise ValueError(
+            f"{averaged[0]}: average_keep is a mean over the layers of an LLM, and {host.name!r} has none; give keep or keep_ratio"
+        )
+    if len(averaged) > 1:
+        raise ValueError(
+            f"vtr.apply: average_keep is the mean over the layers of the whole plan, so one method can have it, got {' and '.join(averaged)}; "
+            "give the others keep or keep_ratio"
+        )
+    finishing = [plan.methods[n] for n in dict.fromkeys(s.method for s in plan.steps if s.last)]
+    for method in finishing:
+        keep = method.budget.keep if method.budget is not None else None
+        if keep is not None and keep > host.most_tokens:
+            raise ValueError(
+                f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
+                "keep fewer"
+            )
+    if len(plan.methods) > 1 or averaged:
+        _check_effect(plan, host)
+
+
+def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
+    """Refuses a method that could not remove anything from any image, for what those that finish before it leave."""
+    most = host.most_tokens
+    # what is left after `keep`, a ratio and a mean bends only at these sizes of images
+    sizes = {most} if host.default_layout is not None else {most, host.geometry().patch_grid[0] * host.geometry().patch_grid[1]}
+    sizes |= {
+        m.budget.keep for m in plan.methods if m.budget is not None and m.budget.keep is not None and min(sizes) < m.budget.keep < most
+    }
+    left = {n: n for n in sizes}
+    for item in (s for s in plan.steps if s.last and plan.counted(s)):  # in the order in which methods finish
+        method = plan.methods[item.method]
+        budget = method.budget
+        assert budget is not None
+        if budget.average_keep is not None and host.default_layout is None:
+            continue  # depends on the image; solved, or refused, when one comes
+        final = {n: plan.final_keep(item.method, n) for n in sizes}
+        if all(final[n] >= left[n] for n in sizes) and left[most] < most:
+            given = next((k, v) for k, v in vars(budget).items() if v is not None)
+            asked = ("" if getattr(method, given[0]) is not None else "its default ") + f"{given[0]}={given[1]:.6g}"
+            raise ValueError(
+                f"{method.name}: {asked} removes nothing, {left[most]} tokens are left by the methods that act before it"
+                + (" (a ratio is of the image's original tokens)" if given[0] == "keep_ratio" else "")
+                + f"; lower it or leave {method.name} out"
+            )
+        left = {n: min(left[n], final[n]) for n in sizes}
+
+
+def check_backend(plan: Plan, host: Host | DenseHost) -> None:
+    """Refuses what the attention backend cannot do.
+
+    Raises:
+        VtrError: naming the backend.
+    """
+    for tower in (True, False):
+        name = host.attention_name(tower)
+        if name.startswith("paged"):
+            raise VtrError(f"vtr.apply: paged attention ({name}) shares one cache between requests and cannot be reduced; use 'sdpa'")
+        if not name.startswith("flash"):
+            continue
+        for s in plan.steps:
+            if tower and s.step.stage == "tower" and s.step.action == "merge" and s.step.proportional:
+                raise VtrError(
+                    f"{s.name}: proportional attention adds a bias that {name} cannot take; use attn_implementation='sdpa' or proportional=False"
+                )
+
+
+def check_names(host: Host, plan: Plan) -> None:
+    """Refuses a model whose modules lack a submodule that this plan reads, or an argument that the engine reads or writes.
+
+    Raises:
+        VtrError: naming the method and the module, or the argument and the versions.
+    """
+    for name, module, attribute in _needed(host, plan):
+        if getattr(module, attribute, None) is None:
+            raise VtrError(
+                f"{name}: needs {attribute!r} of {type(module).__name__}, got a module without it; {host.name} is known with LLMs that are built "
+                "like LLaMA: use another method, such as 'uniform', or register a host that knows this one"
+            )
+    sequence = ("inputs_embeds", "attention_mask", "position_ids")
+    check_keywords(host.base, "base model", ("input_ids", *sequence), cache=True)
+    check_keywords(host.language_model, "language model", sequence, cache=True)
+    frozen = {s.step.layer for s in plan.steps if s.step.action == "freeze"}
+    projecting = frozen | {s.step.layer for s in plan.steps if any(n.kind.startswith("next_") for n in s.step.needs)}
+    seen = set()
+    for i, layer in enumerate(host.layers):
+        kind = (type(layer), i in frozen, i in projecting)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in (keywords_of(layer) or {}).values())
+        names = ("hidden_states", "attention_mask", "position_embeddings", *(() if open_ended else ("position_ids",)))
+        check_keywords(layer, "layer of the LLM", names, cache=i in frozen)
+        if i in projecting:
+            attention = getattr(layer, host.llm_attention)
+            check_keywords(attention, "attention of the LLM", ("hidden_states", "attention_mask", "position_embeddings"))
+
+
+def _needed(host: Host, plan: Plan) -> Iterator[tuple[str, Any, str]]:
+    """Yields what a plan reads of a model: name of the method, module, and its attribute."""
+    for item in plan.steps:
+        step, name = item.step, item.name
+        if item.removes or step.action == "freeze":
+            yield name, host.language_model, "rotary_emb"
+        if step.final_norm:
+            yield name, host.language_model, "norm"
+        if step.action == "freeze":
+            yield from ((name, host.layers[step.layer], a) for a in (host.llm_attention, host.llm_norm))
+        if step.stage == "tower" and step.at == "mlp":
+            yield from ((name, host.tower_layers[step.layer], a) for a in (host.tower_norms[1], host.tower_mlp))
+        if step.stage == "input":
+            yield name, host.tower, "embeddings"
+        for signal in step.needs:
+            if signal.kind == "text_embedding":
+                continue
+            if signal.tower or step.stage in ("tower", "input"):
+                layer = host.tower_layers[signal_layer(signal, step)]
+                yield name, layer, host.tower_mlp if signal.kind == "mlp_io" else host.tower_attention
+            elif signal.kind.startswith("next_"):
+                yield from ((name, host.layers[step.layer], a) for a in (host.llm_attention, host.llm_norm))
+            else:
+                layer = host.layers[signal_layer(signal, step)]
+                yield name, layer, host.llm_mlp if signal.kind.startswith("mlp_") else host.llm_attention
+                if signal.kind == "mlp_activation":
+                    yield name, getattr(layer, host.llm_mlp), host.llm_down

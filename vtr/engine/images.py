@@ -1,0 +1,87 @@
+"""The visuals of one call: their layouts, prompt rows and per-token tables over global ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.hosts._host import ImageLayout, by_patch
+
+
+def to_device(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """A small host list or CPU tensor on `device`, without waiting for it."""
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+@dataclass
+class Images:
+    """The images of one call: what is known on the host, and tables over global ids on the device.
+
+    Args:
+        layouts: one per image.
+        row: prompt row of each image (all 0 in the tower, which does not know).
+        number: index of the image inside its row.
+        source: index of the image among those the tower encoded (beams repeat it).
+        slots: global ids per image, `most views * area`.
+        alive: `(images * slots,)` bool, patches that reach the LLM (survive unpadding).
+        sizes: `(images * slots,)` float32, original tokens that a token stands for.
+        assign: `(images * slots,)` int64, global id an original token was merged into, -1 pruned; None before any merge.
+        tables: per-token memory of methods, keyed `(method number, name)`.
+        memory: per-call memory of methods, keyed by method number.
+        checksum: `(images,)` int64.
+    """
+
+    layouts: list[ImageLayout]
+    row: list[int]
+    number: list[int]
+    source: list[int]
+    slots: int
+    alive: Tensor
+    sizes: Tensor
+    assign: Tensor | None = None
+    tables: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    memory: dict[int, dict[str, Any]] = field(default_factory=dict)
+    checksum: Tensor | None = None
+
+    @classmethod
+    def of(cls, layouts: list[ImageLayout], device: torch.device) -> Images:
+        """Fresh tables for images that nothing has been removed from."""
+        slots = max(layout.views for layout in layouts) * layouts[0].patch_grid[0] * layouts[0].patch_grid[1]
+        count = len(layouts)
+        alive = by_patch(layouts, [layout.patch >= 0 for layout in layouts], slots, False).to(device, non_blocking=True)
+        return cls(layouts, [0] * count, list(range(count)), list(range(count)), slots, alive, torch.ones(count * slots, device=device))
+
+    def select(self, source: list[int], row: list[int], number: list[int], device: torch.device) -> Images:
+        """The same images as the LLM sees them: repeated for beams, with their prompt rows."""
+        count = len(self.layouts)
+        same = source == list(range(count))
+        pick = to_device(source, device)
+
+        def table(t: Tensor) -> Tensor:
+            return t.to(device) if same else t.to(device).unflatten(0, (count, self.slots))[pick].flatten(0, 1)
+
+        assign = None
+        if self.assign is not None:
+            shift = (torch.arange(len(source), device=device) - pick)[:, None] * self.slots
+            chosen = table(self.assign).unflatten(0, (len(source), self.slots))
+            assign = torch.where(chosen >= 0, chosen + shift, chosen).flatten()
+        memory = {
+            m: {k: v.to(device)[pick] if isinstance(v, Tensor) and v.ndim and len(v) == count else v for k, v in notes.items()}
+            for m, notes in self.memory.items()
+        }
+        return Images(
+            [self.layouts[s] for s in source],
+            row,
+            number,
+            source,
+            self.slots,
+            table(self.alive),
+            table(self.sizes),
+            assign,
+            {key: table(t) for key, t in self.tables.items()},
+            memory,
+            None if self.checksum is None else self.checksum.to(device)[pick],
+        )

@@ -1,0 +1,1 @@
+"""Shortens the prompt of an LLM and follows its KV cache."""

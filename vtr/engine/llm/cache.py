@@ -1,0 +1,195 @@
+"""What a KV cache holds in front of a call: which of its keys are real, and which columns of the whole prompt they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.engine.checkpointing import refuse_switched_on
+from vtr.engine.llm.call import CacheState, Call
+from vtr.engine.llm.lifetime import Refusal, follow
+from vtr.engine.llm.masks import all_columns, any_of, columns, key_columns, shared, visible
+from vtr.hosts._host import Host
+from vtr.hosts._versions import output_cache, unknown_release
+from vtr.types import VtrError
+
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+"""Keyword arguments by which several prompts share one row."""
+
+
+def state_of(states: Any, cache: Any, batch: int, length: int) -> CacheState | None:
+    """Returns what an earlier reduced call left in a cache, after whatever was done to the cache since.
+
+    Args:
+        states: `WeakKeyDictionary` from caches.
+        cache: the KV cache of a call, or None.
+        batch, length: prompt rows of the call, and its tokens.
+
+    Raises:
+        VtrError: the cache has other rows than before, by something other than its own methods.
+    """
+    if cache is None:
+        return None
+    state = states.get(cache)
+    if state is None and (rider := vars(cache).get("vtr_rider")) is not None:
+        state = rider.adopt(states, cache)  # a shallow copy of a cache that was reduced
+    if state is None:
+        return None
+    if not (state.static and length == 1):  # a compiled decode step must not ask the device
+        held, had = int(cache.get_seq_length()), state.valid[0].shape[1]
+        if held == 0:
+            del states[cache]
+            return None
+        if held < had and not state.static:
+            _crop(state, had - held)
+    if len(state.valid[0]) != batch:
+        raise VtrError(
+            f"vtr: this KV cache was reduced for {len(state.valid[0])} prompt rows, got {batch}; change its rows with the cache's own "
+            "batch_repeat_interleave, batch_select_indices or reorder_cache, or start with a new cache"
+        )
+    return state
+
+
+def _crop(state: CacheState, count: int) -> None:
+    """Forgets the last `count` keys of every layer."""
+    state.valid = shared(state.segment, [v[:, : v.shape[1] - count] for v in state.valid])
+    state.where = shared(state.segment, [w[:, : v.shape[1]] for w, v in zip(state.where, state.valid, strict=True)])
+    state.logical = min(state.logical, state.valid[0].shape[1] + state.dropped)
+
+
+def check_prefill(host: Host, call: Call, kwargs: dict, needs_tower: bool) -> None:
+    """Refuses a prompt that a reduction cannot follow.
+
+    Args:
+        host: the model.
+        call: with its cache and what is in front of it.
+        kwargs: keyword arguments of the language model.
+        needs_tower: some step acts in the tower.
+
+    Raises:
+        VtrError: says what to do instead.
+    """
+    if call.static:
+        raise VtrError("vtr: a second prefill on a static cache that holds a reduction is not supported; use a dynamic cache")
+    if call.state is None and call.before:
+        check_unknown(call.cache)
+    window = host.sliding_window()
+    if window is not None and call.cache is not None and call.cache.is_compileable and call.cache.get_max_length(0) >= window:
+        raise VtrError(
+            f"vtr: a static cache of {call.cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
+            "count removed tokens; use a dynamic cache"
+        )
+    packed = [name for name in PACKING if kwargs.get(name) is not None]
+    if packed:
+        raise VtrError(
+            f"vtr: {packed[0]} packs several prompts into one row, which a reduction cannot tell apart; give every prompt a row of its own, "
+            "padded, with attention_mask"
+        )
+    if needs_tower and call.encoded is None:
+        raise VtrError("vtr: a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
+    if torch.is_grad_enabled():
+        for layer in host.layers:
+            refuse_switched_on(layer)
+
+
+def check_unknown(cache: Any) -> None:
+    """Refuses a cache whose layers have different lengths though no reduction is known to have shortened it.
+
+    Raises:
+        VtrError: it was rebuilt from a reduced one.
+    """
+    if isinstance(vars(cache).get("update"), Refusal):  # says so itself, and better
+        return
+    lengths = {int(cache.get_seq_length(i)) for i in range(len(cache.layers))} if hasattr(cache, "layers") else set()
+    if len(lengths) > 1:
+        raise VtrError(
+            f"vtr: the layers of this KV cache hold {min(lengths)} to {max(lengths)} tokens, so a reduction shortened it, but what was removed "
+            "is not known; pass the cache of the reduced call itself, or start with a new one"
+        )
+
+
+def past_columns(call: Call, mask: Any, held: Any, batch: int, length: int, layers: int) -> list[Tensor | None]:
+    """Returns per layer which keys of the cache are real `(B, keys)` bool, None where it is empty.
+
+    The caller's mask decides where it has columns for them; else what earlier calls said, and ones where no call of ours said anything.
+
+    Args:
+        call: with `before`, `state` and `static`.
+        mask: attention mask of the call; see `own_columns`, which checks it.
+        held: keys of layer 0 in the cache.
+        batch, length: B and q of this call.
+        layers: of the LLM.
+    """
+    state, mask = call.state, any_of(mask)
+    told = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length
+    if state is None:
+        if not held:
+            return [None] * layers
+        if told:
+            past = mask[:, :held].bool()
+        elif isinstance(mask, Tensor) and mask.ndim == 4:
+            past = visible(mask[:, 0, -1])[:, :held].expand(batch, -1)
+        else:
+            past = torch.ones(batch, held, dtype=torch.bool, device=call.visual.device)  # type: ignore[union-attr]
+        return [past] * layers
+    if not told or (call.static and torch.compiler.is_compiling()):
+        return list(state.valid)
+    known = mask[:, :-length] if call.static else mask[:, : call.before if mask.shape[1] >= call.before + length else held]
+    known = known.bool()
+    if not call.static and known.shape[1] == held < call.before:  # counted in keys of layer 0, as an own decode loop may do
+        where = key_columns(state, 0, held).to(known.device)
+        logical = torch.ones(batch, call.before + 1, dtype=torch.bool, device=known.device)
+        known = logical.scatter(1, torch.where(where < 0, call.before, where), known)[:, :-1]
+    padded = torch.nn.functional.pad(known, (0, state.valid[0].shape[1] if call.static else 0), value=True)
+    found: dict[int, Tensor] = {}
+    for i in range(layers):
+        number = state.segment[i]
+        if number not in found:
+            where = key_columns(state, i, state.valid[i].shape[1])
+            found[number] = (where >= 0) & padded.to(where.device).gather(1, where.clamp(0, padded.shape[1] - 1))
+    return [found[number] for number in state.segment]
+
+
+def check_returned(call: Call, output: Any, layers: int) -> None:
+    """Compares the cache that came out of the language model with what this call was to leave in it; host integers only.
+
+    Raises:
+        VtrError: another cache came out, or one of another length: this release of transformers works in a way that is not known here.
+    """
+    if torch.compiler.is_compiling():
+        return
+    cache = call.cache
+    found = next((part for part in output if part is cache), None) if isinstance(output, tuple) else output_cache(output)
+    if found is not cache:
+        raise VtrError(f"vtr: the language model must return the KV cache that it was given, got another one; {unknown_release()}")
+    assert cache is not None
+    if cache.is_compileable:
+        return
+    for i in range(layers) if call.prefill else (0, layers - 1):
+        past = call.past[i]
+        wanted, got = (0 if past is None else past.shape[1]) + call.now[i].shape[1], int(cache.get_seq_length(i))
+        if got != wanted:
+            raise VtrError(f"vtr: layer {i} must leave {wanted} tokens in the KV cache, got {got}; {unknown_release()}")
+
+
+def store(states: Any, call: Call, host: Host) -> None:
+    """Files what this call left under its cache."""
+    cache, layers = call.cache, len(host.layers)
+    assert call.positions is not None
+    state = states.get(cache) or CacheState()
+    valid = [columns(call, i) for i in range(layers)]
+    if call.prefill:
+        state.where = [all_columns(call, i) for i in range(layers)]
+        state.logical = call.before + call.incoming
+        state.dropped += call.incoming - call.now[0].shape[1]
+    state.valid, state.segment, state.shift = valid, list(call.segment), list(call.positions.shift)
+    if cache.is_compileable and not state.static:
+        size = cache.get_max_length(0)
+        padded = [torch.nn.functional.pad(v, (0, size - v.shape[1]), value=True) for v in state.valid]
+        state.valid = shared(state.segment, padded)
+        state.static = True
+    if cache not in states:
+        states[cache] = state
+        follow(states, cache)

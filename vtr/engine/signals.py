@@ -1,0 +1,148 @@
+"""What steps read beside the tokens: attention rows, q, k, v, block inputs and outputs, gathered from taps for a View."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.engine.tokens import Sequence
+from vtr.ops.attention_rows import attention_rows
+from vtr.types import PerToken, Signal
+
+
+@dataclass
+class Tap:
+    """What was seen at one layer of one call: q, k, v `(R, H, S, d)`, block inputs and outputs, and the sequence as it was then.
+
+    `keys (R, K)` bool says which key columns are real, or is None when all are; `bias (R, K)` is added to logits (proportional attention);
+    `first` is the key column of the first token of this call (tokens of earlier turns come before). In a sliding-window layer whose window is
+    shorter than the prompt, `where (R, K)` has the logical column of every key, and a query sees those less than `window` before it.
+    """
+
+    sequence: Sequence
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    scaling: float = 1.0
+    keys: Tensor | None = None
+    where: Tensor | None = None
+    window: int = 0
+    bias: Tensor | None = None
+    first: int = 0
+    blocks: dict[str, Any] = field(default_factory=dict)
+
+
+def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int, rows: Tensor) -> Any:
+    """A signal of the tower for the tokens `gid (G, N)`.
+
+    Args:
+        signal: what.
+        tap: of its layer.
+        gid: global ids, below `total`.
+        prefix: prefix tokens in front of the patches.
+        total: number of global ids.
+        rows: `(G, V)` int64, tower row of each view of a group (of view 0 where it has fewer), for `cls_v`.
+    """
+    if signal.kind == "cls_v":
+        assert tap.value is not None
+        return tap.value[:, :, 0][rows]
+    spot = _positions(tap.sequence, gid, total)
+    if signal.kind in ("cls_row", "pooled_row"):
+        assert tap.query is not None and tap.key is not None
+        query = tap.query[:, :, :1]
+        if signal.kind == "pooled_row":
+            weight = torch.ones_like(tap.query[:, :1, :, :1]) if tap.keys is None else tap.keys[:, None, :, None].to(tap.query.dtype)
+            weight = torch.cat([torch.zeros_like(weight[:, :, :prefix]), weight[:, :, prefix:]], 2)
+            query = (tap.query.float() * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp_min(1)
+        row = attention_rows(query, tap.key, tap.scaling, keys=tap.keys, bias=tap.bias, softmax=signal.softmax)[:, :, 0, prefix:]
+        value = row if signal.heads else row.mean(1, keepdim=True)  # (R, H or 1, S)
+        table = value.transpose(1, 2).flatten(0, 1)[spot]  # (G, N, H or 1)
+        return table.transpose(1, 2) if signal.heads else table[..., 0]
+    return _per_token(signal, tap, spot, prefix)
+
+
+def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor) -> Any:
+    """A signal of the LLM.
+
+    Args:
+        signal: what.
+        tap: of its layer.
+        visual, text: `(G, N)` and `(G, M)` int64, original columns of the group's visual tokens and of its row's text tokens.
+        row: `(G,)` prompt row of each group.
+        read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
+    """
+    inverse = tap.sequence.inverse()[row]
+    spot = {"visual": inverse.gather(1, visual), "text": inverse.gather(1, text)}
+    length = tap.sequence.column.shape[1]
+    if signal.kind != "rows":
+        flat = {name: s + row[:, None] * length for name, s in spot.items()}
+        both = [_per_token(signal, tap, flat[name], 0) for name in ("visual", "text")]
+        if isinstance(both[0], tuple):
+            return tuple(PerToken(v, t) for v, t in zip(both[0], both[1], strict=True))
+        return PerToken(both[0], both[1])
+    assert tap.query is not None and tap.key is not None
+    if signal.queries == "last":
+        position = torch.arange(length, device=row.device)
+        there = tap.sequence.valid & read.gather(1, tap.sequence.column)
+        wanted = torch.where(there, position, -1).argmax(1)[row][:, None]  # (G, 1)
+    else:
+        wanted = spot[signal.queries]
+    columns = spot[signal.keys] + tap.first
+    keys = torch.ones_like(tap.sequence.valid) if tap.keys is None else tap.keys
+    found = []
+    for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
+        query = tap.query[row].gather(2, chunk[:, None, :, None].expand(-1, tap.query.shape[1], -1, tap.query.shape[-1]))
+        since = None
+        if tap.where is not None:  # physical column of the first key inside the window of each query
+            where = tap.where[row].clamp_min(0).cummax(1).values
+            since = torch.searchsorted(where, where.gather(1, chunk + tap.first) - tap.window, right=True)
+        weights = attention_rows(
+            query, tap.key[row], tap.scaling, keys=keys[row], positions=chunk + tap.first, since=since, softmax=signal.softmax
+        )
+        picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
+        found.append(picked if signal.heads else picked.mean(1))
+    rows = torch.cat(found, dim=-2)
+    return rows[..., 0, :] if signal.queries == "last" else rows
+
+
+def scaling_of(signal: Signal, tap: Tap) -> dict[Signal, float]:
+    """Factor on the logits of the attention that a signal of single tokens belongs to; empty for other signals."""
+    return {signal: tap.scaling} if signal.kind in ("q", "k", "v", "next_q", "next_k") else {}
+
+
+def _positions(sequence: Sequence, gid: Tensor, total: int) -> Tensor:
+    """Flat positions `(G, N)` of global ids (below `total`) in a tower sequence."""
+    rows, columns = sequence.gid_of.shape
+    original = torch.zeros(total, dtype=torch.int64, device=gid.device)
+    original.scatter_(0, sequence.gid_of.flatten(), torch.arange(rows * columns, device=gid.device))
+    where = original[gid]
+    return where // columns * sequence.column.shape[1] + sequence.inverse().flatten()[where]
+
+
+def _per_token(signal: Signal, tap: Tap, flat: Tensor, prefix: int) -> Any:
+    """q, k, v `(G, N, H, d)` or block inputs and outputs `(G, N, D)` at flat positions (patches only in the tower)."""
+    if signal.kind in ("q", "k", "v", "next_q", "next_k"):
+        source = {"q": tap.query, "k": tap.key, "v": tap.value, "next_q": tap.query, "next_k": tap.key}[signal.kind]
+        assert source is not None
+        first = prefix + (tap.first if signal.kind in ("k", "v", "next_k") else 0)
+        length = tap.sequence.column.shape[1]
+        return source[:, :, first : first + length].transpose(1, 2).flatten(0, 1)[flat]
+    stored = tap.blocks[signal.kind]
+    if isinstance(stored, tuple):
+        return tuple(part[:, prefix:].flatten(0, 1)[flat] for part in stored)
+    return stored[:, prefix:].flatten(0, 1)[flat]
+
+
+def io_recorder(kind: str, tap_of: Callable[[], Tap | None]) -> Callable[..., None]:
+    """A forward hook that files (input, output) of a block under `kind` in the tap that `tap_of()` gives, if any."""
+
+    def hook(_module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        tap = tap_of()
+        if tap is not None:
+            tap.blocks[kind] = (args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -1,0 +1,40 @@
+"""What is fixed about a model when a method is applied to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is fixed about a model when a method is applied to it.
+
+    Args:
+        host: name of the host, e.g. `llava`.
+        tower_layers: number of layers of the vision tower.
+        feature_layer: 0-based index of the tower layer whose output is the visual features; without an LLM the last block.
+        prefix_tokens: CLS and registers in front of the patches inside the tower.
+        has_cls: whether the first of them is a CLS token.
+        patch_grid: `(rows, cols)` of patches of one view.
+        llm_layers: number of LLM layers, 0 without an LLM.
+        most_tokens: the most visual tokens (newlines excluded) that one image can have; without an LLM those of `patch_grid`.
+        text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
+        first_layer: first tower layer whose input may be merged.
+        fixed_grid: every input has `patch_grid`; False: it is that of the model's own size, and others are possible.
+        patch_norm: gives the Euclidean norm of the patch embedding's weights, which tells encoders of one shape apart; None = unknown.
+    """
+
+    host: str
+    tower_layers: int
+    feature_layer: int
+    prefix_tokens: int
+    has_cls: bool
+    patch_grid: tuple[int, int]
+    llm_layers: int
+    most_tokens: int
+    text_config: Mapping[str, Any] = field(default_factory=dict)
+    fixed_grid: bool = True
+    first_layer: int = 0
+    patch_norm: Callable[[], float | None] | None = field(default=None, compare=False)

@@ -1,0 +1,92 @@
+"""What a step may read beside the tokens.
+
+Letters in shapes: `B` prompt rows, `G` image groups (one image of one prompt row, all its views), `N` visual tokens of a group, `M` text tokens
+of its row, `K` kept, `D` width, `H` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from vtr.types.naming import closest
+from vtr.types.settings import check_choices, check_types
+
+SignalKind = Literal[
+    "cls_row",
+    "cls_v",
+    "pooled_row",
+    "rows",
+    "q",
+    "k",
+    "v",
+    "next_q",
+    "next_k",
+    "attention_io",
+    "mlp_io",
+    "mlp_activation",
+    "text_embedding",
+]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One thing a step reads beside the tokens; computed only when asked for.
+
+    Args:
+        kind: what; shapes below. In the LLM, per-token signals come as `PerToken`.
+        layer: 0-based layer whose attention or MLP is read; None = the layer before the step's (`next_*`: the step's own).
+        tower: True reads the vision tower also for a step at the boundary or prefill; a tower step always reads the tower.
+        heads: keep the head dimension instead of the mean over heads.
+        softmax: False gives scaled logits instead of attention weights (`cls_row`, `pooled_row`).
+        queries: for `rows`: the last real token, the text tokens or the visual tokens of the group's row.
+        keys: for `rows`: columns returned; the softmax always runs over every key that a query may see.
+        source: for `text_embedding`: hub id or folder of the CLIP checkpoint whose text tower embeds the question.
+
+    Shapes:
+        cls_row, pooled_row: `(G, N)` or `(G, H, N)`, float32; softmax over all tokens of the view, prefix tokens then cut off.
+        cls_v: value vector of the CLS token of each view, `(G, V, H, d)`; a token's view is `cells[..., 0]`.
+        rows: last -> `(G, N)`; text -> `(G, M, N)`; visual -> `(G, N, N)`; with heads an `H` after `G`; columns as `keys` says.
+        q, k, v, next_q, next_k: tower `(G, N, H, d)`; LLM `PerToken` of `(G, N | M, H, d)`, after the rotary embedding.
+        attention_io, mlp_io: pair (input, output) of that block, each as the tokens are.
+        mlp_activation: what enters the MLP's last projection, as the tokens are.
+        text_embedding: `TextEmbedding` of the question of the group's row, at the boundary.
+    """
+
+    kind: SignalKind
+    layer: int | None = None
+    tower: bool = False
+    heads: bool = False
+    softmax: bool = True
+    queries: Literal["last", "text", "visual"] = "last"
+    keys: Literal["visual", "text"] = "visual"
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "Signal")
+        kinds = list(get_args(SignalKind))
+        if self.kind not in kinds:
+            raise ValueError(f"Signal: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+        check_choices(self, "Signal")
+
+
+class PerToken(NamedTuple):
+    """A per-token signal of the LLM: `visual (G, N, ...)` and `text (G, M, ...)`."""
+
+    visual: Tensor
+    text: Tensor
+
+
+class TextEmbedding(NamedTuple):
+    """The question in the joint space of a CLIP checkpoint.
+
+    `text (G, M, C)` float32, one row per segment of the question, `real (G, M)` bool; `joint` takes features of the vision tower
+    `(..., D)` to that space `(..., C)` float32.
+    """
+
+    text: Tensor
+    real: Tensor
+    joint: Callable[[Tensor], Tensor]

@@ -1,0 +1,78 @@
+"""What a step sees.
+
+Letters in shapes: `B` prompt rows, `G` image groups (one image of one prompt row, all its views), `N` visual tokens of a group, `M` text tokens
+of its row, `K` kept, `D` width, `H` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vtr.types.signals import Signal
+
+
+class Text(NamedTuple):
+    """Text tokens of each group's prompt row at this point.
+
+    `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call; if there
+    is none, all real text of this call); the rest is system text. Never another image's tokens.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    instruction: Tensor
+
+
+@dataclass
+class View:
+    """What a step sees: one row per image group (or per view, with `Step.per == "view"`). No batch rows, padding or newlines.
+
+    Args:
+        tokens: visual tokens `(G, N, D)` in position order (view, then raster; at the boundary thumbnail, then canvas raster).
+        real: `(G, N)` bool, True where a row has a token that may be chosen.
+        keep: `(G,)` int64, tokens this step is to leave (already limited to what the group has).
+        counts, keeps: `real.sum(1)` and `keep` as Python ints, so that nothing has to wait for the device.
+        most: the largest of `keeps`.
+        row: `(G,)` int64, prompt row of the group.
+        cells: `(G, N, 3)` int64: view (0 = thumbnail or the only view), row, column inside the view's patch grid.
+        patch: `(G, N)` int64, original patch id `(view * rows + row) * cols + column`.
+        patch_grid: `(rows, cols)` of one view.
+        crop_grids: per group `(rows, cols)` of crops, `(0, 0)` without AnyRes.
+        image_sizes: per group `(height, width)` in pixels of the original image, `(0, 0)` where the host does not know.
+        sizes: `(G, N)` float32, how many original tokens a token stands for.
+        checksum: `(G,)` int64 of the image's pixel values; the only seed a random choice may use besides its own.
+        layer: layer the step is at.
+        text: text of the row; None in the tower.
+        signals: what `Step.needs` asked for.
+        scaling: for signals `q`, `k`, `v`, `next_q` and `next_k`: the factor that the attention they belong to has on its logits, usually
+            `d ** -0.5`; `view.scaling.get(signal)` is None where it is not known.
+        memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
+        per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
+        final_norm: the LLM's final norm as a function of tokens; None in the tower.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    keep: Tensor
+    counts: list[int]
+    keeps: list[int]
+    most: int
+    row: Tensor
+    cells: Tensor
+    patch: Tensor
+    patch_grid: tuple[int, int]
+    crop_grids: list[tuple[int, int]]
+    image_sizes: list[tuple[int, int]]
+    sizes: Tensor
+    checksum: Tensor
+    layer: int = 0
+    text: Text | None = None
+    signals: Mapping[Signal, Any] = field(default_factory=dict)
+    scaling: Mapping[Signal, float] = field(default_factory=dict)
+    memory: MutableMapping[str, Any] = field(default_factory=dict)
+    per_token: MutableMapping[str, Tensor] = field(default_factory=dict)
+    final_norm: Callable[[Tensor], Tensor] | None = None
