@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtr.reduction import Reduction, apply, reduced, remove
-    from vtr.registry import create_method, list_methods, register_host, register_method
+    from vtr.registry import create_method, list_hosts, list_methods, method_from, register_host, register_method
     from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
 
 __version__ = "0.1.0"
@@ -35,7 +35,9 @@ __all__ = [
     "VtrError",
     "apply",
     "create_method",
+    "list_hosts",
     "list_methods",
+    "method_from",
     "reduced",
     "register_host",
     "register_method",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,7 +51,7 @@ class Report:
 
     def __init__(self, plan: Plan, call: Call) -> None:
         assert call.sequence is not None and call.images is not None
-        self.methods = json.loads(json.dumps([{"name": m.name, **asdict(m)} for m in plan.methods], default=str))
+        self.methods = [m.to_dict() for m in plan.methods]
         self._layers = plan.llm_layers
         self._gid, self._column, self._valid = call.sequence.gid(), call.sequence.column, call.sequence.valid
         self._layouts, self._row, self._number = call.images.layouts, call.images.row, call.images.number

@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.registry import registering_packages, setting_value
+from vtr.registry import registering_packages
 from vtr.types import VtrError
+from vtr.types.settings import setting_value
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from vtr.eval.tasks import Task
-from vtr.registry import closest
 from vtr.types import VtrError
+from vtr.types.naming import closest
 
 PREFIX = "lmms:"
 FRAMES = 8  # of a video, shown as images

@@ -11,8 +11,9 @@ import torch
 
 from vtr.eval.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
-from vtr.registry import create_method, default_settings, method_class
+from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, plain
+from vtr.types.settings import default_settings
 
 FULL = "full"  # a row of every table, not a method: the model without any reduction
 

@@ -13,7 +13,8 @@ from vtr.eval.marked import has_block, with_block
 from vtr.eval.report.section import Section
 from vtr.eval.results import write_atomic
 from vtr.eval.summary import percent
-from vtr.registry import create_method, default_settings, list_methods, method_class
+from vtr.registry import create_method, list_methods, method_class
+from vtr.types.settings import default_settings
 
 KEEP = 64
 SIDE = 384

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 
 class Sample(Protocol):

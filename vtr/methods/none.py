@@ -27,6 +27,7 @@ class Nothing(Method):
     newlines: NewlineOption = "none"
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    removes_all: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="None: the prompt with its image cut out",
         paper="none (reference row)",

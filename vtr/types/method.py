@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 from vtr.types.budget import Budget
 from vtr.types.geometry import Geometry
@@ -56,6 +57,8 @@ class Method:
     stages: ClassVar[tuple[Stage, ...]] = ()
     default_budget: ClassVar[Budget | None] = None
     """None: the method has no budget at all."""
+    removes_all: ClassVar[bool] = False
+    """Whether no visual token is left, which a method without a budget cannot say otherwise."""
 
     def __post_init__(self) -> None:
         check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines"))
@@ -84,3 +87,13 @@ class Method:
     def identity(cls, n: int) -> Method:
         """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the name and every setting as plain JSON types; `vtr.method_from` makes the method again, also from JSON or YAML."""
+        return json.loads(json.dumps({"name": self.name, **asdict(self)}, default=str))
+
+
+def with_settings(method: Method, **settings: Any) -> Method:
+    """Returns a copy of `method` with some settings changed; a new budget replaces the old one."""
+    cleared = dict.fromkeys(BUDGETS) if any(settings.get(k) is not None for k in BUDGETS) else {}
+    return replace(method, **{**cleared, **settings})

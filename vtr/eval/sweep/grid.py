@@ -18,8 +18,9 @@ from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
 from vtr.plans import FEWEST
 from vtr.reduction import reduced
-from vtr.registry import create_method, method_class, with_settings
+from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, VtrError
+from vtr.types.method import with_settings
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 
