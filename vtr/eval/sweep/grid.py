@@ -16,8 +16,8 @@ from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
 from vtr.eval.workers import Job, Setup
+from vtr.planning import plan
 from vtr.plans import FEWEST
-from vtr.reduction import reduced
 from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, VtrError
 from vtr.types.method import with_settings
@@ -208,8 +208,7 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
     if method is None or method.keep is None or file.equalise == "keep":
         return method
     try:
-        with reduced(sketch(setup), method, question="") as reduction:
-            removing = [step for step in reduction.plan.steps if step.removes]
+        removing = [step for step in plan(sketch(setup), method, question="").steps if step.removes]
     except (ValueError, TypeError, VtrError):
         return method  # reported where it is checked
     inside = bool(removing) and removing[0].step.stage == "prefill"
