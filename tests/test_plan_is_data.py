@@ -9,7 +9,7 @@ import yaml
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vtr
-from tests import dense_models
+from tests import dense_models, probes
 from tests.tiny_models import ONE, batch_of, model_of, snapshot
 from vtr import VtrError
 
@@ -135,9 +135,9 @@ def test_what_cannot_be_done_is_refused_when_the_plan_is_made(monkeypatch, metho
 
 def test_a_method_that_restores_comes_before_those_that_remove_in_the_tower(model):
     with pytest.raises(
-        VtrError, match=r"expedit: needs the whole token grid at tower layer 2, where tome has removed tokens at layer \d already"
+        VtrError, match=r"expedit: needs the whole token grid at tower layer 2, where probe has removed tokens at layer \d already"
     ):
-        vtr.plan(model, [vtr.ToMe(keep=12), vtr.Expedit(alpha=2, grid=(3, 3))])
+        vtr.plan(model, [probes.TowerTop(keep=12, layer=1), vtr.Expedit(alpha=2, grid=(3, 3))])
 
 
 # -- steps that are changed
