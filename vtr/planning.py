@@ -41,7 +41,7 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
             raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
     order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3}
     items.sort(key=lambda s: (_model_order(s.step, order), s.step.layer if s.step.stage != "boundary" else 0, s.step.at == "mlp"))
-    plan = Plan(tuple(methods), tuple(items), len(host.layers))
+    plan = Plan(tuple(methods), tuple(items), host.llm_layers)
     check_budgets(plan, host)
     check_backend(plan, host)
     check_restoring(plan)

@@ -91,7 +91,7 @@ def test_merging_inside_a_layer_and_smaller_images_are_seen(llava):
     small = schedule.measure_schedule(model, inputs, vtr.create_method("resize", keep=9))
     assert small.grid == (3, 3) and small.tower[0] == (10, 10)
     assert cut(host, tome, inputs)[1] == [21] * 4
-    assert not host.projector._forward_pre_hooks and not any(layer._forward_pre_hooks for layer in host.layers)
+    assert not host.projector._forward_pre_hooks and not any(layer._forward_pre_hooks for layer in host.language.blocks)
 
 
 def test_frozen_layers_under_another_backend_have_no_floor(llava):

@@ -135,7 +135,7 @@ def image_span(host: Host, ids: Tensor) -> tuple[int, int]:
     Raises:
         VtrError: rows differ, or have several images.
     """
-    visual = torch.stack([ids == p for p in host.placeholder_ids]).any(0)
+    visual = torch.stack([ids == p for p in host.placeholder_ids.values()]).any(0)
     start, count = int(visual[0].to(torch.uint8).argmax()), int(visual[0].sum())
     expected = torch.zeros_like(visual)
     expected[:, start : start + count] = True
@@ -173,7 +173,7 @@ def _floor_prefill(
     span, pixels = image_span(host, inputs["input_ids"]), inputs["pixel_values"]
     pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
     if schedule.grid:
-        size = [side * host.patch_size for side in schedule.grid]
+        size = [side * host.tower.patch_size for side in schedule.grid]
         pixels = torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)
 
     def run() -> tuple[Tensor, Any]:
@@ -270,7 +270,8 @@ def _masks(ids: Tensor, length: int, longest: int, static: Any) -> Callable[[int
 
 def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:
     """Marks `tower` and `encoded` around the base model's image encoding; returns what undoes it."""
-    original = getattr(host.base, host.encode)
+    name = host.encode["image"]
+    original = getattr(host.base, name)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
         watch.mark("tower")
@@ -278,4 +279,4 @@ def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:
         watch.mark("encoded")
         return output
 
-    return swap(host.base, host.encode, encode)
+    return swap(host.base, name, encode)

@@ -51,13 +51,12 @@ class Watch:
         patches = host.tower.embeddings.patch_embedding
         self._undo.append(patches.register_forward_pre_hook(self._see_pixels).remove)
         self._undo.append(host.projector.register_forward_pre_hook(self._see_projector).remove)
-        for table, layers, part in (
-            (self.attention, host.tower_layers, None),
-            (self.mlp, host.tower_layers, host.tower_norms[1]),
-            (self.llm, host.layers, None),
+        for table, modules in (
+            (self.attention, host.tower.blocks),
+            (self.mlp, [host.tower.before_mlp(block) for block in host.tower.blocks]),
+            (self.llm, host.language.blocks),
         ):
-            for i, layer in enumerate(layers):
-                module = layer if part is None else getattr(layer, part)
+            for i, module in enumerate(modules):
                 self._undo.append(module.register_forward_pre_hook(self._see(table, i), with_kwargs=True).remove)
         return self
 
@@ -84,9 +83,9 @@ class Watch:
             lengths: of the LLM's layers when some of them are frozen, whose input is shorter than the sequence.
             frozen: those layers.
         """
-        rows, cols = (side // self.host.patch_size for side in self.pixels)
+        rows, cols = (side // self.host.tower.patch_size for side in self.pixels)
         return Schedule(
-            grid=None if (rows, cols) == self.host.patch_grid else (rows, cols),
+            grid=None if (rows, cols) == self.host.tower.patch_grid else (rows, cols),
             tower=tuple((self.attention[i], self.mlp[i]) for i in sorted(self.attention)),
             projector=self.projector,
             llm=tuple(lengths) if lengths is not None else tuple(self.llm[i] for i in sorted(self.llm)),

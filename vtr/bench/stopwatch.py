@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vtr.engine.llm.call import Clock
+from vtr.engine.clock import Clock
 from vtr.models.devices import cuda_devices, synchronize
 
 

@@ -224,8 +224,9 @@ def _stored(checkpoint: Checkpoint) -> Checkpoint | None:
 def _tower_flops(host: Any) -> float:
     config = host.model.config.vision_config
     shape = TransformerShape.from_config(config, mlp_matrices=2)
-    views = -(-host.most_tokens // host.area)
-    return views * prefill_flops(shape, [host.area + host.prefix_tokens] * shape.layers)
+    area = host.tower.area
+    views = -(-host.most_tokens // area)
+    return views * prefill_flops(shape, [area + host.tower.prefix_tokens] * shape.layers)
 
 
 def _applied(setup: Setup, cell: Cell) -> Any:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from vtr.calibrate.shortv import layer_contribution, layer_order
 from vtr.engine.llm.hooks import LlmHooks
-from vtr.hosts._host import Host, ImageLayout
+from vtr.hosts._host import Host
+from vtr.hosts._layout import Layout
+from vtr.hosts._towers import RowTower, Stack, transformers_blocks
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.methods.shortv import ShortV
 from vtr.planning import make_plan
@@ -133,24 +135,19 @@ class _Bare(nn.Module):
 def _frozen(model: _Bare, visual: int, layers: tuple[int, ...]) -> Iterator[None]:
     """Freezes the visual tokens in `layers` for the block."""
     llm, grid = model.language_model, (1, visual)
-    layout = ImageLayout(1, grid, (0, 0), (0, 0), torch.arange(visual), torch.full((visual,), -1))
+    layout = Layout((grid,), torch.arange(visual), torch.full((visual,), -1))
+    blocks = transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm"))
+    facts: dict[str, Any] = dict(embeddings=None, prefix_tokens=0, has_cls=False, patch_grid=grid, patch_size=1, feature_layers=(0,))
     host = Host(
         name="replay",
         model=model,
         base=model,
-        language_model=llm,
-        tower=llm,
         projector=llm,
-        layers=llm.layers,
-        tower_layers=llm.layers,
-        feature_layers=(0,),
-        prefix_tokens=0,
-        has_cls=False,
-        patch_grid=grid,
-        patch_size=1,
-        placeholder_ids=(_VISUAL,),
+        language=Stack(**blocks),
+        tower=RowTower(**blocks, **facts),
+        placeholder_ids={"image": _VISUAL},
         most_tokens=visual,
-        layouts=lambda _arguments: [layout],
+        layouts=lambda _kind, _arguments: [layout],
         default_layout=layout,
     )
     hooks = LlmHooks(host, make_plan(host, ShortV(layers=layers), {}), lambda call: None)

@@ -81,7 +81,7 @@ class Case:
         self.model = self.models[self.family]
         torch.manual_seed(1)
         self.host = host_of(self.model)
-        layouts = self.host.layouts({"pixel_values": [0, 0], "image_sizes": torch.tensor(SIZES)})
+        layouts = self.host.layouts("image", {"pixel_values": [0, 0], "image_sizes": torch.tensor(SIZES)})
         prompts = [[*range(2, 6 - 2 * i), *[IMAGE] * len(layout.patch), *range(20, 25 + 4 * i)] for i, layout in enumerate(layouts)]
         width = max(map(len, prompts))
         self.ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
@@ -152,7 +152,7 @@ class Case:
                 into[row, places] = places[torch.tensor(image.assignment)]
         hidden = Hidden(behind(self.keep, value=True), layer, into, frozen, visual, patches, 1)
         inputs = {"input_ids": ids, "attention_mask": valid.long(), **self.images}
-        return masked_logits(self.model, self.host.layers, self.host.tower_layers, inputs, hidden)
+        return masked_logits(self.model, self.host.language.blocks, self.host.tower.blocks, inputs, hidden)
 
 
 def dense() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -106,7 +107,7 @@ class Vtr(lmms):
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
         with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
-            self.layouts = reduction.host.layouts
+            self.layouts = partial(reduction.host.layouts, "image")
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property
