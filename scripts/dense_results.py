@@ -10,8 +10,8 @@ from vtr.bench import dense as bench
 from vtr.data.scenes import draw
 from vtr.data.segmentation import test_scenes
 from vtr.eval import dense
-from vtr.eval.marked import has_block, with_block
-from vtr.eval.results import write_atomic
+from vtr.eval.report.marked import has_block, with_block
+from vtr.eval.run.results import write_atomic
 from vtr.models.dense import load_dense
 
 SHOWN = 2  # of the variants, in the picture

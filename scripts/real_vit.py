@@ -10,8 +10,8 @@ import torch
 from vtr.bench import dense as bench
 from vtr.calibrate.expedit import search
 from vtr.eval import real_vit
-from vtr.eval.marked import has_block, with_block
-from vtr.eval.results import write_atomic
+from vtr.eval.report.marked import has_block, with_block
+from vtr.eval.run.results import write_atomic
 from vtr.types import VtrError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import vtr
 from vtr.cli.list_ import facts, markdown_table
-from vtr.eval.marked import with_block
+from vtr.eval.report.marked import with_block
 from vtr.registry import method_class
 
 README = Path(__file__).resolve().parents[1] / "README.md"

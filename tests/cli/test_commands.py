@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint
 from vtr.cli import app
-from vtr.eval import results
+from vtr.eval.run import results
 from vtr.registry import list_methods
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.embedded import random_checkpoint
 from vtr.__main__ import main
-from vtr.eval import results
+from vtr.eval.run import results
 
 ROOT = Path(__file__).parents[2]
 

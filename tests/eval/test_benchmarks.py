@@ -9,8 +9,8 @@ pytest.importorskip("lmms_eval")
 from tests.embedded import random_checkpoint
 from vtr.eval import benchmarks
 from vtr.eval.benchmarks import Document, Documents, benchmark, share_of
-from vtr.eval.cells import Cell
-from vtr.eval.runner import Runner
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.runner import Runner
 from vtr.eval.tasks import get_task
 from vtr.models.loading import load_model
 from vtr.registry import create_method

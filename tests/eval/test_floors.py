@@ -2,8 +2,8 @@
 
 import pytest
 
-from vtr.eval.cells import Cell, fingerprint, plan_cells
 from vtr.eval.floors import KEEPS, check_floors, floor_cells, floor_section, update_card
+from vtr.eval.run.cells import Cell, fingerprint, plan_cells
 from vtr.eval.summary import make_rows
 from vtr.eval.tasks import Task
 from vtr.registry import create_method

@@ -13,7 +13,7 @@ from vtr.cli._common import err, progress
 
 
 class Watcher:
-    """Shows what `vtr.eval.work.run_jobs` tells; use it as a context manager.
+    """Shows what `vtr.eval.run.work.run_jobs` tells; use it as a context manager.
 
     Args:
         quiet: only problems.

@@ -153,7 +153,7 @@ def _trained(name: str, device: str, dtype: str, attention: str) -> tuple[Any, A
 def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dict[str, Any]]:
     """Batches of scenes of `shapes`, all with one question so that prompts have one length."""
     from vtr.data.shapes import split_samples
-    from vtr.eval.asking import encode, to_model
+    from vtr.eval.run.asking import encode, to_model
 
     samples = split_samples("validation", limit=-(-size * count // 5))
     images = [sample.image for sample in samples[: size * count]]
@@ -239,6 +239,6 @@ def _by_method(pairs: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _write(path: Path, text: str) -> None:
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.results import write_atomic
 
     write_atomic(path, text)

@@ -33,8 +33,8 @@ def shortv(
     import yaml
 
     from vtr.calibrate.shortv import layer_order, measure
-    from vtr.eval.asking import encode, to_model
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.asking import encode, to_model
+    from vtr.eval.run.results import write_atomic
     from vtr.models.loading import load_model
 
     questions = _validation(samples)
@@ -87,7 +87,7 @@ def expedit(
 ) -> None:
     """Find the tau, and on request the depth and grid, that change an encoder's output least (arXiv 2210.01035)."""
     from vtr.calibrate.expedit import TIMES, search
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.results import write_atomic
     from vtr.models.encoders import is_encoder
     from vtr.models.recipes import with_settings
 
@@ -162,7 +162,7 @@ def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, att
     if is_encoder(model):
         encoder, prepare = load_encoder(model, device, dtype)
         return encoder, (prepare(picture) for picture in pictures)
-    from vtr.eval.asking import encode, to_model
+    from vtr.eval.run.asking import encode, to_model
     from vtr.models.loading import load_model
 
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
@@ -173,7 +173,7 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
     """The first pictures of a folder by name."""
     from PIL import Image
 
-    from vtr.eval.asking import open_image
+    from vtr.eval.run.asking import open_image
 
     if samples < 1:
         raise ValueError(f"--samples: must be at least 1, got {samples}")

@@ -37,7 +37,7 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
-    from vtr.eval.cells import plan_cells
+    from vtr.eval.run.cells import plan_cells
     from vtr.eval.tasks import get_task
 
     names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
@@ -60,7 +60,7 @@ def eval(
 
 def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
     """Whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
-    from vtr.eval.cells import FULL
+    from vtr.eval.run.cells import FULL
 
     if name == FULL:
         return False
@@ -81,11 +81,11 @@ def run_cells(
     share_tower: bool,
 ) -> list[dict[str, Any]]:
     """Run what is not finished, with progress; returns the contents of all these cells in order."""
-    from vtr.eval import results
-    from vtr.eval.claims import check_locks
-    from vtr.eval.forecast import check_cells
-    from vtr.eval.work import run_jobs
-    from vtr.eval.workers import Job, LocalPool, Setup
+    from vtr.eval.run import results
+    from vtr.eval.run.claims import check_locks
+    from vtr.eval.run.forecast import check_cells
+    from vtr.eval.run.work import run_jobs
+    from vtr.eval.run.workers import Job, LocalPool, Setup
 
     if batch_size < 1:
         raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")

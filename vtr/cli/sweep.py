@@ -39,7 +39,7 @@ def sweep(
 
     Exit code 1: some cell has failed; the others were run.
     """
-    from vtr.eval.claims import check_locks
+    from vtr.eval.run.claims import check_locks
 
     if dry_run:
         refuse_unused(context, "--dry-run", ("file", "overrides", "folder", "dry_run", "quiet"))
@@ -49,9 +49,9 @@ def sweep(
         import pydantic  # noqa: F401
     except ImportError:
         raise VtrError("sweep: needs pydantic, which is not installed; pip install 'visual-token-reduction[eval]'") from None
-    from vtr.eval.results import prepare_folder
+    from vtr.eval.run.results import prepare_folder
+    from vtr.eval.run.work import run_jobs
     from vtr.eval.sweep.grid import load_sweep
-    from vtr.eval.work import run_jobs
 
     plan = load_sweep(file, overrides or [], here=not dry_run and ray in (None, "local"))
     folder = folder or plan.folder
@@ -77,10 +77,10 @@ def sweep(
 def _pool(workers: Any, ray: str | None, jobs: int | None) -> AbstractContextManager[Any]:
     """In this process, unless Ray or several workers are asked for."""
     if ray is None and (jobs or 1) == 1:
-        from vtr.eval.workers import LocalPool
+        from vtr.eval.run.workers import LocalPool
 
         return nullcontext(LocalPool())
-    from vtr.eval.cluster import RayPool
+    from vtr.eval.run.cluster import RayPool
 
     return RayPool(ray or "local", jobs or 1, workers.cpus, workers.gpus, workers.threads)
 
@@ -89,7 +89,7 @@ def print_plan(plan: Any, folder: Path) -> None:
     """The cells with tokens and cost, and what is finished of them."""
     from rich.table import Table
 
-    from vtr.eval.forecast import estimate
+    from vtr.eval.run.forecast import estimate
 
     found = estimate(plan.jobs, folder)
     table = Table("model", "cell", "task", "tokens left", "average", "GFLOPs", "samples", "TFLOPs", "", box=None, header_style="bold")

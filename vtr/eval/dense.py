@@ -15,8 +15,8 @@ from PIL import Image
 from vtr.cost import CONVENTION
 from vtr.data.scenes import draw
 from vtr.data.segmentation import iou, score, segment, test_scenes
-from vtr.eval.cells import FULL
-from vtr.eval.results import write_atomic
+from vtr.eval.run.cells import FULL
+from vtr.eval.run.results import write_atomic
 from vtr.reduction import reduced
 from vtr.viz import Tile, contact_sheet
 from vtr.viz.dense import draw_classes, draw_clusters

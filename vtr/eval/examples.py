@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 from vtr.data.shapes import is_correct
-from vtr.eval.asking import encode, open_image, to_model
-from vtr.eval.cells import FULL
-from vtr.eval.compare import Outcome, ask, views_of
+from vtr.eval.run.asking import encode, open_image, to_model
+from vtr.eval.run.cells import FULL
+from vtr.eval.run.compare import Outcome, ask, views_of
 from vtr.models.recipes import shared_folders
 from vtr.types import Method, VtrError
 from vtr.viz import Tile, contact_sheet, draw_patches

@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from vtr.eval.cells import FULL, Cell, plan_cells
-from vtr.eval.marked import has_block, with_block
-from vtr.eval.results import write_atomic
+from vtr.eval.report.marked import has_block, with_block
+from vtr.eval.run.cells import FULL, Cell, plan_cells
+from vtr.eval.run.results import write_atomic
 from vtr.eval.stats import paired_difference
 from vtr.eval.summary import Row, percent
 from vtr.eval.tasks import Task

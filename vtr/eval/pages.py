@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from vtr.eval.examples import Example, answer_examples
-from vtr.eval.marked import has_block, with_block
+from vtr.eval.report.marked import has_block, with_block
 from vtr.eval.report.section import Section
-from vtr.eval.results import write_atomic
+from vtr.eval.run.results import write_atomic
 from vtr.eval.summary import percent
 from vtr.registry import create_method, default_settings, list_methods, method_class
 

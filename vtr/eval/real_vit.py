@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtr.eval.cells import FULL
+from vtr.eval.run.cells import FULL
 from vtr.reduction import reduced
 from vtr.types import VtrError
 from vtr.viz import Tile, contact_sheet
@@ -166,7 +166,7 @@ def photos(folder: Path | None = None) -> dict[str, Image.Image]:
         ValueError, VtrError: no photo.
     """
     if folder is not None:
-        from vtr.eval.asking import open_image
+        from vtr.eval.run.asking import open_image
 
         known = Image.registered_extensions()
         found = {file.stem: open_image(file) for file in sorted(folder.glob("*")) if file.suffix.lower() in known}

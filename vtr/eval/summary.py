@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vtr.eval.results import ResultError, content_hash
+from vtr.eval.run.results import ResultError, content_hash
 from vtr.eval.stats import Interval, accuracies, combine
 from vtr.registry import default_settings, list_methods, method_class
 from vtr.types import BUDGETS

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vtr.eval.cells import FULL
+from vtr.eval.run.cells import FULL
 from vtr.registry import closest, create_method, method_class, setting_value
 from vtr.types import Method
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vtr.data.pictures import as_shown
-from vtr.eval.asking import MARK, build_content, fill_template, open_image
+from vtr.eval.run.asking import MARK, build_content, fill_template, open_image
 from vtr.types import VtrError
 
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

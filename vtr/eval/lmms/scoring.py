@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.eval.asking import generate_tokens, padding_id
+from vtr.eval.run.asking import generate_tokens, padding_id
 
 
 class Forced:

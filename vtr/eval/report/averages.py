@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.document import Cell, Part, Table, share
 from vtr.eval.report.section import BudgetKey, Section, budget_key, budget_title
+from vtr.eval.run.cells import FULL
 from vtr.eval.stats import Interval, interval
 from vtr.eval.summary import Row
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtr.eval.failures import read_failures
 from vtr.eval.report.averages import average_part
 from vtr.eval.report.checks import check, check_models, check_speed
 from vtr.eval.report.document import Document, Part
 from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
-from vtr.eval.results import ResultError, content_hash, read_cell
+from vtr.eval.run.failures import read_failures
+from vtr.eval.run.results import ResultError, content_hash, read_cell
 from vtr.eval.summary import Condensed, Known, condense
 from vtr.types import BUDGETS
 

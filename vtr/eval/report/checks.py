@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import missing_baselines
+from vtr.eval.run.cells import FULL
 from vtr.eval.summary import Row, percent
 
 _PEAKS = {  # a word of the device's name, or its end -> TFLOP/s of 16-bit floats, of float32

@@ -8,7 +8,7 @@ from pathlib import Path
 from vtr.eval.report.document import Document
 from vtr.eval.report.page import html
 from vtr.eval.report.writers import comma_separated, latex, markdown
-from vtr.eval.results import prepare_folder, write_atomic
+from vtr.eval.run.results import prepare_folder, write_atomic
 from vtr.registry import closest
 
 FORMATS: dict[str, Callable[[Document], str]] = {"md": markdown, "csv": comma_separated, "latex": latex, "html": html}

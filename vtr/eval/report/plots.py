@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullLocator
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.document import Figure
 from vtr.eval.report.section import BASELINES, Measure, Section, budget_title
+from vtr.eval.run.cells import FULL
 from vtr.eval.summary import Row
 
 _STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}

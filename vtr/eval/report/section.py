@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.resamples import Resamples
 from vtr.eval.report.speed import Speed
-from vtr.eval.results import content_hash
+from vtr.eval.run.cells import FULL
+from vtr.eval.run.results import content_hash
 from vtr.eval.summary import Condensed, Row, make_rows
 from vtr.registry import default_settings, list_methods, method_class
 from vtr.types import BUDGETS

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vtr.cost import CONVENTION
-from vtr.eval.cells import FULL
-from vtr.eval.published import find_published
 from vtr.eval.report.document import Cell, Table, number, share
+from vtr.eval.report.published import find_published
 from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
 from vtr.eval.report.speed import Speed
+from vtr.eval.run.cells import FULL
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
 
@@ -166,7 +166,7 @@ def published_table(section: Section, find: Callable = find_published) -> Table 
 
     Args:
         section: what was measured.
-        find: as `vtr.eval.published.find_published`.
+        find: as `vtr.eval.report.published.find_published`.
     """
     lines = []
     for row in section.rows:

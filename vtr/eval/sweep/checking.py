@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from vtr.eval.cells import FULL
+from vtr.eval.run.cells import FULL
 from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
 from vtr.models.loading import check_device

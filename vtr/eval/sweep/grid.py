@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vtr.eval.cells import FULL, Cell, changed_settings, variants
-from vtr.eval.forecast import final_keep, forecast, misfits, sketch
+from vtr.eval.run.cells import FULL, Cell, changed_settings, variants
+from vtr.eval.run.forecast import final_keep, forecast, misfits, sketch
+from vtr.eval.run.workers import Job, Setup
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
-from vtr.eval.workers import Job, Setup
 from vtr.plans import FEWEST
 from vtr.reduction import reduced
 from vtr.registry import create_method, method_class, with_settings

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from vtr.eval.cells import FULL
+from vtr.eval.run.cells import FULL
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
 from vtr.registry import closest, method_class

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtr.eval.marked import has_block, with_block
+from vtr.eval.report.marked import has_block, with_block
 
 PAGE = "before\n<!-- tables:begin -->\nold\n<!-- tables:end -->\nafter\n"
 

@@ -21,8 +21,8 @@ from vtr.registry import find_host, list_hosts
 from vtr.types import Method
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
-_ALWAYS = ("vtr.reduction", "vtr.eval.asking", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
-_ALONE = ("vtr.eval.runner",)  # what it imports only sums up
+_ALWAYS = ("vtr.reduction", "vtr.eval.run.asking", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
+_ALONE = ("vtr.eval.run.runner",)  # what it imports only sums up
 _PACKAGE = Path(vtr.__file__).resolve().parent
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
-from vtr.eval import results
-from vtr.eval.cells import Cell
-from vtr.eval.compare import frozen_layers
-from vtr.eval.workers import Job, Setup, Surroundings, describe
+from vtr.eval.run import results
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.compare import frozen_layers
+from vtr.eval.run.workers import Job, Setup, Surroundings, describe
 from vtr.models.loading import Checkpoint, find_checkpoint, load_config
 from vtr.models.recipes import find_recipe, list_recipes
 from vtr.reduction import reduced

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtr.eval.cells import Cell, fingerprint, plan_cells
+from vtr.eval.run.cells import Cell, fingerprint, plan_cells
 from vtr.eval.tasks import Task, get_task, list_tasks, register_task
 from vtr.registry import create_method
 from vtr.types import Budget

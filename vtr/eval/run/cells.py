@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vtr.eval.provenance import code_hash, device_name, versions
+from vtr.eval.run.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
 from vtr.registry import create_method, default_settings, method_class
 from vtr.types import BUDGETS, Budget, Method, plain

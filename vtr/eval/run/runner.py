@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
-from vtr.eval.asking import encode, generate, placeholders, prompt_lengths, to_model
-from vtr.eval.cells import Cell, fingerprint
-from vtr.eval.compare import frozen_layers
-from vtr.eval.provenance import conditions
-from vtr.eval.sharing import TowerCache
+from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model
+from vtr.eval.run.cells import Cell, fingerprint
+from vtr.eval.run.compare import frozen_layers
+from vtr.eval.run.provenance import conditions
+from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
 from vtr.reduction import reduced
 
@@ -68,7 +68,7 @@ class Runner:
         return outcomes
 
     def measure(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
-        """Run a cell: the parts of its result file (see `vtr.eval.results`)."""
+        """Run a cell: the parts of its result file (see `vtr.eval.run.results`)."""
         started, clock = datetime.now(UTC), time.perf_counter()
         samples = self.answer(cell, advance)
         took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}

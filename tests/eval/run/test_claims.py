@@ -9,11 +9,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-import vtr.eval.claims
+import vtr.eval.run.claims
 from tests.embedded import random_checkpoint
 from vtr import VtrError
 from vtr.cli import app
-from vtr.eval.claims import Claim, claim_path
+from vtr.eval.run.claims import Claim, claim_path
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -68,12 +68,12 @@ def test_a_claim_on_a_file_that_was_removed_meanwhile_is_not_one(tmp_path, monke
 
 @pytest.fixture
 def without_fcntl(monkeypatch):
-    """`vtr.eval.claims` as it is imported where Python has no fcntl; other libraries keep theirs."""
+    """`vtr.eval.run.claims` as it is imported where Python has no fcntl; other libraries keep theirs."""
     importlib.import_module("huggingface_hub.utils")
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    yield importlib.reload(vtr.eval.claims)
+    yield importlib.reload(vtr.eval.run.claims)
     monkeypatch.undo()
-    importlib.reload(vtr.eval.claims)
+    importlib.reload(vtr.eval.run.claims)
 
 
 def test_a_system_without_locks_is_named_when_a_claim_is_wanted_and_not_before(tmp_path, without_fcntl):

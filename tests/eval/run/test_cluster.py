@@ -12,12 +12,12 @@ pytest.importorskip("ray")
 import ray
 
 from tests.embedded import random_checkpoint
-from vtr.eval import results
-from vtr.eval.cells import plan_cells
-from vtr.eval.cluster import RayPool
+from vtr.eval.run import results
+from vtr.eval.run.cells import plan_cells
+from vtr.eval.run.cluster import RayPool
+from vtr.eval.run.work import Silent, run_jobs
+from vtr.eval.run.workers import Job, LocalPool, Setup
 from vtr.eval.tasks import get_task
-from vtr.eval.work import Silent, run_jobs
-from vtr.eval.workers import Job, LocalPool, Setup
 from vtr.types import Budget, VtrError
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from vtr.eval.published import DISAGREEMENTS, SPEED, Published, find_published, load_published, read_table
+from vtr.eval.report.published import DISAGREEMENTS, SPEED, Published, find_published, load_published, read_table
 from vtr.registry import list_methods
 
 LLAVA = ("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "llava-1.5-7b-hf")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vtr.eval import results
-from vtr.eval.claims import Claim
-from vtr.eval.failures import Failure, clear_failure, failure_path, read_failure, write_failure
-from vtr.eval.workers import Job, Pool, Setup
+from vtr.eval.run import results
+from vtr.eval.run.claims import Claim
+from vtr.eval.run.failures import Failure, clear_failure, failure_path, read_failure, write_failure
+from vtr.eval.run.workers import Job, Pool, Setup
 
 POLL_S = 0.5
 

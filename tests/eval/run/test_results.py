@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vtr.eval import results
+from vtr.eval.run import results
 
 FINGERPRINT = {
     "method": "fastv",

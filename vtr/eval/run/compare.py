@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
-from vtr.eval.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
-from vtr.eval.cells import FULL
+from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
+from vtr.eval.run.cells import FULL
 from vtr.reduction import reduced
 from vtr.types import Method
 from vtr.viz import views_from_pixels

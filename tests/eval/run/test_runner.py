@@ -10,13 +10,13 @@ from torch import nn
 import vtr
 from tests.embedded import random_checkpoint
 from tests.tiny_models import snapshot
-from vtr.eval.cells import Cell
-from vtr.eval.results import read_folder
-from vtr.eval.runner import Runner, summarise
-from vtr.eval.sharing import TowerCache
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.results import read_folder
+from vtr.eval.run.runner import Runner, summarise
+from vtr.eval.run.sharing import TowerCache
+from vtr.eval.run.work import run_jobs
+from vtr.eval.run.workers import Job, LocalPool, Setup
 from vtr.eval.tasks import Task, get_task
-from vtr.eval.work import run_jobs
-from vtr.eval.workers import Job, LocalPool, Setup
 from vtr.models.loading import load_model
 from vtr.registry import create_method
 

@@ -3,13 +3,13 @@
 import pytest
 
 from tests.embedded import random_checkpoint
-from vtr.eval import results
-from vtr.eval.cells import Cell
-from vtr.eval.forecast import check_cells, estimate, forecast, misfits, sketch
-from vtr.eval.runner import Runner
+from vtr.eval.run import results
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.forecast import check_cells, estimate, forecast, misfits, sketch
+from vtr.eval.run.runner import Runner
+from vtr.eval.run.work import run_jobs
+from vtr.eval.run.workers import Job, LocalPool, Setup, describe
 from vtr.eval.tasks import get_task
-from vtr.eval.work import run_jobs
-from vtr.eval.workers import Job, LocalPool, Setup, describe
 from vtr.models.loading import Checkpoint, find_checkpoint, identify, load_model
 from vtr.registry import create_method
 from vtr.types import VtrError

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtr.eval import results, work
-from vtr.eval.cells import Cell
-from vtr.eval.claims import Claim
-from vtr.eval.failures import Failure, failure_of, read_failures
+from vtr.eval.run import results, work
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.claims import Claim
+from vtr.eval.run.failures import Failure, failure_of, read_failures
+from vtr.eval.run.work import Silent, run_jobs
+from vtr.eval.run.workers import Job, LocalPool, Setup
 from vtr.eval.tasks import Task
-from vtr.eval.work import Silent, run_jobs
-from vtr.eval.workers import Job, LocalPool, Setup
 from vtr.registry import create_method
 
 TASK = Task("made-up", "v1", "0", ("a",), lambda limit: [], lambda p, a: p == a, 4)

@@ -13,8 +13,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from vtr.eval.failures import Failure
-from vtr.eval.workers import Advance, Job, Setup, Surroundings, Worker
+from vtr.eval.run.failures import Failure
+from vtr.eval.run.workers import Advance, Job, Setup, Surroundings, Worker
 from vtr.types import VtrError
 
 MOST_DEATHS = 3
@@ -40,7 +40,7 @@ class _Task:
 
 
 class RayPool:
-    """See `vtr.eval.workers.Pool`; use it as a context manager.
+    """See `vtr.eval.run.workers.Pool`; use it as a context manager.
 
     Args:
         address: of a cluster (`auto`, `host:port`, `ray://host:port`), or `local` to start one on this machine that ends with the block.

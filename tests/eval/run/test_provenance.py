@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vtr.eval import provenance
-from vtr.eval.provenance import code_hash, git_state, versions
+from vtr.eval.run import provenance
+from vtr.eval.run.provenance import code_hash, git_state, versions
 from vtr.registry import create_method
 
 FASTV, DART = create_method("fastv", keep=64), create_method("dart", keep=64)
@@ -31,7 +31,7 @@ def test_only_what_can_change_an_answer_counts(edited):
     assert before["fastv"] != before["dart"] != code_hash([FASTV, DART], "llava") != code_hash([], "llava")
     edited("vtr.methods.fastv")
     assert code_hash([FASTV], "llava") != before["fastv"] and code_hash([DART], "llava") == before["dart"]
-    for name in ("vtr.plans", "vtr.ops.topk", "vtr.eval.runner", "vtr.data.scenes", "vtr.hosts.hf_llava", "vtr.types.step"):
+    for name in ("vtr.plans", "vtr.ops.topk", "vtr.eval.run.runner", "vtr.data.scenes", "vtr.hosts.hf_llava", "vtr.types.step"):
         edited(name)
         assert code_hash([FASTV], "llava") != before["fastv"], name
     for name in ("vtr.cli.eval", "vtr.methods.tome", "vtr.eval.summary", "vtr.viz.patches", "vtr.bench.shapes"):

@@ -1,4 +1,4 @@
-"""Workers: what loads a model once and answers cell after cell on it, in this process; `vtr.eval.cluster` has the same on Ray."""
+"""Workers: what loads a model once and answers cell after cell on it, in this process; `vtr.eval.run.cluster` has the same on Ray."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from vtr.eval.cells import Cell, fingerprint
-from vtr.eval.failures import Failure, failure_of
-from vtr.eval.runner import Runner
+from vtr.eval.run.cells import Cell, fingerprint
+from vtr.eval.run.failures import Failure, failure_of
+from vtr.eval.run.runner import Runner
 from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vtr.eval.cells import FULL
+from vtr.eval.run.cells import FULL
 from vtr.models.recipes import shared_folders
 
 SPEED, DISAGREEMENTS = "speed", "disagreements"
