@@ -12,6 +12,7 @@ from vtr.eval.report.speed import Speed
 from vtr.eval.run.cells import FULL
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
+from vtr.eval.tasks import name_in_source
 
 COLUMNS = (
     Measure("retained", "tokens left"),
@@ -173,7 +174,7 @@ def published_table(section: Section, find: Callable = find_published) -> Table 
         if row.changed_settings() or not {"average_tokens", "visual_tokens"} <= set(row.means):
             continue  # papers publish their own settings, which are the defaults
         tokens = row.means["average_tokens"]
-        found = find(section.model, row.method, tokens, row.means["visual_tokens"], section.task.removeprefix("lmms:"))
+        found = find(section.model, row.method, tokens, row.means["visual_tokens"], name_in_source(section.task))
         if not found:
             continue
         measured = "; ".join([f"{percent(row.macro)} %", *(f"{name} {value:.4g}" for name, value in row.metrics.items())])

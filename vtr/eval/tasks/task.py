@@ -1,12 +1,10 @@
-"""Tasks by name: samples with an image, a question and an answer, and how an answer is scored."""
+"""A task: samples with an image, a question and an answer, and how an answer is scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from vtr.registry import closest
 
 
 class Sample(Protocol):
@@ -58,51 +56,3 @@ class Task:
     def outcome(self, sample: Sample, prediction: str) -> bool | float:
         """How right an answer is: a bool, or 0 to 1."""
         return self.judge(sample, prediction) if self.judge else self.is_correct(prediction, sample.answer)
-
-
-def _shapes() -> Task:
-    from vtr.data import shapes
-
-    return Task(
-        name="shapes",
-        version=shapes.VERSION,
-        sha256=shapes.TEST_SHA256,
-        families=tuple(shapes.FAMILIES),
-        samples=lambda limit: shapes.test_samples(limit=limit),
-        is_correct=shapes.is_correct,
-        max_new_tokens=16,
-    )
-
-
-_TASKS: dict[str, Callable[[], Task]] = {"shapes": _shapes}
-
-
-def register_task(name: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
-    """Decorator: the function that builds the task called `name`."""
-
-    def decorate(build: Callable[[], Task]) -> Callable[[], Task]:
-        if _TASKS.setdefault(name, build) is not build:
-            raise ValueError(f"register_task: {name!r} is taken; choose another name")
-        return build
-
-    return decorate
-
-
-def list_tasks() -> list[str]:
-    """Names of all tasks, sorted."""
-    return sorted(_TASKS)
-
-
-def get_task(name: str) -> Task:
-    """The task called `name`; `lmms:NAME` is one of lmms-eval.
-
-    Raises:
-        ValueError: no such task.
-    """
-    if name.startswith("lmms:"):
-        from vtr.eval.benchmarks import benchmark
-
-        return benchmark(name.removeprefix("lmms:"))
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}{closest(name, list_tasks())}; those of lmms-eval are written lmms:NAME")
-    return _TASKS[name]()

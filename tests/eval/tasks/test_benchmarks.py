@@ -7,11 +7,10 @@ import pytest
 pytest.importorskip("lmms_eval")
 
 from tests.embedded import random_checkpoint
-from vtr.eval import benchmarks
-from vtr.eval.benchmarks import Document, Documents, benchmark, share_of
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.runner import Runner
-from vtr.eval.tasks import get_task
+from vtr.eval.tasks import benchmarks, get_task
+from vtr.eval.tasks.benchmarks import Document, Documents, benchmark, share_of
 from vtr.models.loading import load_model
 from vtr.registry import create_method
 
@@ -20,7 +19,7 @@ from vtr.registry import create_method
 def shapes_only(monkeypatch):
     from lmms_eval.tasks import TaskManager
 
-    manager = TaskManager(verbosity="ERROR", include_path=str(Path(__file__).parents[2] / "eval" / "tasks"), include_defaults=False)
+    manager = TaskManager(verbosity="ERROR", include_path=str(Path(__file__).parents[3] / "eval" / "tasks"), include_defaults=False)
     for cached in (benchmarks._task, benchmarks._documents):
         cached.cache_clear()
     monkeypatch.setattr(benchmarks, "_manager", lambda: manager)

@@ -19,15 +19,17 @@ from typing import Any
 
 from PIL import Image
 
-from vtr.eval.tasks import Task
+from vtr.eval.tasks.registry import register_task_source
+from vtr.eval.tasks.task import Task
 from vtr.registry import closest
 from vtr.types import VtrError
 
-PREFIX = "lmms:"
+SOURCE = "lmms"
 FRAMES = 8  # of a video, shown as images
 _log = logging.getLogger(__name__)
 
 
+@register_task_source(SOURCE, "lmms-eval")
 def benchmark(name: str) -> Task:
     """The task of lmms-eval called `name`; its samples are downloaded when they are first asked for.
 
@@ -36,16 +38,18 @@ def benchmark(name: str) -> Task:
     """
     manager = _manager()
     if manager is None:
-        raise ValueError(f"task {PREFIX + name!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
+        raise ValueError(f"task {_full_name(name)!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
     known = [key for key, entry in manager.task_index.items() if entry["type"] in ("task", "python_task")]
     if name not in known:
         raise ValueError(f"unknown task {name!r} of lmms-eval{closest(name, known)}")
     config = manager._get_config(name)
     kind = config.get("output_type", "generate_until")
     if kind != "generate_until":
-        raise ValueError(f"task {PREFIX + name!r}: output_type must be generate_until, got {kind}; use `python -m lmms_eval` for this one")
+        raise ValueError(
+            f"task {_full_name(name)!r}: output_type must be generate_until, got {kind}; use `python -m lmms_eval` for this one"
+        )
     return Task(
-        name=PREFIX + name,
+        name=_full_name(name),
         version=f"lmms-eval {version('lmms-eval')}",
         sha256=_sources(Path(manager._get_yaml_path(name)).parent),
         families=(name,),
@@ -56,6 +60,10 @@ def benchmark(name: str) -> Task:
         judge=lambda sample, prediction: _judge(name, sample, prediction),
         metrics=lambda limit, predictions: _metrics(name, limit, predictions),
     )
+
+
+def _full_name(name: str) -> str:
+    return f"{SOURCE}:{name}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,9 @@ def _judge(name: str, sample: Any, prediction: str) -> float:
     values = _task(name).process_results(sample.content, [prediction])
     shares = [share for share in map(share_of, values.values()) if share is not None]
     if not shares:
-        raise VtrError(f"{PREFIX}{name}: gives no outcome of single samples ({', '.join(values)}); use `python -m lmms_eval` for this one")
+        raise VtrError(
+            f"{_full_name(name)}: gives no outcome of single samples ({', '.join(values)}); use `python -m lmms_eval` for this one"
+        )
     return shares[0]
 
 
@@ -169,7 +179,7 @@ def _metrics(name: str, limit: int | None, predictions: Sequence[str]) -> dict[s
         try:
             value = function(found[metric])
         except Exception as error:  # a stranger's function on few samples; the outcomes of the samples are there
-            _log.warning("%s%s: metric %s could not be computed (%s)", PREFIX, name, metric, error)
+            _log.warning("%s: metric %s could not be computed (%s)", _full_name(name), metric, error)
             continue
         if isinstance(value, Real):
             metrics[metric] = float(value)
@@ -187,16 +197,30 @@ def _manager() -> Any:
     except ImportError:
         return None
 
-    class Manager(TaskManager):  # type: ignore[misc]
-        """Without lines about files of its own tasks that are of no concern to whoever asks for one; warnings stay."""
+    return _warnings_only(TaskManager)()
 
-        logger = property(lambda self: _Warnings(), lambda self, given: None)
 
-    return Manager()
+def _warnings_only(manager: type) -> type:
+    """Returns a subclass of lmms-eval's `TaskManager` that logs warnings but not a line per file of a task nobody asked for.
+
+    lmms-eval 0.7.3 keeps loguru's global logger as `self.logger`, which has no level of its own: changing it would change the logging of the
+    whole process. The subclass therefore answers `self.logger` with a filter, and ignores what the constructor assigns to that name.
+    """
+
+    class Quiet(manager):  # type: ignore[misc]
+        @property
+        def logger(self) -> _Warnings:
+            return _Warnings()
+
+        @logger.setter
+        def logger(self, given: Any) -> None:
+            pass
+
+    return Quiet
 
 
 class _Warnings:
-    """loguru's logger as lmms-eval takes it, less the levels below a warning; loguru itself stays as the user has set it up."""
+    """Hands everything from a warning on to loguru's logger."""
 
     def __getattr__(self, name: str) -> Any:
         from loguru import logger
