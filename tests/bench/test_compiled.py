@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import vtr
-from vtr.bench import compiled, measure, page, tables
+from scripts.pages import speed as page
+from vtr.bench import compiled, measure, tables
 from vtr.bench.record import environment, make_record
 from vtr.bench.shapes import build, find_shape, prompts
 from vtr.cost import TransformerShape, kv_bytes

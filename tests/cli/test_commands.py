@@ -196,19 +196,6 @@ def test_eval_counts_anyres_tokens_without_newlines(tmp_path):
     assert sample["newlines"] == [48, 48]
 
 
-def test_floors_are_written_to_the_card(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text("# tiny\n")
-    options = ("--out", tmp_path / "cells", "--limit", 1, "--seeds", "0", "--card", card)
-    shown = vtr("floors", random_checkpoint(), *options, "--against", random_checkpoint(), code=1).stdout
-    assert "MISSED full: macro accuracy at least 88 %" in shown
-    assert "reading at least as good as random" in shown
-    once = card.read_text()
-    assert "| random 288 |" in once
-    vtr("floors", random_checkpoint(), *options, "--against", random_checkpoint(), code=1)
-    assert card.read_text() == once
-
-
 def test_demo_draws_a_contact_sheet(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     shown = vtr("demo", "--model", random_checkpoint(), "--out", tmp_path / "demo.png", "--methods", "random,fastv", "--keep", 64).stdout

@@ -66,7 +66,7 @@ def test_the_entry_point_is_the_one_that_is_tested_here():
 
 
 @pytest.mark.parametrize("module", ["vtr", "torch.types", "torch.nn", "typer.main"])
-@pytest.mark.parametrize("command", [("-m", "vtr", "list"), ("-c", CONSOLE_SCRIPT, "floors", "--limit", "2")], ids=["module", "script"])
+@pytest.mark.parametrize("command", [("-m", "vtr", "list"), ("-c", CONSOLE_SCRIPT, "demo", "--keep", "2")], ids=["module", "script"])
 def test_a_command_that_is_stopped_while_it_is_imported_says_nothing(command, module):
     interpreter = [sys.executable, "-X", "importtime", *command]
     process = subprocess.Popen(interpreter, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import (
     GRID,
     IMAGES,
@@ -26,7 +27,6 @@ from tests.tiny_models import batch_of
 from vtr.methods.globalcom2 import GlobalCom2, authors_counts, authors_sequence, crop_shares, similarity_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("globalcom2-*"))
 MORE = [((2, 3), (60, 60)), ((1, 4), (20, 300)), ((7, 1), (200, 20)), ((2, 2), (96, 96))]

@@ -16,7 +16,6 @@ USED = {
         *("threads", "file", "device", "dtype", "attention", "quiet"),
     ),
     "--ops": ("ops", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
-    "--page": ("page", "records", "quiet"),
 }
 """Parameters that each of the things to do reads."""
 
@@ -48,10 +47,6 @@ def bench(
     longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write this page from the records of --records; without --model nothing is timed.")
-    ] = None,
-    records: Annotated[Path, typer.Option(help="Folder of records for --page.")] = Path("eval/speed"),
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -63,14 +58,12 @@ def bench(
     from vtr.bench.session import Asked
     from vtr.models.loading import check_attention, check_device
 
-    if model is None and not ops and page is None:
-        raise ValueError("bench: nothing to do; give --model, --ops or --page")
+    if model is None and not ops:
+        raise ValueError("bench: nothing to do; give --model or --ops")
     if ops and model is not None:
         raise ValueError(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
-    modes = {"--model": model is not None, "--ops": ops, "--page": page is not None}
-    used = {name for mode, chosen in modes.items() if chosen for name in USED[mode]}
-    way = "; methods are timed on a model, with --model" if ops else ""
-    refuse_unused(context, " with ".join(mode for mode, chosen in modes.items() if chosen), used, way)
+    mode, way = ("--ops", "; methods are timed on a model, with --model") if ops else ("--model", "")
+    refuse_unused(context, mode, USED[mode], way)
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"--json: no folder {str(file.parent)!r}; make it first")
     if threads:
@@ -96,13 +89,6 @@ def bench(
         _ops(place, dtype, repeats, longest, file, quiet)
     if model is not None:
         _model(model, asked, place, dtype, check_attention(attention), schedule, file, quiet)
-    if page is not None:
-        from vtr.bench.page import page as make_page
-        from vtr.bench.record import read_records
-
-        found = read_records(records)
-        _write(page, make_page(found))
-        out.print(f"{len(found)} records written to {page}", soft_wrap=True)
 
 
 def _model(name: str, asked: Any, device: str, dtype: str, attention: str, schedule: str | None, file: Path | None, quiet: bool) -> None:

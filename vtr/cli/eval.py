@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, lo
 from vtr.cli._watching import Watcher
 from vtr.registry import default_settings, method_class
 from vtr.types import BUDGETS, VtrError
+
+if TYPE_CHECKING:
+    from vtr.eval.run.workers import Setup
 
 
 @reported
@@ -38,6 +41,7 @@ def eval(
 ) -> None:
     """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
     from vtr.eval.run.cells import plan_cells
+    from vtr.eval.run.workers import Setup
     from vtr.eval.tasks import get_task
 
     names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
@@ -54,7 +58,8 @@ def eval(
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
             raise ValueError(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
-    contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet, share_tower)
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
+    contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
 
 
@@ -69,29 +74,25 @@ def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
     return method_class(name).default_budget is not None and not set(BUDGETS) & set(own)
 
 
-def run_cells(
-    cells: Sequence[Any],
-    model: str,
-    folder: Path,
-    batch_size: int,
-    device: str | None,
-    dtype: str,
-    attention: str,
-    quiet: bool,
-    share_tower: bool,
-) -> list[dict[str, Any]]:
-    """Run what is not finished, with progress; returns the contents of all these cells in order."""
+def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> list[dict[str, Any]]:
+    """Runs the cells that have no result yet, with progress, and returns the contents of all result files in order.
+
+    Args:
+        cells: what to run.
+        setup: the model and how it is loaded.
+        folder: for result files.
+        quiet: without progress.
+    """
     from vtr.eval.run import results
     from vtr.eval.run.claims import check_locks
     from vtr.eval.run.forecast import check_cells
     from vtr.eval.run.work import run_jobs
-    from vtr.eval.run.workers import Job, LocalPool, Setup
+    from vtr.eval.run.workers import Job, LocalPool
 
-    if batch_size < 1:
-        raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")
+    if setup.batch_size < 1:
+        raise ValueError(f"--batch-size: must be at least 1, got {setup.batch_size}")
     check_locks("eval")
     results.prepare_folder(folder)
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
     pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet))
     pool.describe(setup)
     check_cells(setup, cells)
