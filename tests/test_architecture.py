@@ -24,13 +24,14 @@ EVERYTHING = ENGINE | {
     "methods",
     "models",
     "ops",
+    "recipes",
     "registry",
     "types",
     "viz",
     "selfcheck",
     "versions",
 }
-TOOLS = ENGINE | {"models", "registry", "cost", "data", "viz", "types"}
+TOOLS = ENGINE | {"models", "recipes", "registry", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
     "__init__": {"reduction", "registry", "types"},
     "__main__": {"cli"},
@@ -48,9 +49,10 @@ MAY_IMPORT = {
     "dense_report": {"engine"},
     "selfcheck": ENGINE | {"hosts", "registry", "types"},
     "versions": set(),
-    "models": {"hosts", "registry", "types", "data"},
+    "models": {"hosts", "recipes", "registry", "types", "data"},
     "hosts": {"ops", "types", "registry"},
-    "methods": {"registry", "types", "ops"},
+    "methods": {"recipes", "registry", "types", "ops"},
+    "recipes": set(),
     "registry": {"types"},
     "cost": {"types"},
     "viz": {"types"},

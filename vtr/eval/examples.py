@@ -14,7 +14,7 @@ from vtr.data.shapes import is_correct
 from vtr.eval.run.asking import encode, open_image, to_model
 from vtr.eval.run.cells import FULL
 from vtr.eval.run.compare import Outcome, ask, views_of
-from vtr.models.recipes import shared_folders
+from vtr.recipes import shared_folders
 from vtr.types import Method, VtrError
 from vtr.viz import Tile, contact_sheet, draw_patches
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from vtr.registry import closest, shared_folders
+from vtr.recipes import shared_folders
+from vtr.registry import closest
 
 
 @dataclass(frozen=True)

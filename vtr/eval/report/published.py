@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from vtr.eval.run.cells import FULL
-from vtr.models.recipes import shared_folders
+from vtr.recipes import shared_folders
 
 SPEED, DISAGREEMENTS = "speed", "disagreements"
 _MODELS = {  # file -> names of the checkpoint: recipe, hub id without owner
