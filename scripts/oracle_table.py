@@ -15,6 +15,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from tests import oracles, tiny_models  # noqa: E402
+from vtr.markdown import markdown_table  # noqa: E402
 
 COLUMNS = [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.float32), ("sdpa", torch.bfloat16)]
 
@@ -34,11 +35,11 @@ def main() -> None:
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, {datetime.date.today()}; worst of {', '.join(kinds)}.\n"
     )
-    print("| oracle | " + " | ".join(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
+    body = []
     for name, oracle in oracles.ORACLES.items():
         title = (oracle.__doc__ or "").split("\n")[0].rstrip(".").replace("O", "**O", 1).replace(":", "**", 1)
-        print(f"| {title} | " + " | ".join(cell(name, kinds, *column) for column in COLUMNS) + " |", flush=True)
+        body.append([title, *(cell(name, kinds, *column) for column in COLUMNS)])
+    print(markdown_table(["oracle", *(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS)], body))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ EVERYTHING = ENGINE | {
     "data",
     "eval",
     "hosts",
+    "markdown",
     "methods",
     "models",
     "ops",
@@ -31,12 +32,12 @@ EVERYTHING = ENGINE | {
     "selfcheck",
     "versions",
 }
-TOOLS = ENGINE | {"models", "recipes", "registry", "cost", "data", "viz", "types"}
+TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
     "__init__": {"reduction", "registry", "types"},
     "__main__": {"cli"},
     "cli": EVERYTHING,
-    "eval": TOOLS,
+    "eval": TOOLS | {"bench"},
     "bench": TOOLS | {"hosts", "ops"},
     "calibrate": TOOLS | {"ops"},
     "engine": {"plans", "planning", "report", "dense_report", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "models": {"hosts", "recipes", "registry", "types", "data"},
     "hosts": {"ops", "types", "registry"},
     "methods": {"recipes", "registry", "types", "ops"},
+    "markdown": set(),
     "recipes": set(),
     "registry": {"types"},
     "cost": {"types"},

@@ -15,9 +15,10 @@ from PIL import Image
 from vtr.cost import CONVENTION
 from vtr.data.scenes import draw
 from vtr.data.segmentation import iou, score, segment, test_scenes
-from vtr.eval.run.cells import FULL
 from vtr.eval.run.results import write_atomic
+from vtr.markdown import markdown_table
 from vtr.reduction import reduced
+from vtr.types.naming import FULL
 from vtr.viz import Tile, contact_sheet
 from vtr.viz.dense import draw_classes, draw_clusters
 
@@ -136,19 +137,15 @@ def write_rows(path: Path, table: Sequence[DenseRow], conditions: dict[str, Any]
 
 def markdown(table: Sequence[DenseRow]) -> str:
     """The table for the documentation."""
-    lines = [
-        f"GFLOPs of one image without the head, {CONVENTION}; tokens are those of the last block, prefix tokens excluded.",
-        "",
-        "| variant | tokens | GFLOPs | mIoU | change (95 %) | images/s | factor | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    full = table[0]
+    full, body = table[0], []
     for row in table:
-        tokens = row.tokens[-1] if row.tokens else "all"
+        tokens = str(row.tokens[-1]) if row.tokens else "all"
         moved = "" if row is full else "{:+.1f} ({:+.1f} to {:+.1f})".format(*row.change)
-        speed = f"{row.images_per_s:.1f} | {row.images_per_s / full.images_per_s:.2f}"
-        lines.append(f"| {row.label} | {tokens} | {row.gflops:.2f} | {row.miou:.1f} | {moved} | {speed} | {row.peak_mib:.0f} |")
-    return "\n".join(lines)
+        speed = [f"{row.images_per_s:.1f}", f"{row.images_per_s / full.images_per_s:.2f}"]
+        body.append([row.label, tokens, f"{row.gflops:.2f}", f"{row.miou:.1f}", moved, *speed, f"{row.peak_mib:.0f}"])
+    head = ["variant", "tokens", "GFLOPs", "mIoU", "change (95 %)", "images/s", "factor", "peak MiB"]
+    said = f"GFLOPs of one image without the head, {CONVENTION}; tokens are those of the last block, prefix tokens excluded."
+    return f"{said}\n\n{markdown_table(head, body)}"
 
 
 def picture(model: Any, pictures: Sequence[np.ndarray], labels: Sequence[np.ndarray], variant: tuple[str, dict[str, Any]]) -> Image.Image:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
+from vtr.markdown import markdown_table
 from vtr.models.devices import synchronize
 from vtr.ops.clusters import cluster, hard_labels, tiles_of
 from vtr.ops.sharpness import LADDER, auto_tau
 from vtr.reduction import reduced
+from vtr.types.naming import FULL
 
-FULL = "full"
 Variant = tuple[str, dict[str, Any]]
 """Registry name and settings of a method; `full` without settings is the model as it is."""
 
@@ -164,20 +165,17 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
 def markdown(name: str, costs: Sequence[DenseCost], device: torch.device, dtype: torch.dtype) -> str:
     """A table with the factor by which each variant is faster than the full model, and what choosing takes of its time."""
     full = next(cost for cost in costs if cost.variant[0] == FULL)
-    lines = [
+    said = (
         f"`{name}`, batch {full.images}, {str(dtype).removeprefix('torch.')}, random weights, {clock_name(device)}, "
-        f"{torch.get_num_threads()} of them, torch {torch.__version__}:",
-        "",
-        "| variant | GFLOPs | ms | factor | clustering and restoring ms | percent of full | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        f"{torch.get_num_threads()} of them, torch {torch.__version__}:"
+    )
+    body = []
     for cost in costs:
         gflops = "" if cost.gflops is None else f"{cost.gflops:.1f}"
-        own = "" if cost is full else f"{cost.choosing_ms:.1f} | {100 * cost.choosing_ms / full.ms:.1f}"
-        lines.append(
-            f"| {label(cost.variant)} | {gflops} | {cost.ms:.0f} | {full.ms / cost.ms:.2f} | {own or ' | '} | {cost.peak_bytes / 2**20:.0f} |"
-        )
-    return "\n".join(lines)
+        own = ["", ""] if cost is full else [f"{cost.choosing_ms:.1f}", f"{100 * cost.choosing_ms / full.ms:.1f}"]
+        body.append([label(cost.variant), gflops, f"{cost.ms:.0f}", f"{full.ms / cost.ms:.2f}", *own, f"{cost.peak_bytes / 2**20:.0f}"])
+    head = ["variant", "GFLOPs", "ms", "factor", "clustering and restoring ms", "percent of full", "peak MiB"]
+    return f"{said}\n\n{markdown_table(head, body)}"
 
 
 def label(variant: Variant) -> str:

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from vtr.data.shapes import constant_accuracy
 from vtr.eval.report.marked import has_block, with_block
-from vtr.eval.run.cells import FULL, Cell, plan_cells
+from vtr.eval.run.cells import Cell, plan_cells
 from vtr.eval.run.results import write_atomic
 from vtr.eval.stats import paired_difference
 from vtr.eval.summary import Row, make_rows, percent
 from vtr.eval.tasks import Task, get_task
+from vtr.markdown import markdown_table
 from vtr.types import Budget
+from vtr.types.naming import FULL
 
 KEEPS = (288, 192, 128, 64, 32, 16)
 
@@ -82,16 +84,15 @@ def floor_section(rows: Sequence[Row], floors: Sequence[Floor], constants: Mappi
         f"seeds {', '.join(map(str, seeds))}.",
         f"{first['dtype']}, {first['attention']}, {first['device']}, torch {versions['torch']}, transformers {versions['transformers']}.",
         "",
-        "| visual tokens | " + " | ".join(families) + " | macro |",
-        "|---" * (len(families) + 2) + "|",
     ]
+    body = []
     for row in rows:
         name = {FULL: f"full ({row.means['retained']:.0f})", "none": "none (0)"}.get(row.method, f"{row.method} {row.keep}")
-        lines.append(f"| {name} | " + " | ".join(percent(row.families[f]) for f in families) + f" | {percent(row.macro)} |")
+        body.append([name, *(percent(row.families[f]) for f in families), percent(row.macro)])
     mean = sum(constants[f] for f in families) / len(families)
-    lines.append("| best constant answer | " + " | ".join(f"{constants[f]:.1f}" for f in families) + f" | {mean:.1f} |")
-    lines += ["", "| floor | found | |", "|---|---|---|"]
-    lines += [f"| {floor.rule} | {floor.found} | {'pass' if floor.passed else 'MISSED'} |" for floor in floors]
+    body.append(["best constant answer", *(f"{constants[f]:.1f}" for f in families), f"{mean:.1f}"])
+    verdicts = [[floor.rule, floor.found, "pass" if floor.passed else "MISSED"] for floor in floors]
+    lines += [markdown_table(["visual tokens", *families, "macro"], body), "", markdown_table(["floor", "found", ""], verdicts)]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from vtr.eval.report.marked import has_block, with_block
 from vtr.eval.report.section import Section
 from vtr.eval.run.results import write_atomic
 from vtr.eval.summary import percent
+from vtr.markdown import markdown_table
 from vtr.registry import create_method, default_settings, list_methods, method_class
 
 KEEP = 64
@@ -47,17 +48,17 @@ def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, na
 
 def measured_table(name: str, sections: Sequence[Section]) -> str:
     """Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it was never run."""
-    lines = []
+    body = []
     for section in sections:
         for row in sorted((r for r in section.rows if r.method == name), key=lambda r: -(r.keep or 0)):
             random, full = section.random(row), section.full(row)
             cells = [section.title, row.budget or "-", percent(row.macro), percent(random.macro) if random and random is not row else "-"]
             cells += [percent(full.macro) if full else "-", *(_number(row.means.get(key)) for key in ("retained", "average_tokens"))]
-            lines.append("| " + " | ".join(cells) + " |")
-    if not lines:
+            body.append(cells)
+    if not body:
         return ""
     head = ["measured on", "budget", "macro accuracy", "`random` there", "full", "tokens left", "average over the LLM"]
-    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
+    return markdown_table(head, body)
 
 
 def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str) -> bool:

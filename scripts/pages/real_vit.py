@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtr.eval.run.cells import FULL
+from vtr.markdown import markdown_table
 from vtr.reduction import reduced
 from vtr.types import VtrError
+from vtr.types.naming import FULL
 from vtr.viz import Tile, contact_sheet
 
 Variant = tuple[str, dict[str, Any]]
@@ -243,16 +244,14 @@ def agreement(model: Saliency, pictures: Sequence[Image.Image], variants: Sequen
 
 def markdown(variants: Sequence[str], found: Sequence[Agreement], costs: Sequence[Any]) -> str:
     """The table: `costs` are `scripts.pages.dense_cost.DenseCost` of the same variants, the first the full model."""
-    lines = [
-        "| variant | tokens | GFLOPs | cosine mean | 5th percentile | IoU | ms | factor | clustering or merging ms |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["variant", "tokens", "GFLOPs", "cosine mean", "5th percentile", "IoU", "ms", "factor", "clustering or merging ms"]
+    body = []
     for label, one, cost in zip(variants, found, costs, strict=True):
-        tokens = cost.tokens[-1] if cost.tokens else "all"
-        quality = f"{one.cosine:.4f} | {one.cosine_p5:.3f} | {one.iou:.3f}"
-        time = f"{cost.ms:.0f} | {costs[0].ms / cost.ms:.2f} | {cost.choosing_ms:.0f}"
-        lines.append(f"| {label} | {tokens} | {cost.gflops:.1f} | {quality} | {time} |")
-    return "\n".join(lines)
+        tokens = str(cost.tokens[-1]) if cost.tokens else "all"
+        quality = [f"{one.cosine:.4f}", f"{one.cosine_p5:.3f}", f"{one.iou:.3f}"]
+        time = [f"{cost.ms:.0f}", f"{costs[0].ms / cost.ms:.2f}", f"{cost.choosing_ms:.0f}"]
+        body.append([label, tokens, f"{cost.gflops:.1f}", *quality, *time])
+    return markdown_table(head, body)
 
 
 @torch.no_grad()

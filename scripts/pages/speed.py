@@ -7,8 +7,9 @@ from statistics import median
 from typing import Any
 
 from scripts.pages.targets import tower_against_boundary, verdicts
-from vtr.bench.measure import KEPT, METHOD
-from vtr.bench.tables import Cell, compiled_cell, heads, lines, markdown, not_compiled, ops_table, row_of, runs_of, spread
+from vtr.bench.record import KEPT, METHOD
+from vtr.bench.tables import Cell, compiled_cell, heads, lines, not_compiled, ops_table, row_of, runs_of, spread
+from vtr.markdown import markdown_table
 
 Record = Mapping[str, Any]
 HEAD = """# Speed
@@ -85,7 +86,7 @@ def _model(name: str, record: Record) -> str:
             f"Prompt of {cell['prompt']} tokens, {rounds} round(s).",
             "",
         ]
-        found += markdown(heads(cell), lines(cell))
+        found.append(markdown_table(heads(cell), lines(cell)))
         found += _compiled(cell)
     if record["refused"]:
         found += ["", "Not run:", "", *(f"- {method}: {reason}" for method, reason in record["refused"].items())]
@@ -100,7 +101,7 @@ def _compiled(cell: Cell) -> list[str]:
         seconds = [row["compiled"]["warm_up_s"] for row in own["rows"]]
         rounds = len(own["rows"][0]["runs"])
         said = f"With the decode step compiled on a static cache, {rounds} round(s); compiling took {min(seconds):.0f} to {max(seconds):.0f} s a row:"
-        found += ["", said, "", *markdown(heads(own), lines(own))]
+        found += ["", said, "", markdown_table(heads(own), lines(own))]
     if reasons:
         found += ["", "Not compiled:", "", *(f"- {name}: {reason}" for name, reason in reasons.items())]
     return found
@@ -127,7 +128,7 @@ def _targets(models: Sequence[tuple[str, Record]]) -> str:
                 else ""
             )
             found += ["", f"### {_title(record, cell)}", "", f"Misses are bold.{alone}", ""]
-            found += markdown(["", *kinds], [[m, *(own_found.get(k, "") for k in kinds)] for m, own_found in table.items()])
+            found.append(markdown_table(["", *kinds], [[m, *(own_found.get(k, "") for k in kinds)] for m, own_found in table.items()]))
             missed = [v for v in own if not v.met]
             if missed:
                 found += ["", "Misses:", "", *(f"- {v.method}, {v.target} {v.found}: {v.reason}." for v in missed)]
@@ -154,10 +155,10 @@ def _choosing(models: Sequence[tuple[str, Record]]) -> str:
         return ""
     body = [[name, *(table[name].get(column, "") for column in columns)] for name in sorted(table)]
     said = "Milliseconds, and in percent of the full model's prefill in the same run. A batch is that many prompts with one image each."
-    return "\n".join(["## Time spent choosing", "", said, "", *markdown(["", *columns], body)])
+    return "\n".join(["## Time spent choosing", "", said, "", markdown_table(["", *columns], body)])
 
 
 def _ops(name: str, record: Record) -> str:
     head, body = ops_table(record["rows"])
     said = f"`eval/speed/{name}.json`: random tokens {record['width']} wide in {record['dtype']}, one of nine kept. {_where(record)}"
-    return "\n".join(["## Selection functions by themselves", "", said, "", *markdown(head, body)])
+    return "\n".join(["## Selection functions by themselves", "", said, "", markdown_table(head, body)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from statistics import median
 from typing import Any, NamedTuple
 
-from vtr.bench.measure import FULL, KEPT, METHOD
+from vtr.bench.record import KEPT, METHOD
 from vtr.bench.tables import Cell, Line, floor_of, paired, row_of, runs_of
 from vtr.registry import method_class
+from vtr.types.naming import FULL
 
 PREFILL_OVER, CHOOSING_GPU, CHOOSING_CPU, DECODE_OVER, MEMORY_OVER = 0.05, 0.03, 0.05, 0.02, 0.01
 

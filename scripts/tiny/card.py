@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from vtr.data.shapes import FAMILIES, TEST_SHA256, VERSION, constant_accuracy
+from vtr.markdown import markdown_table
 
 Scores = Mapping[int | None, Mapping[str, tuple[float, float, float]]]
 
@@ -77,7 +78,7 @@ def table(scores: Scores) -> str:
     for keep, found in scores.items():
         cells = [f"{found[name][0]:.1f} ({found[name][1]:.1f} to {found[name][2]:.1f})" for name in header[1:]]
         rows.append(["all" if keep is None else str(keep), *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+    return markdown_table(header, rows)
 
 
 def card(model, stages: Sequence, scores: Scores, seconds: float, device: str, seed: int, per_family: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vtr.data.shapes import FAMILIES, Sample, is_correct
+from vtr.eval.stats import wilson
 from vtr.hosts._versions import cache_keyword
 
 LONGEST_ANSWER = 8
@@ -86,7 +87,7 @@ def accuracy(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, tup
     for family in FAMILIES:
         right = [is_correct(answer, sample.answer) for sample, answer in zip(samples, answers) if sample.family == family]
         if right:
-            scores[family] = wilson(sum(right), len(right))
+            scores[family] = share_in_percent(sum(right), len(right))
             share = sum(right) / len(right)
             variance += share * (1 - share) / len(right)
     mean = sum(score[0] for score in scores.values()) / len(scores)
@@ -94,9 +95,7 @@ def accuracy(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, tup
     return {**scores, "macro": (mean, max(0.0, mean - margin), min(100.0, mean + margin))}
 
 
-def wilson(right: int, total: int) -> tuple[float, float, float]:
-    """Share in percent and its 95 % Wilson interval."""
-    z, share = 1.96, right / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return 100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+def share_in_percent(right: int, total: int) -> tuple[float, float, float]:
+    """Returns the share in percent and its 95 % Wilson interval."""
+    value, low, high = wilson(right, total)
+    return 100 * value, 100 * low, 100 * high

@@ -21,6 +21,7 @@ from vtr.data.questions import compose
 from vtr.data.scenes import CANVAS, Dice, draw
 from vtr.data.segmentation import CLASSES, MOST_TEST_SCENES, confusion, iou, score, segment, test_scenes
 from vtr.data.shapes import STREAMS, TEST_SHA256, VERSION
+from vtr.markdown import markdown_table
 from vtr.models.dense import DenseConfig, DenseViT, load_dense, save_dense
 
 from .batches import MEAN, STD, normalised
@@ -78,9 +79,7 @@ There is no depth head: the scenes are flat, and nothing in them is nearer than 
 Intersection over union in percent, all pixels of {count} test scenes of `shapes` {version} (sha256 `{sha}`), at 192 x 192, fp16 weights computed
 in fp32 on the CPU, no reduction.
 
-| {names} | mean |
-|{rule}---|
-| {found} | {mean:.1f} |
+{table}
 """
 LEARNED = 5  # layers of the tower that learned what patches show; its last one serves CLS alone
 CONFIG = DenseConfig(
@@ -244,8 +243,5 @@ def card(training: SegmentationTraining, found: np.ndarray, device: str, start: 
         date=datetime.now(UTC).date(),
         sha=TEST_SHA256,
         count=count,
-        names=" | ".join(config.classes),
-        rule="---|" * len(config.classes),
-        found=" | ".join(f"{value:.1f}" for value in found),
-        mean=np.nanmean(found),
+        table=markdown_table([*config.classes, "mean"], [[f"{value:.1f}" for value in (*found, np.nanmean(found))]]),
     )

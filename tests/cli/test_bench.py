@@ -37,7 +37,7 @@ def test_a_shape_is_timed_recorded_and_put_on_a_page(tmp_path, monkeypatch):
         ((), "bench: nothing to do; give --model or --ops"),
         (("--model", "llava-tiny", "--methods", "fast-v"), "unknown method 'fast-v'; did you mean 'fastv'"),
         (("--model", "llava-tiny", "--keep", "0"), "--keep: numbers must be at least 1, got '0'"),
-        (("--model", "llava-tiny", "--set", "layer=2"), "--set: must look like method.key=value, got 'layer'"),
+        (("--model", "llava-tiny", "--set", "layer=2"), "--set: must look like method.key=value here, got layer=2"),
         (("--model", "llava-tiny", "--compiled", "--new-tokens", "1"), "--compiled: an answer of one token has no decode step"),
         (("--model", "llava-med"), "llava-med"),
         (("--model", "llava-tiny", "--json", "nowhere/x.json"), "--json: no folder 'nowhere'"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vtr.bench.floors import can_cut, encode, next_token, prefill
+from vtr.bench.record import FLOOR, KEPT, METHOD
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
 from vtr.engine.llm.entry import swap
@@ -23,8 +24,7 @@ from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.models.devices import synchronize
 from vtr.reduction import Reduction, reduced
 from vtr.types import Method, VtrError
-
-FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"
+from vtr.types.naming import FULL
 
 
 @dataclass

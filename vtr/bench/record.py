@@ -17,6 +17,8 @@ import vtr
 from vtr.bench.stopwatch import clock_name
 
 FORMAT, SCHEMA = "vtr-bench", 1
+KEPT, FLOOR, METHOD = "kept floor", "schedule floor", "method"
+"""Kinds of rows, beside `FULL`."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -65,10 +67,15 @@ def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"bench: {path.name} is not complete JSON ({error}); measure it again") from None
-        if not isinstance(content, dict) or (content.get("format"), content.get("schema")) != (FORMAT, SCHEMA):
+        if not is_record(content):
             raise ValueError(f"bench: {path.name} is not a result of vtr bench with schema {SCHEMA}; measure it again or take it away")
         found.append((path.stem, content))
     return found
+
+
+def is_record(content: Any) -> bool:
+    """Tells whether the content of a JSON file is a record of this schema."""
+    return isinstance(content, dict) and (content.get("format"), content.get("schema")) == (FORMAT, SCHEMA)
 
 
 def _rounded(value: Any) -> Any:

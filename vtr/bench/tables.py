@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from vtr.bench.measure import FLOOR, FULL, KEPT, METHOD
+from vtr.bench.record import FLOOR, KEPT, METHOD
+from vtr.types.naming import FULL
 
 Cell = Mapping[str, Any]
 Line = Mapping[str, Any]
@@ -108,8 +109,3 @@ def ops_table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         text = f"({row['left_out']})" if "left_out" in row else spread(row["ms"])
         found.setdefault(row["op"], {})[row["tokens"], row["batch"]] = text
     return ["ms", *(f"N = {n}, B = {b}" for n, b in sizes)], [[op, *(own.get(size, "") for size in sizes)] for op, own in found.items()]
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(line) + " |" for line in body)]

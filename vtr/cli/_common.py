@@ -124,6 +124,21 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """Parses settings of several methods: `["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`.
+
+    Raises:
+        ValueError: a name without a method in front.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_settings(pairs).items():
+        method, dot, setting = name.partition(".")
+        if not dot or not setting or not method:
+            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
+        found.setdefault(method, {})[setting] = value
+    return found
+
+
 def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
     """`"192,64"` -> `[192, 64]`, without repetitions.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, parse_settings, progress, refuse_unused, reported, spinner
+from vtr.cli._common import Attention, Device, Dtype, Quiet, method_settings, out, parse_list, progress, refuse_unused, reported, spinner
 
 SAMPLES = 5
 USED = {
@@ -77,7 +77,7 @@ def bench(
         repeats,
         floors,
         minutes,
-        _by_method(settings or []),
+        method_settings(settings or []),
         compiled,
     )
     for name in asked.settings:
@@ -211,17 +211,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     if min(found) < 1:
         raise ValueError(f"{option}: numbers must be at least 1, got {text!r}")
     return tuple(found)
-
-
-def _by_method(pairs: list[str]) -> dict[str, dict[str, Any]]:
-    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in parse_settings(pairs).items():
-        method, mark, key = name.partition(".")
-        if not mark:
-            raise ValueError(f"--set: must look like method.key=value, got {name!r}")
-        found.setdefault(method, {})[key] = value
-    return found
 
 
 def _write(path: Path, text: str) -> None:

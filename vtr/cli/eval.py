@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, out, parse_list, parse_settings, reported
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, method_settings, out, parse_list, reported
 from vtr.cli._watching import Watcher
 from vtr.registry import default_settings, method_class
 from vtr.types import BUDGETS, VtrError
@@ -65,7 +65,7 @@ def eval(
 
 def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
     """Whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
-    from vtr.eval.run.cells import FULL
+    from vtr.types.naming import FULL
 
     if name == FULL:
         return False
@@ -120,21 +120,6 @@ def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
     if keep_ratio is not None:
         return [Budget(keep_ratio=share) for share in parse_list(keep_ratio, float, "--keep-ratio")]
     return []
-
-
-def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
-    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`.
-
-    Raises:
-        ValueError: a name without a method in front.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in parse_settings(pairs).items():
-        method, dot, setting = name.partition(".")
-        if not dot or not setting or not method:
-            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
-        found.setdefault(method, {})[setting] = value
-    return found
 
 
 def print_rows(contents: Sequence[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import out, reported
+from vtr.markdown import markdown_table
 from vtr.registry import closest, list_methods, method_class
 
 COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget", "mark")
@@ -31,7 +32,7 @@ def list_(
         out.print_json(json.dumps(rows))
         return
     if markdown:
-        out.print(markdown_table(rows), markup=False, soft_wrap=True)
+        out.print(methods_table(rows), markup=False, soft_wrap=True)
         return
     if not rows:
         out.print(f"no method acts at stage {stage}")
@@ -73,8 +74,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [", ".join(row["stages"]), row["title"], paper, row["signals"], needs, exact, ", ".join(row["marks"]) or "-"]
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, names linked to their pages."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| [`{row['name']}`](docs/methods/{row['name']}.md) | " + " | ".join(_cells(row)) + " |" for row in rows]
-    return "\n".join(lines)
+def methods_table(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table of methods, names linked to their pages."""
+    return markdown_table(COLUMNS, [[f"[`{row['name']}`](docs/methods/{row['name']}.md)", *_cells(row)] for row in rows])

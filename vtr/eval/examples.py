@@ -12,10 +12,10 @@ from PIL import Image
 
 from vtr.data.shapes import is_correct
 from vtr.eval.run.asking import encode, open_image, to_model
-from vtr.eval.run.cells import FULL
 from vtr.eval.run.compare import Outcome, ask, views_of
 from vtr.recipes import shared_folders
 from vtr.types import Method, VtrError
+from vtr.types.naming import FULL
 from vtr.viz import Tile, contact_sheet, draw_patches
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scripts.tiny import batches, recipe, run
-from scripts.tiny.check import accuracy, predictions, wilson
+from scripts.tiny.check import accuracy, predictions, share_in_percent
 from scripts.tiny.export import export
 from scripts.tiny.model import Sizes, anyres_layout, build_model, grid_positions, llm_pass, tower_pass
 from scripts.tiny.tokenizer import build_processor, build_tokenizer, spelled
@@ -161,5 +161,5 @@ def test_intervals_hold_the_score():
     samples = split_samples("validation", limit=5)
     scores = accuracy(samples, [sample.answer for sample in samples])
     assert scores["macro"][0] == 100 and scores["text"][1] < 100 == scores["text"][2]
-    low_mid_high = wilson(250, 500)
+    low_mid_high = share_in_percent(250, 500)
     assert low_mid_high[1] == pytest.approx(45.6, abs=0.1) and low_mid_high[2] == pytest.approx(54.4, abs=0.1)

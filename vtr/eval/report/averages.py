@@ -8,9 +8,9 @@ import numpy as np
 
 from vtr.eval.report.document import Cell, Part, Table, share
 from vtr.eval.report.section import BudgetKey, Section, budget_key, budget_title
-from vtr.eval.run.cells import FULL
 from vtr.eval.stats import Interval, interval
 from vtr.eval.summary import Row
+from vtr.types.naming import FULL
 
 
 def average_part(sections: Sequence[Section]) -> tuple[Part, list[str]] | None:

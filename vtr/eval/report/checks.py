@@ -14,8 +14,8 @@ from itertools import pairwise
 from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import missing_baselines
-from vtr.eval.run.cells import FULL
 from vtr.eval.summary import Row, percent
+from vtr.types.naming import FULL
 
 _PEAKS = {  # a word of the device's name, or its end -> TFLOP/s of 16-bit floats, of float32
     "B200": (2250.0, 1125.0),

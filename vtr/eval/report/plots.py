@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from vtr.eval.report.document import Figure
 from vtr.eval.report.section import BASELINES, Measure, Section, budget_title
-from vtr.eval.run.cells import FULL
 from vtr.eval.summary import Row
+from vtr.types.naming import FULL
 
 _STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _MARKERS = "os^Dv<>PXh*"

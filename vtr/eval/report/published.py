@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vtr.eval.run.cells import FULL
 from vtr.recipes import shared_folders
+from vtr.types.naming import FULL
 
 SPEED, DISAGREEMENTS = "speed", "disagreements"
 _MODELS = {  # file -> names of the checkpoint: recipe, hub id without owner

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from vtr.eval.report.resamples import Resamples
 from vtr.eval.report.speed import Speed
-from vtr.eval.run.cells import FULL
 from vtr.eval.run.results import content_hash
 from vtr.eval.summary import Condensed, Row, make_rows
 from vtr.registry import default_settings, list_methods, method_class
 from vtr.types import BUDGETS
+from vtr.types.naming import FULL
 
 AT_A_BUDGET = ("random", "uniform", "pool", "resize")
 BASELINES = (FULL, *AT_A_BUDGET, "none")

@@ -9,10 +9,10 @@ from vtr.eval.report.document import Cell, Table, number, share
 from vtr.eval.report.published import find_published
 from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
 from vtr.eval.report.speed import Speed
-from vtr.eval.run.cells import FULL
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
 from vtr.eval.tasks import name_in_source
+from vtr.types.naming import FULL
 
 COLUMNS = (
     Measure("retained", "tokens left"),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from vtr.eval.report.document import Document
+from vtr.markdown import markdown_table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -32,11 +33,8 @@ def markdown(document: Document, pictures: str = "") -> str:
     for part in document.parts:
         blocks += [f"## {_md(part.title)}", _md(part.scope)]
         for table in part.tables:
-            head = ["| " + " | ".join(map(_md, table.columns)) + " |", "|---" * len(table.columns) + "|"]
-            blocks += [
-                f"### {_md(table.title)}",
-                "\n".join([*head, *("| " + " | ".join(_md(c.text) for c in row) + " |" for row in table.rows)]),
-            ]
+            rows = [[_md(cell.text) for cell in row] for row in table.rows]
+            blocks += [f"### {_md(table.title)}", markdown_table([*map(_md, table.columns)], rows)]
         blocks += [f"![{_md(figure.title)}]({pictures}/{figure.name}.png)" for figure in part.figures if pictures]
     blocks.append("\n".join(f"- {line}" for line in document.legend))
     return "\n\n".join(blocks) + "\n"

@@ -13,8 +13,7 @@ from vtr.eval.run.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
 from vtr.registry import create_method, default_settings, method_class
 from vtr.types import BUDGETS, Budget, Method, plain
-
-FULL = "full"  # a row of every table, not a method: the model without any reduction
+from vtr.types.naming import FULL
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
-from vtr.eval.run.cells import FULL
 from vtr.reduction import reduced
 from vtr.types import Method
+from vtr.types.naming import FULL
 from vtr.viz import views_from_pixels
 
 REPEATS = 3

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from vtr.eval.run.cells import FULL
 from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
 from vtr.models.loading import check_device
 from vtr.registry import closest, create_method, default_settings, list_methods, method_class
 from vtr.types import BUDGETS, Method
+from vtr.types.naming import FULL
 
 
 def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:

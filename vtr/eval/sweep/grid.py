@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vtr.eval.run.cells import FULL, Cell, changed_settings, variants
+from vtr.eval.run.cells import Cell, changed_settings, variants
 from vtr.eval.run.forecast import final_keep, forecast, misfits, sketch
 from vtr.eval.run.workers import Job, Setup
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
@@ -20,6 +20,7 @@ from vtr.plans import FEWEST
 from vtr.reduction import reduced
 from vtr.registry import create_method, method_class, with_settings
 from vtr.types import BUDGETS, Budget, Method, VtrError
+from vtr.types.naming import FULL
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 

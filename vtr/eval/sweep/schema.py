@@ -20,11 +20,11 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from vtr.eval.run.cells import FULL
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
 from vtr.registry import closest, method_class
 from vtr.types import BUDGETS, Budget, VtrError
+from vtr.types.naming import FULL
 
 ALL = "all"
 
