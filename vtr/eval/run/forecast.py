@@ -76,19 +76,19 @@ def sketch(setup: Setup) -> Any:
         logger.setLevel(level)
 
 
-def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
-    """Cells whose method cannot be applied to the model, with the reason.
+def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
+    """Returns the cells whose method cannot be applied to the model, each with the error.
 
     Raises:
         ValueError, VtrError: see `sketch`.
     """
-    found = []
+    found: list[tuple[Cell, Exception]] = []
     for cell in cells:
         try:
             with _applied(setup, cell):
                 pass
         except (ValueError, TypeError, VtrError) as error:
-            found.append((cell, str(error)))
+            found.append((cell, error))
     return found
 
 
@@ -100,8 +100,9 @@ def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
     """
     found = misfits(setup, cells)
     if found:
-        more = len({reason for _, reason in found}) - 1
-        raise ValueError(found[0][1] + (f" (and {more} more)" if more else ""))
+        reasons = list(dict.fromkeys(str(error) for _, error in found))
+        more = len(reasons) - 1
+        raise ValueError(reasons[0] + (f" (and {more} more)" if more else ""))
 
 
 def forecast(setup: Setup, cell: Cell) -> Forecast:
