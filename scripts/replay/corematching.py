@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.corematching import core_neurons, core_votes, released_counts, shared_neurons, zeroed
+from vtr.methods.corematching import core_neurons, core_votes, shared_neurons
 from vtr.ops.elbow import Elbow, elbow
 
 
@@ -56,3 +56,13 @@ def _paper(vector: Vector) -> None:
     same_index("elbow_index", found.place[0], vector["elbow_index"].view(()))
     close("threshold", found.value[0], vector["threshold"].view(()))
     same_index("core_tokens", (shared[0] >= found.value).nonzero().flatten(), vector["core_tokens"])
+
+
+def released_counts(active: Tensor, reference: int = -5) -> Tensor:
+    """Released: neurons active (`active (G, S, I)` bool) in a token and in the one at place `reference` (the last of the question): `(G, S)`."""
+    return (active & active[:, reference, None]).sum(2).double()
+
+
+def zeroed(states: Tensor, gone: Tensor) -> Tensor:
+    """Released: keys or values `(B, H, S, d)` with zeros at the tokens `gone (B, S)`, which stay in the softmax."""
+    return states.masked_fill(gone[:, None, :, None], 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from scripts.replay import Vector, same_index
-from vtr.methods.dart import authors_order, authors_quota, dart, l1_norm, strongest
+from vtr.methods.dart import dart, l1_norm, strongest
 from vtr.ops.gather import index_to_mask
 
 
@@ -40,3 +41,18 @@ def replay(vector: Vector) -> None:
     retained = (stays | taken)[0]
     same_index("retained", retained.nonzero().flatten(), vector["retained"])
     same_index("keep_all", (retained | ~visual).nonzero().flatten(), vector["keep_all"])
+
+
+def authors_quota(variant: str, length: int, pivots: int, keep: int | None = None, ratio: float | None = None) -> int:
+    """Tokens per pivot in the released code: `llava` and `llava_next` by count, `qwen` (and `llava` without a count) by ratio pruned."""
+    if variant == "llava_next" and keep is not None:
+        return min(keep, length - 4) // pivots
+    if variant == "llava" and keep is not None:
+        return keep // pivots
+    return int(length * (1 - (ratio or 0.0)) / pivots)
+
+
+def authors_order(positions: Tensor) -> Tensor:
+    """Order in which the released code visits pivots: that of a Python set of their sequence positions. `(G, P)` int64 -> `(G, P)`."""
+    visited = [[row.index(p) for p in set(row)] for row in positions.tolist()]
+    return torch.tensor(visited, dtype=torch.int64, device=positions.device)

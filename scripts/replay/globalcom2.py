@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.globalcom2 import (
-    authors_counts,
-    authors_sequence,
-    combined_scores,
-    crop_shares,
-    global_scores,
-    thumbnail_map,
-)
+from vtr.methods.globalcom2 import combined_scores, crop_shares, global_scores, thumbnail_map
 from vtr.ops.canvas import block_sums, canvas_cells, valid_region
 from vtr.ops.parts import members, topk_per_part
 
@@ -63,3 +57,31 @@ def _valid_cells(region: list[int], crop_grid: torch.Tensor, patch_grid: tuple[i
     top, bottom, left, right = region
     inside = (row >= top) & (row < bottom) & (col >= left) & (col < right)
     return cells[inside | (cells[:, 0] == 0)]
+
+
+def authors_counts(share: Tensor, valid: Tensor, ratio: float) -> Tensor:
+    """Tokens every crop keeps in the released code: `(G, crops)` int64 from `share` and valid counts; the total is not exact."""
+    return (valid * (ratio * share).clamp_max(1)).long()
+
+
+def authors_sequence(
+    keep: Tensor, score: Tensor, cells: Tensor, crop_grid: tuple[int, int], patch_grid: tuple[int, int], true_cells: bool = False
+) -> Tensor:
+    """The released code's order of one image's tokens in the LLM: thumbnail by falling score, then the canvas with all its newlines.
+
+    `keep (N,)` bool, `score (N,)`, `cells (N, 3)` of all valid tokens. A kept token is written into its crop at the place it has among
+    the crop's valid tokens; `true_cells=True` writes it into its own cell. Returns int64 indices into N, -1 for a newline.
+    """
+    (rows, cols), view = patch_grid, cells[:, 0]
+    thumbnail = ((view == 0) & keep).nonzero().flatten()
+    thumbnail = thumbnail[score[thumbnail].argsort(descending=True, stable=True)]
+    member = members(view[None], torch.ones_like(keep)[None], crop_grid[0] * crop_grid[1] + 1)[0]
+    place = member.long().cumsum(1).gather(0, view[None])[0] - 1
+    written = cells if true_cells else torch.stack([view, place // cols, place % cols], 1)
+    row, col = (c[0] for c in canvas_cells(written[None], torch.tensor([crop_grid]), patch_grid))
+    width = crop_grid[1] * cols + 1
+    canvas = torch.full((crop_grid[0] * rows, width), -2)
+    canvas[:, -1] = -1
+    shown = keep & (view > 0)
+    canvas[row[shown], col[shown]] = torch.arange(len(keep))[shown]
+    return torch.cat([thumbnail, canvas[canvas > -2]])

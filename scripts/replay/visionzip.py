@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.visionzip import authors_order, authors_packed, visionzip
+from vtr.methods.visionzip import visionzip
+from vtr.ops.canvas import canvas_cells
 from vtr.ops.gather import index_to_mask
 
 
@@ -35,3 +37,25 @@ def replay(vector: Vector) -> None:
         side = round(score.shape[1] ** 0.5)
         packed = authors_packed(order[:, :dominant], contextual, (height, width), (side, side))
         close("packed", torch.stack([tokens[view, place] for view, place in packed]), vector["packed"])
+
+
+def authors_order(keep: Tensor, pivot: Tensor) -> Tensor:
+    """The released code's order of one view's `N` patches in the LLM: dominant ones by position, then pivots. Indices into N; CLS comes first."""
+    return torch.cat([(keep & ~pivot).nonzero().flatten(), (keep & pivot).nonzero().flatten()])
+
+
+def authors_packed(dominant: Tensor, pivots: int, crop_grid: tuple[int, int], patch_grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """The released code's order of an AnyRes image: `(view, place)` of each token of `tokens (views, 1 + dominant + pivots)`.
+
+    `dominant (views, K)` int64 holds the dominant patches of each view, ascending. The thumbnail comes first, as it is; then the crops'
+    dominant patches in raster order of the canvas, their CLS tokens, their pivots.
+    """
+    views, count = dominant.shape
+    view = torch.arange(1, views)[:, None].expand(-1, count)
+    cells = torch.stack([view, dominant[1:] // patch_grid[1], dominant[1:] % patch_grid[1]], -1).flatten(0, 1)
+    row, col = (c[0] for c in canvas_cells(cells[None], torch.tensor([crop_grid]), patch_grid))
+    order = (row * crop_grid[1] * patch_grid[1] + col).argsort().tolist()
+    crops = range(1, views)
+    packed = [(0, place) for place in range(1 + count + pivots)]
+    packed += [(1 + at // count, 1 + at % count) for at in order]
+    return packed + [(v, 0) for v in crops] + [(v, 1 + count + p) for v in crops for p in range(pivots)]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import vtr
 from scripts.replay import replay_file
+from scripts.replay.globalcom2 import authors_counts, authors_sequence
 from tests.methods.handmade import (
     GRID,
     IMAGES,
@@ -24,7 +25,7 @@ from tests.methods.handmade import (
     shortened,
 )
 from tests.tiny_models import batch_of
-from vtr.methods.globalcom2 import GlobalCom2, authors_counts, authors_sequence, crop_shares, similarity_scores
+from vtr.methods.globalcom2 import GlobalCom2, crop_shares, similarity_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
 
