@@ -23,6 +23,7 @@ EVERYTHING = ENGINE | {
     "hosts",
     "markdown",
     "methods",
+    "mistakes",
     "models",
     "ops",
     "recipes",
@@ -32,7 +33,7 @@ EVERYTHING = ENGINE | {
     "selfcheck",
     "versions",
 }
-TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
+TOOLS = ENGINE | {"models", "mistakes", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
     "__init__": {"reduction", "registry", "types"},
     "__main__": {"cli"},
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "hosts": {"ops", "types", "registry"},
     "methods": {"recipes", "registry", "types", "ops"},
     "markdown": set(),
+    "mistakes": {"registry"},
     "recipes": set(),
     "registry": {"types"},
     "cost": {"types"},

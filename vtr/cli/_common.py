@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import logging
 import sys
@@ -17,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.registry import registering_packages, setting_value
+from vtr.mistakes import is_refusal
+from vtr.registry import setting_value
 from vtr.types import VtrError
 
 P = ParamSpec("P")
@@ -46,7 +46,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            if not _is_the_users(error):
+            if not is_refusal(error):
                 raise
             fail(error, 2)
         except (VtrError, OSError) as error:
@@ -64,22 +64,6 @@ def fail(error: BaseException, code: int) -> NoReturn:
     logging.getLogger("vtr").debug("traceback", exc_info=error)
     err.print(f"[bold red]error:[/] {_escape(str(error) or type(error).__name__)}", soft_wrap=True)
     raise typer.Exit(code)
-
-
-def _is_the_users(error: BaseException) -> bool:
-    """Tells whether a `raise` statement of vtr, or of a package that registered a method or host, made the error.
-
-    Those check what was given. All else is somebody's bug and keeps its traceback: what a library below raises (transformers, torch), and
-    what the interpreter raises in our own code (a failed unpacking, a wrong number of arguments).
-    """
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None:
-        return False
-    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    package = last.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    return raised and package in registering_packages()
 
 
 def is_given(context: typer.Context, name: str) -> bool:

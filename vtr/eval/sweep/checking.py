@@ -8,6 +8,7 @@ from typing import Any
 
 from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
+from vtr.mistakes import is_refusal
 from vtr.models.loading import check_device
 from vtr.registry import closest, create_method, default_settings, list_methods, method_class
 from vtr.types import BUDGETS, Method
@@ -121,8 +122,11 @@ def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
     except ValueError as error:
         return str(error)
     except TypeError as error:
-        ours = str(error).startswith(cls.name)  # else the interpreter stumbled over the value
-        return str(error) if ours else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+        return (
+            str(error)
+            if is_refusal(error)
+            else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+        )
     return None
 
 
