@@ -21,7 +21,7 @@ COLUMNS = [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.flo
 
 
 def cell(name: str, kinds: tuple[str, ...], attention: str, dtype: torch.dtype) -> str:
-    """The worst of all hosts."""
+    """Returns the worst of all hosts."""
     if (attention == "eager" and name in oracles.ONLY_SDPA) or (dtype == torch.bfloat16 and name in oracles.DISCRETE):
         return "-"
     worst = max(oracles.ORACLES[name](oracles.Setup(kind, attention, dtype)) for kind in kinds)

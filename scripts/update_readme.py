@@ -13,13 +13,13 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def table() -> str:
-    """What `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
+    """Returns what `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
     own = [facts(name) for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
     return methods_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
 
 
 def updated(readme: str) -> str:
-    """The README with the table of this moment between its markers."""
+    """Returns the README with the table of this moment between its markers."""
     return with_block(readme, "methods", table())
 
 

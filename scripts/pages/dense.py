@@ -69,7 +69,7 @@ class DenseRow:
 def evaluate(
     model: Any, variants: Sequence[tuple[str, dict[str, Any]]], count: int, batch: int = 10, advance: Callable[[], None] = lambda: None
 ) -> list[np.ndarray]:
-    """Confusion counts `(count, classes, classes)` of every variant on the same test scenes.
+    """Returns confusion counts `(count, classes, classes)` of every variant on the same test scenes.
 
     Args:
         model: a `vtr.models.dense.DenseViT`.
@@ -90,12 +90,12 @@ def evaluate(
 
 
 def mean_iou(counts: np.ndarray) -> float:
-    """Percent, over the classes that occur; `counts (scenes, classes, classes)`."""
+    """Returns percent, over the classes that occur; `counts (scenes, classes, classes)`."""
     return float(100 * np.nanmean(iou(counts.sum(0))))
 
 
 def change(counts: np.ndarray, full: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
-    """Difference of two mean IoU in points and its 95 % interval: scenes are drawn again, the same for both."""
+    """Returns the difference of two mean IoU in points and its 95 % interval: scenes are drawn again, the same for both."""
     drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
     own, other = (np.einsum("rs,sij->rij", drawn, one.astype(float)) for one in (counts, full))
     differences = [mean_iou(a[None]) - mean_iou(b[None]) for a, b in zip(own, other, strict=True)]
@@ -104,7 +104,7 @@ def change(counts: np.ndarray, full: np.ndarray, resamples: int = RESAMPLES, see
 
 
 def rows(found: Sequence[np.ndarray], costs: Sequence[Any], label: Callable[[Any], str]) -> list[DenseRow]:
-    """Quality and cost side by side; the first is the full model.
+    """Returns quality and cost side by side; the first is the full model.
 
     Args:
         found: from `evaluate`.
@@ -130,13 +130,13 @@ def rows(found: Sequence[np.ndarray], costs: Sequence[Any], label: Callable[[Any
 
 
 def write_rows(path: Path, table: Sequence[DenseRow], conditions: dict[str, Any]) -> None:
-    """JSON with everything, written atomically."""
+    """Writes JSON with everything, atomically."""
     content = {"format": "vtr-dense", "schema": 1, "conditions": conditions, "rows": [asdict(row) for row in table]}
     write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def markdown(table: Sequence[DenseRow]) -> str:
-    """The table for the documentation."""
+    """Returns the table for the documentation."""
     full, body = table[0], []
     for row in table:
         tokens = str(row.tokens[-1]) if row.tokens else "all"
@@ -149,7 +149,7 @@ def markdown(table: Sequence[DenseRow]) -> str:
 
 
 def picture(model: Any, pictures: Sequence[np.ndarray], labels: Sequence[np.ndarray], variant: tuple[str, dict[str, Any]]) -> Image.Image:
-    """Scenes, their clusters, and the segmentation of the full and of the reduced model.
+    """Draws scenes, their clusters, and the segmentation of the full and of the reduced model.
 
     Args:
         model: as for `evaluate`.
@@ -169,7 +169,7 @@ def picture(model: Any, pictures: Sequence[np.ndarray], labels: Sequence[np.ndar
 
 
 def plot(table: Sequence[DenseRow], path: Path) -> None:
-    """Mean IoU against images per second as PNG or SVG, a colour for each method and every point with its settings."""
+    """Plots mean IoU against images per second as PNG or SVG, a colour for each method and every point with its settings."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -60,7 +60,7 @@ class DenseCost(NamedTuple):
 
 
 def build(shape: DenseShape, device: str = "cpu", dtype: torch.dtype = torch.float32, batch: int = 1, seed: int = 0) -> tuple[Any, Tensor]:
-    """The model in eval mode and random pixels `(batch, 3, pixels, pixels)`."""
+    """Returns the model in eval mode and random pixels `(batch, 3, pixels, pixels)`."""
     import timm
 
     torch.manual_seed(seed)
@@ -111,7 +111,7 @@ def measure(
 
 
 def plain_vit(model: Any) -> Any | None:
-    """The ViT of timm or the DINOv2 of transformers in which every block attends over all tokens, or None: windows need other formulas."""
+    """Returns the ViT of timm or the DINOv2 of transformers in which every block attends over all tokens, or None: windows need other formulas."""
     from timm.models import VisionTransformer
 
     return next((m for m in model.modules() if isinstance(m, VisionTransformer) or type(m).__name__ == "Dinov2Model"), None)
@@ -163,7 +163,7 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
 
 
 def markdown(name: str, costs: Sequence[DenseCost], device: torch.device, dtype: torch.dtype) -> str:
-    """A table with the factor by which each variant is faster than the full model, and what choosing takes of its time."""
+    """Returns a table with the factor by which each variant is faster than the full model, and what choosing takes of its time."""
     full = next(cost for cost in costs if cost.variant[0] == FULL)
     said = (
         f"`{name}`, batch {full.images}, {str(dtype).removeprefix('torch.')}, random weights, {clock_name(device)}, "
@@ -179,7 +179,7 @@ def markdown(name: str, costs: Sequence[DenseCost], device: torch.device, dtype:
 
 
 def label(variant: Variant) -> str:
-    """`expedit alpha=10 grid=28x28`."""
+    """Returns a name such as `expedit alpha=10 grid=28x28`."""
     name, settings = variant
     words = [f"{k}={'x'.join(map(str, v)) if isinstance(v, (list, tuple)) else v}" for k, v in settings.items()]
     return " ".join([name, *words])
@@ -187,7 +187,7 @@ def label(variant: Variant) -> str:
 
 @torch.no_grad()
 def cluster_labels(vit: Any, pixels: Tensor, alpha: int, grid: tuple[int, int], window: int = 5) -> Tensor:
-    """Nearest cluster of every token when clustering before block `alpha`, as `expedit` with tau="auto" clusters: `(B, N)` int64.
+    """Returns the nearest cluster of every token when clustering before block `alpha`, as `expedit` with tau="auto" clusters: `(B, N)` int64.
 
     Args:
         vit: timm's `VisionTransformer` without a reduction.

@@ -32,13 +32,13 @@ class Floor(NamedTuple):
 
 
 def floor_cells(task: Task, seeds: Sequence[int], limit: int | None = None) -> list[Cell]:
-    """The cells that the floors are measured on: full, `random` at six budgets, `none`."""
+    """Returns the cells that the floors are measured on: full, `random` at six budgets, `none`."""
     budgets = [Budget(keep=keep) for keep in KEEPS]
     return plan_cells([FULL, "random", "none"], budgets, [task], seeds, limit=limit)
 
 
 def check_floors(rows: Sequence[Row], constants: Mapping[str, float], base: Row | None = None) -> list[Floor]:
-    """Every floor of the embedded checkpoints.
+    """Checks every floor of the embedded checkpoints.
 
     Args:
         rows: of `floor_cells`.
@@ -73,7 +73,7 @@ def check_floors(rows: Sequence[Row], constants: Mapping[str, float], base: Row 
 
 
 def floor_section(rows: Sequence[Row], floors: Sequence[Floor], constants: Mapping[str, float]) -> str:
-    """The Markdown that goes into a model card: accuracies and verdicts."""
+    """Returns the Markdown that goes into a model card: accuracies and verdicts."""
     families = list(rows[0].families)
     first = rows[0].fingerprint
     seeds = sorted({seed for row in rows for seed in row.seeds})
@@ -134,7 +134,7 @@ def floor_table(measured: Measured) -> Table:
 
 
 def update_card(card: Path, section: str) -> None:
-    """Put the section between the two marks of a model card, at its end where it has none; the rest stays as it is.
+    """Puts the section between the two marks of a model card, at its end where it has none; the rest stays as it is.
 
     Raises:
         ValueError: no such file, or only one of the two marks.

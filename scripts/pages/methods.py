@@ -22,7 +22,7 @@ COLORS = 96  # of the palette: a picture of about 40 kB
 
 
 def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, names: Iterable[str] | None = None) -> list[Path]:
-    """One PNG per method that leaves fewer tokens: what it retains of an example image, at 64 visual tokens where it has a budget.
+    """Draws one PNG per method that leaves fewer tokens: what it retains of an example image, at 64 visual tokens where it has a budget.
 
     Args:
         model, processor: from `load_model`.
@@ -47,7 +47,7 @@ def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, na
 
 
 def measured_table(name: str, sections: Sequence[Section]) -> str:
-    """Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it was never run."""
+    """Returns a Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it never ran."""
     body = []
     for section in sections:
         for row in sorted((r for r in section.rows if r.method == name), key=lambda r: -(r.keep or 0)):

@@ -65,11 +65,11 @@ class Saliency(nn.Module):
         self.final = nn.Conv2d(widths[-1], 1, 1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Pixels `(B, 3, h, w)` to the last tokens `(B, N, D)` without CLS."""
+        """Maps pixels `(B, 3, h, w)` to the last tokens `(B, N, D)` without CLS."""
         return self.backbone(pixels).last_hidden_state[:, 1:]
 
     def saliency(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens of a grid to the saliency of every pixel, `(B, h, w)` from 0 to 1."""
+        """Maps tokens of a grid to the saliency of every pixel, `(B, h, w)` from 0 to 1."""
         maps = tokens.mT.unflatten(2, grid)
         for step in self.steps:
             maps = step(maps)
@@ -78,7 +78,7 @@ class Saliency(nn.Module):
 
 
 def read_onnx(path: Path) -> dict[str, Tensor]:
-    """The weights of the file by name; those of matrix products, which the exporter left without one, by the module they belong to.
+    """Returns the weights of the file by name; those of matrix products, which the exporter left without one, by the module they belong to.
 
     Raises:
         VtrError: the package onnx is not there.
@@ -108,7 +108,7 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
 
 
 def build(weights: Mapping[str, Tensor]) -> Saliency:
-    """The network in `eval()` state, made as large as its weights are.
+    """Builds the network in `eval()` state, made as large as its weights are.
 
     Raises:
         ValueError: they are not those of this network.
@@ -137,7 +137,7 @@ def build(weights: Mapping[str, Tensor]) -> Saliency:
 
 
 def _name(name: str) -> str:
-    """Of the file -> of `Saliency` with the names that transformers has had since 5.18."""
+    """Maps a name of the file to that of `Saliency`, with the names that transformers has had since 5.18."""
     name = name.replace("decoder.final_conv", "final").replace("attention.output.dense", "attention.o_proj")
     for old, new in NAMES.items():
         name = name.replace(f"attention.attention.{old}", f"attention.{new}")
@@ -147,7 +147,7 @@ def _name(name: str) -> str:
 
 
 def _known(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The same with the names of the installed transformers, whose blocks may be `encoder.layer` and whose projections were nested once."""
+    """Translates names for the installed transformers, whose blocks may be `encoder.layer` and whose projections were nested once."""
     wanted = set(model.state_dict())
     old = {f"attention.{new}": f"attention.attention.{name}" for name, new in NAMES.items()} | {
         "attention.o_proj": "attention.output.dense"
@@ -161,7 +161,7 @@ def _known(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def photos(folder: Path | None = None) -> dict[str, Image.Image]:
-    """Square photos by name: those of a folder, else those that scikit-image and scikit-learn ship, as far as they are installed.
+    """Returns square photos by name: those of a folder, else those that scikit-image and scikit-learn ship, as far as they are installed.
 
     Raises:
         ValueError, VtrError: no photo.
@@ -209,7 +209,7 @@ def _square(photo: Image.Image) -> Image.Image:
 
 
 def prepare(photo: Image.Image) -> Tensor:
-    """Pixels `(1, 3, h, w)`, normalised as DINOv2 was trained."""
+    """Returns pixels `(1, 3, h, w)`, normalised as DINOv2 was trained."""
     values = torch.from_numpy(np.asarray(photo) / 255).permute(2, 0, 1)
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
     return ((values - mean) / std).float()[None]
@@ -227,7 +227,7 @@ class Agreement:
 
 @torch.no_grad()
 def agreement(model: Saliency, pictures: Sequence[Image.Image], variants: Sequence[Variant]) -> list[Agreement]:
-    """Of every variant with the full model, photo by photo."""
+    """Compares every variant with the full model, photo by photo."""
     grid = (pictures[0].height // model.patch, pictures[0].width // model.patch)
     full: list[tuple[Tensor, Tensor]] = []
     found = []
@@ -243,7 +243,7 @@ def agreement(model: Saliency, pictures: Sequence[Image.Image], variants: Sequen
 
 
 def markdown(variants: Sequence[str], found: Sequence[Agreement], costs: Sequence[Any]) -> str:
-    """The table: `costs` are `scripts.pages.dense_cost.DenseCost` of the same variants, the first the full model."""
+    """Returns the table; `costs` are `scripts.pages.dense_cost.DenseCost` of the same variants, the first the full model."""
     head = ["variant", "tokens", "GFLOPs", "cosine mean", "5th percentile", "IoU", "ms", "factor", "clustering or merging ms"]
     body = []
     for label, one, cost in zip(variants, found, costs, strict=True):
@@ -256,7 +256,7 @@ def markdown(variants: Sequence[str], found: Sequence[Agreement], costs: Sequenc
 
 @torch.no_grad()
 def picture(model: Saliency, photo: Image.Image, variants: Sequence[Variant], labels: Sequence[str], title: str) -> Image.Image:
-    """One photo as it is, then lit where each variant finds it salient."""
+    """Draws one photo as it is, then lit where each variant finds it salient."""
     grid, tiles = (photo.height // model.patch, photo.width // model.patch), [Tile(photo, "")]
     full = None
     for name, settings in variants:

@@ -37,7 +37,7 @@ run on a GPU yet. It was tried with a small shape on a CPU only. Nothing on this
 
 
 def page(records: Sequence[tuple[str, Record]]) -> str:
-    """The page.
+    """Returns the text of the page.
 
     Args:
         records: name and content of each, in the order of the page.
@@ -94,7 +94,7 @@ def _model(name: str, record: Record) -> str:
 
 
 def _compiled(cell: Cell) -> list[str]:
-    """Lines about the answers with a compiled decode step, none where that was not asked for."""
+    """Returns lines about the answers with a compiled decode step, none where that was not asked for."""
     own, reasons = compiled_cell(cell), not_compiled(cell)
     found = []
     if own is not None:
@@ -108,7 +108,7 @@ def _compiled(cell: Cell) -> list[str]:
 
 
 def _targets(models: Sequence[tuple[str, Record]]) -> str:
-    """Which targets are met, a list of misses with their reasons, and tower methods against the boundary."""
+    """Returns which targets are met, a list of misses with their reasons, and tower methods against the boundary."""
     found = [
         "## Targets",
         "",
@@ -140,7 +140,7 @@ def _targets(models: Sequence[tuple[str, Record]]) -> str:
 
 
 def _choosing(models: Sequence[tuple[str, Record]]) -> str:
-    """Milliseconds of choosing: a line per method, a column per model, budget and batch size."""
+    """Returns the milliseconds of choosing: a line per method, a column per model, budget and batch size."""
     columns: dict[str, None] = {}
     table: dict[str, dict[str, str]] = {}
     for _, record in models:

@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(cell: Cell, environment: dict[str, Any], weights: int) -> list[Verdict]:
-    """All targets of the methods of a cell that has floors.
+    """Checks all targets of the methods of a cell that has floors.
 
     Args:
         cell: of a record.
@@ -84,7 +84,7 @@ def _memory(row: Line, full: Line, weights: int) -> Verdict:
 
 
 def tower_against_boundary(cell: Cell) -> list[tuple[str, float]]:
-    """Methods that shorten the tower: prefill as a share of the kept floor's, which is the boundary form of the budget at no cost."""
+    """Returns the prefill of methods that shorten the tower, as a share of the kept floor's: the boundary form of the budget at no cost."""
     kept = row_of(cell, KEPT)
     if kept is None:
         return []

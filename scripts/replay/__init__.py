@@ -46,7 +46,7 @@ class Vector:
     params: dict[str, Any]
 
     def has(self, *names: str) -> bool:
-        """Whether every one of these tensors is in the file."""
+        """Tells whether every one of these tensors is in the file."""
         return all(name in self.tensors for name in names)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -55,13 +55,13 @@ class Vector:
         return self.tensors[name]
 
     def param(self, name: str, default: Any = ...) -> Any:
-        """The parameter `name`; without a default a missing one is a `ReplayError`."""
+        """Returns the parameter `name`; without a default a missing one is a `ReplayError`."""
         if name not in self.params and default is ...:
             raise ReplayError(f"{self.method}: no parameter {name!r} in the metadata; it has {', '.join(sorted(self.params))}")
         return self.params.get(name, default)
 
     def unknown_schema(self) -> ReplayError:
-        """The error for tensor names that no replay function of the method knows."""
+        """Returns the error for tensor names that no replay function of the method knows."""
         return ReplayError(f"{self.method}: unknown schema with tensors {', '.join(sorted(self.tensors))}")
 
 
@@ -78,7 +78,7 @@ class Result:
 
 
 def list_replays() -> list[str]:
-    """Methods that have replay functions, sorted."""
+    """Returns the methods that have replay functions, sorted."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
@@ -126,7 +126,7 @@ def replay_file(path: str | Path) -> Result:
 
 
 def summary(results: Iterable[Result]) -> str:
-    """`N passed, N failed`."""
+    """Returns `N passed, N failed`."""
     outcomes = [result.passed for result in results]
     return f"{sum(outcomes)} passed, {len(outcomes) - sum(outcomes)} failed"
 
@@ -159,7 +159,7 @@ def close(name: str, got: Tensor, want: Tensor, atol: float = 1e-5) -> None:
 
 
 def same_value(name: str, got: Any, want: Any) -> None:
-    """Plain Python values must be equal."""
+    """Requires plain Python values to be equal."""
     _note(name)
     if got != want:
         raise ReplayError(f"{name}: got {got}, expected {want}")
@@ -184,7 +184,7 @@ def _decoded(value: str) -> Any:
 
 
 def _method_name(written: str) -> str:
-    """The registry name behind a written one: aliases, `-` for `_`, and families of schemas such as `tome-vit`."""
+    """Returns the registry name behind a written one: aliases, `-` for `_`, and families of schemas such as `tome-vit`."""
     name = written.lower()
     with suppress(ValueError):
         name = method_class(name).name

@@ -53,6 +53,6 @@ def authors_quota(variant: str, length: int, pivots: int, keep: int | None = Non
 
 
 def authors_order(positions: Tensor) -> Tensor:
-    """Order in which the released code visits pivots: that of a Python set of their sequence positions. `(G, P)` int64 -> `(G, P)`."""
+    """Returns the released code's order of pivots: that of a Python set of their sequence positions. `(G, P)` int64 -> `(G, P)`."""
     visited = [[row.index(p) for p in set(row)] for row in positions.tolist()]
     return torch.tensor(visited, dtype=torch.int64, device=positions.device)

@@ -26,7 +26,7 @@ def replay(vector: Vector) -> None:
 
 
 def _everything(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Part and real of a batch of single views that are full: `tokens (G, N, ...)`."""
+    """Returns part and real of a batch of single views that are full: `tokens (G, N, ...)`."""
     return torch.zeros(tokens.shape[:2], dtype=torch.int64), torch.ones(tokens.shape[:2], dtype=torch.bool)
 
 
@@ -73,7 +73,7 @@ def _encoder(vector: Vector) -> None:
 
 
 def _clip_layer(x: Tensor, w: dict[str, Tensor], heads: int, act: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A CLIP layer and its q, k, v `(B, S, H, d)`."""
+    """Returns a CLIP layer and its q, k, v `(B, S, H, d)`."""
     normed = F.layer_norm(x, x.shape[-1:], w["layer_norm1.weight"], w["layer_norm1.bias"], 1e-5)
     q, k, v = (F.linear(normed, w[f"self_attn.{n}_proj.weight"], w[f"self_attn.{n}_proj.bias"]).unflatten(-1, (heads, -1)) for n in "qkv")
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)

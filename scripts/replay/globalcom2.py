@@ -50,7 +50,7 @@ def replay(vector: Vector) -> None:
 
 
 def _valid_cells(region: list[int], crop_grid: torch.Tensor, patch_grid: tuple[int, int]) -> torch.Tensor:
-    """`(N, 3)` cells of the thumbnail, then of the valid canvas tokens, crop by crop."""
+    """Returns `(N, 3)` cells of the thumbnail, then of the valid canvas tokens, crop by crop."""
     views = int(crop_grid.prod()) + 1
     cells = torch.cartesian_prod(torch.arange(views), torch.arange(patch_grid[0]), torch.arange(patch_grid[1]))
     row, col = (c[0] for c in canvas_cells(cells[None], crop_grid, patch_grid))
@@ -67,7 +67,7 @@ def authors_counts(share: Tensor, valid: Tensor, ratio: float) -> Tensor:
 def authors_sequence(
     keep: Tensor, score: Tensor, cells: Tensor, crop_grid: tuple[int, int], patch_grid: tuple[int, int], true_cells: bool = False
 ) -> Tensor:
-    """The released code's order of one image's tokens in the LLM: thumbnail by falling score, then the canvas with all its newlines.
+    """Returns the released code's order of one image's tokens in the LLM: thumbnail by falling score, then the canvas with all its newlines.
 
     `keep (N,)` bool, `score (N,)`, `cells (N, 3)` of all valid tokens. A kept token is written into its crop at the place it has among
     the crop's valid tokens; `true_cells=True` writes it into its own cell. Returns int64 indices into N, -1 for a newline.

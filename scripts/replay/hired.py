@@ -55,7 +55,7 @@ def _allocation(vector: Vector, rate: float, alpha: float) -> None:
 
 
 def authors_totals(views: int, patches: int, rate: float, alpha: float) -> tuple[int, int]:
-    """Tokens of the thumbnail and of all crops together in the released code."""
+    """Returns the tokens of the thumbnail and of all crops together in the released code."""
     total = int(views * patches * rate)
     full = min(int(total * alpha), patches)
     return full, min(total - full, (views - 1) * patches)
@@ -79,7 +79,7 @@ def authors_budgets(early: Tensor, crops: int, total: int, alpha: float) -> Tens
 def authors_sequence(
     mask: Tensor, crop_grid: tuple[int, int], image_size: tuple[int, int], patch_grid: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """The released code's tokens in the LLM as `(view, patch)`, from its mask `(views, N)`: stitched and unpadded with the axes swapped."""
+    """Returns the released code's tokens in the LLM as `(view, patch)`, from its mask `(views, N)`: stitched and unpadded with the axes swapped."""
     swapped = (crop_grid[1], crop_grid[0])
     view, patch = mask.nonzero().unbind(1)
     cells = torch.stack([view, patch // patch_grid[1], patch % patch_grid[1]], -1)

@@ -49,7 +49,7 @@ def replay(vector: Vector) -> None:
 
 
 def authors_index(attention: Tensor, ratio: float, grid: Literal["none", "adaptive", "fixed"] = "none") -> Tensor:
-    """The released code's index `(B, K)` int64 of `attention (B, N)`: top first, then the grid of PruMerge+, which ends before 575.
+    """Returns the released code's index `(B, K)` int64 of `attention (B, N)`: top first, then the grid of PruMerge+, which ends before 575.
 
     `adaptive` leaves out grid points that are in already (one image); `fixed` does not, so that an index may stand twice.
     """
@@ -65,7 +65,7 @@ def authors_index(attention: Tensor, ratio: float, grid: Literal["none", "adapti
 
 
 def authors_tokens(tokens: Tensor, keys: Tensor, attention: Tensor, index: Tensor, neighbours: int = 32) -> Tensor:
-    """The released code's tokens `(B, K + 1, D)` for its `index (B, K)`: in that order, then the extra one.
+    """Returns the released code's tokens `(B, K + 1, D)` for its `index (B, K)`: in that order, then the extra one.
 
     Where entries of `index` repeat, a token can take in itself, and the first few of the others are nowhere.
     """

@@ -42,7 +42,7 @@ def replay(vector: Vector) -> None:
 
 
 def _one(query: Tensor, key: Tensor, visual: Tensor, text: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Scores and keep mask of one sample's image tokens, `(n_in,)` each."""
+    """Returns the scores and keep mask of one sample's image tokens, `(n_in,)` each."""
 
     def group(states: Tensor) -> PerToken:
         return PerToken(states[visual][None], states[text][None])

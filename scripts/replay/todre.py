@@ -36,7 +36,7 @@ def _stage1(vector: Vector) -> None:
 
 
 def _similarity_at_pick(tokens: Tensor, order: Tensor) -> Tensor:
-    """Sum of similarities of each pick to the earlier ones; NaN for the first."""
+    """Returns the sum of similarities of each pick to the earlier ones; NaN for the first."""
     unit = F.normalize(tokens.double(), dim=-1, eps=1e-12)[order]
     total = (unit @ unit.T).tril(-1).sum(1)
     total[0] = torch.nan

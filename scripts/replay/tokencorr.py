@@ -39,7 +39,7 @@ def replay(vector: Vector) -> None:
 
 
 def _cls_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Attention of CLS `(S, N)` from `query (S, D)` and `keys (S, 1 + N, D)` with CLS first; mean over heads."""
+    """Returns the attention of CLS `(S, N)` from `query (S, D)` and `keys (S, 1 + N, D)` with CLS first; mean over heads."""
     split = keys.double().unflatten(2, (heads, -1)).transpose(1, 2)
     rows = attention_rows(query.double().unflatten(1, (heads, -1))[:, :, None], split, split.shape[-1] ** -0.5)
     return rows[:, :, 0, 1:].mean(1)

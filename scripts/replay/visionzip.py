@@ -40,12 +40,12 @@ def replay(vector: Vector) -> None:
 
 
 def authors_order(keep: Tensor, pivot: Tensor) -> Tensor:
-    """The released code's order of one view's `N` patches in the LLM: dominant ones by position, then pivots. Indices into N; CLS comes first."""
+    """Returns indices into one view's `N` patches in the released code's order: dominant ones by position, then pivots; CLS comes first."""
     return torch.cat([(keep & ~pivot).nonzero().flatten(), (keep & pivot).nonzero().flatten()])
 
 
 def authors_packed(dominant: Tensor, pivots: int, crop_grid: tuple[int, int], patch_grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """The released code's order of an AnyRes image: `(view, place)` of each token of `tokens (views, 1 + dominant + pivots)`.
+    """Returns the released code's order of an AnyRes image: `(view, place)` of each token of `tokens (views, 1 + dominant + pivots)`.
 
     `dominant (views, K)` int64 holds the dominant patches of each view, ascending. The thumbnail comes first, as it is; then the crops'
     dominant patches in raster order of the canvas, their CLS tokens, their pivots.

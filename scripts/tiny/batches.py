@@ -37,7 +37,7 @@ class View:
 
 
 def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
-    """What every patch of a view shows.
+    """Returns what every patch of a view shows.
 
     Returns:
         `kind`, `color`, `char`, `index`, `center` int64, `word` and `alike` int64 with a last axis (see `CONTEXT`), `place` float32 with a
@@ -53,7 +53,7 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
     whole = view.side == scene.size
 
     def cover(box: tuple[int, int, int, int], ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column of the patches that an object inks by a fifth or more."""
+        """Returns the row and column of the patches that an object inks by a fifth or more."""
         canvas = np.zeros((view.side, view.side), dtype=bool)
         left, top = box[0] - view.left, box[1] - view.top
         rows, cols = slice(max(top, 0), max(top + ink.shape[0], 0)), slice(max(left, 0), max(left + ink.shape[1], 0))
@@ -99,7 +99,7 @@ def patch_labels(scene: Scene, view: View) -> dict[str, np.ndarray]:
 
 
 def normalised(picture: np.ndarray, zoom: int) -> np.ndarray:
-    """Shrink by `zoom` and normalise as the processor does: `(h, w, 3)` uint8 to `(3, h / zoom, w / zoom)` float32."""
+    """Shrinks by `zoom` and normalises as the processor does: `(h, w, 3)` uint8 to `(3, h / zoom, w / zoom)` float32."""
     if zoom > 1:
         size = picture.shape[1] // zoom, picture.shape[0] // zoom
         picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
@@ -107,7 +107,7 @@ def normalised(picture: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def ask(dice: Dice, scene: Scene, corner: tuple[int, int] | None = None) -> list[Question]:
-    """A balanced handful of questions about a scene whose first patch is at `corner` (row, column) of the whole picture."""
+    """Returns a balanced handful of questions about a scene whose first patch is at `corner` (row, column) of the whole picture."""
     asked = []
     for family, most in (ASKED if scene.size == CANVAS else ASKED_OF_WINDOWS).items():
         if family == "locate":
@@ -139,7 +139,7 @@ class Packer:
         return self._cache[text]
 
     def pack(self, asked: list[list[Question]], places: list[dict[str, np.ndarray]] | None = None) -> dict[str, Tensor]:
-        """Pack the questions about each image into one row.
+        """Packs the questions about each image into one row.
 
         Args:
             asked: questions of each image.
@@ -222,7 +222,7 @@ class Batches(Dataset):
         return batch | (self.packer.pack(asked, places) if self.packer else {})
 
     def _shown(self, dice: Dice, closeup: bool) -> tuple[Scene, View]:
-        """A scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""
+        """Returns a scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""
         side = self.canvas // 2
         if not self.packer:  # the tower learns to read from many signs
             scene = compose(dice, self.canvas, free=True, more_signs=3)

@@ -72,7 +72,7 @@ _HOW = {
 
 
 def table(scores: Scores) -> str:
-    """Markdown table of `scripts.tiny.check.accuracy` per keep count."""
+    """Returns the Markdown table of `scripts.tiny.check.accuracy` per keep count."""
     header = ["Visual tokens", *FAMILIES, "macro"]
     rows = [["best constant", *(f"{constant_accuracy(family):.1f}" for family in FAMILIES), ""]]
     for keep, found in scores.items():
@@ -82,7 +82,7 @@ def table(scores: Scores) -> str:
 
 
 def card(model, stages: Sequence, scores: Scores, seconds: float, device: str, seed: int, per_family: int) -> str:
-    """The README of a checkpoint.
+    """Returns the README of a checkpoint.
 
     Args:
         model: the trained model.

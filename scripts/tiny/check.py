@@ -30,7 +30,7 @@ def _visual(model, processor, images: list) -> Tensor:
 
 
 def _greedy(model, tokens: Tensor, positions: Tensor, stop: int) -> Tensor:
-    """Greedy continuation `(B, LONGEST_ANSWER)` of embedded prompts `(B, S, D)`, filled up with `stop`."""
+    """Returns the greedy continuation `(B, LONGEST_ANSWER)` of embedded prompts `(B, S, D)`, filled up with `stop`."""
     llm, embed, cache = model.model.language_model, model.get_input_embeddings(), DynamicCache()
     answer: list[Tensor] = []
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)

@@ -10,7 +10,7 @@ from .tokenizer import build_processor
 
 
 def export(model, folder: Path) -> None:
-    """Save weights in fp16, configuration, generation settings, processor and tokenizer.
+    """Saves weights in fp16, configuration, generation settings, processor and tokenizer.
 
     Args:
         model: trained tiny-llava or tiny-llava-next; not changed.

@@ -140,12 +140,12 @@ class Supervision(nn.Module):
 
 
 def take(values: Tensor, kept: Tensor) -> Tensor:
-    """Rows `kept` `(B, K)` of `values` `(B, P, ...)`."""
+    """Returns the rows `kept` `(B, K)` of `values` `(B, P, ...)`."""
     return values[torch.arange(len(values), device=values.device)[:, None], kept]
 
 
 def tower_pass(tower: CLIPVisionModel, pixels: Tensor, where: Tensor, with_cls: bool, kept: Tensor | None = None):
-    """Run the tower on windows of a picture.
+    """Runs the tower on windows of a picture.
 
     Args:
         tower: the CLIP tower.
@@ -178,7 +178,7 @@ def grid_positions(corner: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def anyres_layout(tokens: Tensor, newline: Tensor) -> Tensor:
-    """Order projected tokens of thumbnail and 2 x 2 crops as LLaVA-NeXT does for a square image.
+    """Orders projected tokens of thumbnail and 2 x 2 crops as LLaVA-NeXT does for a square image.
 
     Args:
         tokens: `(B, 5, N, D)`, the thumbnail first, crops in raster order.
@@ -195,7 +195,7 @@ def anyres_layout(tokens: Tensor, newline: Tensor) -> Tensor:
 
 
 def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Answer several questions about each image in one sequence; no question sees another.
+    """Answers several questions about each image in one sequence; no question sees another.
 
     Args:
         model: the LLaVA.

@@ -21,12 +21,12 @@ NEXT_KEEPS = (None, 1440, 576, 288, 64, 0)
 
 
 def device_in_words(device: str) -> str:
-    """What it was trained on, for the card."""
+    """Returns what it was trained on, for the card."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} cores"
 
 
 def write(trainer: Trainer, folder: Path, keeps: tuple[int | None, ...], limit: int = PER_FAMILY) -> None:
-    """Export a trained model, measure what was exported and write its card."""
+    """Exports a trained model, measures what was exported and writes its card."""
     export(trainer.model, folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(trainer.device).eval()
     samples = test_samples(limit=limit)
@@ -49,7 +49,7 @@ def train(
     next_stages: tuple[Stage, ...] = NEXT_STAGES,
     limit: int = PER_FAMILY,
 ) -> None:
-    """Train tiny-llava into `out` and tiny-llava-next into `out` + "-next"; continue where an earlier run was stopped.
+    """Trains tiny-llava into `out` and tiny-llava-next into `out` + "-next"; continues where an earlier run was stopped.
 
     Args:
         out: checkpoint folder, e.g. `models/tiny-llava`.

@@ -145,7 +145,7 @@ def window_tokens(vit, pixels: Tensor, where: Tensor) -> Tensor:
 
 
 def start_from(vit, folder: Path) -> None:
-    """Give a timm ViT the first `LEARNED` layers of the tower in a LLaVA checkpoint; the others start as the identity.
+    """Gives a timm ViT the first `LEARNED` layers of the tower in a LLaVA checkpoint; the others start as the identity.
 
     Args:
         vit: of the tower's width, heads and grid; changed in place.
@@ -185,7 +185,7 @@ def train(
     stages: tuple[Stage, ...] = STAGES,
     count: int = MOST_TEST_SCENES,
 ) -> None:
-    """Train tiny-vit-seg into `out`, measure it and write its card; continue where an earlier run was stopped.
+    """Trains tiny-vit-seg into `out`, measures it and writes its card; continues where an earlier run was stopped.
 
     Args:
         out: checkpoint folder, e.g. `models/tiny-vit-seg`.
@@ -212,7 +212,7 @@ def train(
 
 
 def card(training: SegmentationTraining, found: np.ndarray, device: str, start: str, count: int) -> str:
-    """The README of the checkpoint.
+    """Returns the README of the checkpoint.
 
     Args:
         training: the finished training.

@@ -67,12 +67,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def entries_index(entries: dict[str, None], token: str) -> int:
-    """Position of a token in the vocabulary."""
+    """Returns the position of a token in the vocabulary."""
     return list(entries).index(token)
 
 
 def build_processor(next_: bool = False) -> LlavaProcessor | LlavaNextProcessor:
-    """Processor of tiny-llava, or of tiny-llava-next: images are resized to 192 pixels without cropping."""
+    """Returns the processor of tiny-llava, or of tiny-llava-next: images are resized to 192 pixels without cropping."""
     side = {"height": PIXELS, "width": PIXELS}
     common = dict(size=side, crop_size=side, do_center_crop=False)
     shared = dict(
@@ -89,5 +89,5 @@ def build_processor(next_: bool = False) -> LlavaProcessor | LlavaNextProcessor:
 
 
 def spelled(tokens: list[str]) -> bool:
-    """Whether a word was split into single characters."""
+    """Tells whether a word was split into single characters."""
     return all(re.fullmatch(r"(##)?.", token) for token in tokens)

@@ -50,7 +50,7 @@ class Training:
         self.optimizer_state: dict | None = None
 
     def groups(self, stage) -> list[dict]:
-        """Parameter groups of a stage, each with the `scale` of its learning rate."""
+        """Returns the parameter groups of a stage, each with the `scale` of its learning rate."""
         return [{"params": [*self.model.parameters(), *self.heads.parameters()], "scale": 1.0}]
 
     def batches(self, stage) -> Dataset:
@@ -66,7 +66,7 @@ class Training:
         return self.folder / "state.pt"
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write the whole state at once: a killed run loses minutes, never the file."""
+        """Writes the whole state at once: a killed run loses minutes, never the file."""
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -79,7 +79,7 @@ class Training:
         os.replace(part, self.state_file)
 
     def resume(self) -> bool:
-        """Load the state of an earlier run of the same recipe, if there is one."""
+        """Loads the state of an earlier run of the same recipe, if there is one."""
         if not self.state_file.exists():
             return False
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
@@ -96,7 +96,7 @@ class Training:
         return [stage.name for stage in self.stages if self.done[stage.name] < stage.steps]
 
     def run(self, only: str | None = None) -> bool:
-        """Train the stages that are not done yet, or only the one named; True where this finished the last one."""
+        """Trains the stages that are not done yet, or only the one named; returns True where this finished the last one."""
         before = self.left
         self.folder.mkdir(parents=True, exist_ok=True)
         for stage in self.stages:

@@ -22,7 +22,7 @@ KEPT, FLOOR, METHOD = "kept floor", "schedule floor", "method"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions, clock and date."""
+    """Returns device, driver, versions, clock and date."""
     import transformers
 
     cuda = device.type == "cuda"
@@ -46,17 +46,17 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def make_record(kind: str, facts: Mapping[str, Any], **content: Any) -> dict[str, Any]:
-    """One document: `kind` is `model` (cells of a model) or `ops` (functions by themselves), `facts` from `environment`."""
+    """Returns one record: `kind` is `model` (cells of a model) or `ops` (functions by themselves), `facts` from `environment`."""
     return {"format": FORMAT, "schema": SCHEMA, "kind": kind, "environment": dict(facts), **content}
 
 
 def to_text(record: Mapping[str, Any]) -> str:
-    """JSON with milliseconds rounded to four digits behind the point."""
+    """Returns JSON with milliseconds rounded to four digits behind the point."""
     return json.dumps(_rounded(record), indent=1, allow_nan=False) + "\n"
 
 
 def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Name and content of all records of a folder, by name.
+    """Returns the name and content of all records of a folder, by name.
 
     Raises:
         ValueError: a `*.json` there is no record of this schema.

@@ -61,7 +61,7 @@ class Counts:
 
 
 def make(name: str, keep: int, asked: Asked, layers: int) -> Method:
-    """A method with a budget and the settings asked for."""
+    """Returns a method with a budget and the user's settings."""
     cls = method_class(name)
     settings = dict(asked.settings.get(name, {}))
     if name == "shortv" and not settings and ALL in asked.methods:
@@ -171,6 +171,6 @@ def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused:
 
 
 def dtype_of(name: str, device: str, stored: str) -> torch.dtype:
-    """`auto` = float32 on the CPU, elsewhere as the checkpoint is stored."""
+    """Returns the dtype of a name; `auto` = float32 on the CPU, elsewhere as the checkpoint is stored."""
     chosen = ("float32" if device == "cpu" else stored) if name == "auto" else name
     return getattr(torch, chosen)

@@ -39,7 +39,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only re
 
 
 def reported(command: Callable[P, T]) -> Callable[P, T]:
-    """Decorator of a command: what a user can cause becomes one line on stderr and an exit code, never a traceback."""
+    """Decorates a command: what a user can cause becomes one line on stderr and an exit code, never a traceback."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,14 +60,14 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def fail(error: BaseException, code: int) -> NoReturn:
-    """Print the error and leave; with `vtr --debug` the traceback as well."""
+    """Prints the error and leaves; with `vtr --debug` the traceback as well."""
     logging.getLogger("vtr").debug("traceback", exc_info=error)
     err.print(f"[bold red]error:[/] {_escape(str(error) or type(error).__name__)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, and not only in the defaults."""
+    """Tells whether an option stands on the command line, and not only in the defaults."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
@@ -91,7 +91,7 @@ def refuse_unused(context: typer.Context, mode: str, used: Collection[str], inst
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["layer=2", "newlines=all"]` -> `{"layer": 2, "newlines": "all"}`; values are JSON where they can be, else text.
+    """Parses settings: `["layer=2", "newlines=all"]` -> `{"layer": 2, "newlines": "all"}`; values are JSON where they can be, else text.
 
     Raises:
         ValueError: no `=`, an empty name, or a name twice.
@@ -124,7 +124,7 @@ def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
-    """`"192,64"` -> `[192, 64]`, without repetitions.
+    """Parses a list: `"192,64"` -> `[192, 64]`, without repetitions.
 
     Raises:
         ValueError: empty, or an entry that is not of that kind.
@@ -148,7 +148,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done and for how long; the function it gives changes the text."""
+    """Yields a line that says what is being done and for how long, as a function that changes its text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as line:
         task = line.add_task(what, total=None)
@@ -156,7 +156,7 @@ def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool) -> tuple[Any, Any]:
-    """`vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
+    """Calls `vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
     from vtr.models.loading import find_checkpoint, load_model
 
     checkpoint = find_checkpoint(model)

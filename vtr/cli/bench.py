@@ -149,7 +149,7 @@ def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dic
 
 
 def _pool_size(asked: Any) -> int:
-    """Different batches of prompts: one per round, four at most."""
+    """Returns the different batches of prompts: one per round, four at most."""
     return min(asked.repeats + 1, 4)
 
 

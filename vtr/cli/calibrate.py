@@ -122,7 +122,7 @@ def expedit(
 
 
 def _show(found: Any) -> None:
-    """The candidates as a table, the best marked."""
+    """Prints the candidates as a table, the best marked."""
     from rich.table import Table
 
     table = Table("alpha", "grid", "tau", "error", "tokens", "ms", "", box=None, header_style="bold", pad_edge=False)
@@ -156,7 +156,7 @@ def _clusters(word: str) -> tuple[int, int] | float:
 
 
 def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
-    """The model, an encoder or one with an LLM, and one input per picture."""
+    """Returns the model, an encoder or one with an LLM, and one input per picture."""
     from vtr.models.encoders import is_encoder, load_encoder
 
     if is_encoder(model):
@@ -170,7 +170,7 @@ def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, att
 
 
 def _pictures(folder: Path, samples: int) -> list[Any]:
-    """The first pictures of a folder by name."""
+    """Returns the first pictures of a folder by name."""
     from PIL import Image
 
     from vtr.eval.run.asking import open_image
@@ -185,7 +185,7 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
 
 
 def _validation(samples: int) -> list[Any]:
-    """That many validation scenes with their questions, the families in equal parts."""
+    """Returns that many validation scenes with their questions, the families in equal parts."""
     from vtr.data.shapes import FAMILIES, PER_FAMILY, split_samples
 
     most = PER_FAMILY * len(FAMILIES)

@@ -64,7 +64,7 @@ def eval(
 
 
 def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
-    """Whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
+    """Tells whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
     from vtr.types.naming import FULL
 
     if name == FULL:
@@ -106,7 +106,7 @@ def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> 
 
 
 def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
-    """Budgets from the two options.
+    """Returns the budgets from the two options.
 
     Raises:
         ValueError: both given, or an impossible budget.
@@ -123,7 +123,7 @@ def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
 
 
 def print_rows(contents: Sequence[dict[str, Any]]) -> None:
-    """Tables of accuracies, one per task."""
+    """Prints tables of accuracies, one per task."""
     from rich.table import Table
 
     from vtr.eval.summary import make_rows

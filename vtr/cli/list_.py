@@ -47,7 +47,7 @@ def list_(
 
 
 def facts(name: str) -> dict[str, Any]:
-    """What `vtr list` says about a method, as JSON."""
+    """Returns what `vtr list` says about a method, as JSON."""
     cls = method_class(name)
     card = cls.card
     marks = [mark for mark in ("ours", "experimental") if getattr(card, mark)]
@@ -67,7 +67,7 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """The columns behind the name."""
+    """Returns the columns behind the name."""
     paper = ", ".join(part for part in (row["venue"] or row["paper"], f"arXiv {row['arxiv']}" if row["arxiv"] else "") if part)
     needs = ", ".join({"cls": "CLS", "anyres": "AnyRes"}.get(need, need) for need in row["needs"]) or "-"
     exact = "yes" if row["exact"] else "not always"

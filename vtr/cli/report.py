@@ -66,7 +66,7 @@ def report(
 
 
 def _read(folders: list[Path], quiet: bool) -> tuple[list[Any], list[str]]:
-    """What `read_folders` finds, with progress."""
+    """Returns what `read_folders` finds, with progress."""
     from vtr.eval.report import read_folders
 
     for folder in folders:

@@ -60,7 +60,7 @@ def run(
 
 
 def _open(path: str) -> Any:
-    """An image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
+    """Opens an image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
     from vtr.eval.run.asking import open_image
 
     try:
@@ -70,7 +70,7 @@ def _open(path: str) -> Any:
 
 
 def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int | None, pairs: list[str]) -> Method:
-    """A method from the options of a command.
+    """Returns a method from the options of a command.
 
     Raises:
         ValueError: unknown method or setting, a setting given twice, or impossible values.
@@ -85,7 +85,7 @@ def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int
 
 
 def scaled(number: float) -> str:
-    """`3.82 T`, `111 M`: three digits and a prefix."""
+    """Returns a number in words, `3.82 T`, `111 M`: three digits and a prefix."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {prefix}"

@@ -75,7 +75,7 @@ def sweep(
 
 
 def _pool(workers: Any, ray: str | None, jobs: int | None) -> AbstractContextManager[Any]:
-    """In this process, unless Ray or several workers are asked for."""
+    """Returns workers in this process, or of Ray where that or several workers are wanted."""
     if ray is None and (jobs or 1) == 1:
         from vtr.eval.run.workers import LocalPool
 
@@ -86,7 +86,7 @@ def _pool(workers: Any, ray: str | None, jobs: int | None) -> AbstractContextMan
 
 
 def print_plan(plan: Any, folder: Path) -> None:
-    """The cells with tokens and cost, and what is finished of them."""
+    """Prints the cells with tokens and cost, and what is finished of them."""
     from rich.table import Table
 
     from vtr.eval.run.forecast import estimate
@@ -122,7 +122,7 @@ def print_plan(plan: Any, folder: Path) -> None:
 
 
 def to_go(found: Any) -> str:
-    """What the cells that are not finished cost, as far as it is known."""
+    """Returns what the cells that are not finished cost, as far as it is known."""
     of_all = len(found.lines) - found.finished
     if found.unknown and found.unknown == of_all:
         return "unknown TFLOPs to go: how many samples the tasks have is not known here"

@@ -14,7 +14,7 @@ NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_
 
 
 def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
-    """The method with its settings, None for `full`.
+    """Returns the method with its settings, None for `full`.
 
     Args:
         name: registry name or `full`.
@@ -36,7 +36,7 @@ def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
 
 
 def read_count(name: str, value: Any) -> int:
-    """A number from 1 on.
+    """Reads a number from 1 on.
 
     Raises:
         ValueError: anything else, `auto` too.

@@ -14,7 +14,7 @@ from vtr.types.naming import FULL
 
 
 def average_part(sections: Sequence[Section]) -> tuple[Part, list[str]] | None:
-    """The tables over all tasks of one model with a line for every mean that was refused; None where there is one task.
+    """Returns the tables over all tasks of one model with a line for every mean that was refused; None where there is one task.
 
     Args:
         sections: all of one model, one for each task.

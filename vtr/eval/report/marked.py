@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 def has_block(page: str, name: str) -> bool:
-    """Whether `page` holds `<!-- NAME:begin -->` or `<!-- NAME:end -->`."""
+    """Tells whether `page` holds `<!-- NAME:begin -->` or `<!-- NAME:end -->`."""
     return any(mark in page for mark in _marks(name))
 
 
 def with_block(page: str, name: str, block: str) -> str:
-    """`page` with `block` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+    """Returns `page` with `block` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 
     Raises:
         ValueError: the two marks are not there once each, in that order.

@@ -69,7 +69,7 @@ class Value:
     table: str
 
     def has_tokens(self, tokens: float, visual_tokens: float) -> bool:
-        """Whether this is the number for `tokens` left of `visual_tokens`: less than one token away, or the share rounded as printed."""
+        """Tells whether this is the number for `tokens` left of `visual_tokens`: less than one token away, or the share rounded as printed."""
         found = re.fullmatch(r"(\d+(?:\.(\d+))?)(%?)", self.tokens)
         if not found:
             return False
@@ -106,7 +106,7 @@ class Published:
 
 
 def find_published(model: str, method: str, tokens: float, visual_tokens: float, task: str) -> Published:
-    """Every number that was printed for an experiment.
+    """Returns every number that was printed for an experiment.
 
     Args:
         model: name of a recipe, hub id, or name of a folder.
@@ -131,7 +131,7 @@ def find_published(model: str, method: str, tokens: float, visual_tokens: float,
 
 @cache
 def load_published() -> tuple[Value, ...]:
-    """All numbers of the score files, in their order; none when the files are not installed."""
+    """Returns all numbers of the score files, in their order; none when the files are not installed."""
     return tuple(
         Value(
             model=model,
@@ -150,7 +150,7 @@ def load_published() -> tuple[Value, ...]:
 
 
 def read_table(name: str) -> Iterator[dict[str, str]]:
-    """Rows of `eval/published/NAME.csv`, the nearest one (working folder first); none where it is missing."""
+    """Yields the rows of `eval/published/NAME.csv`, the nearest one (working folder first); none where it is missing."""
     for folder in shared_folders("eval/published"):
         path = Path(folder, f"{name}.csv")
         if path.is_file():
@@ -160,6 +160,6 @@ def read_table(name: str) -> Iterator[dict[str, str]]:
 
 
 def _same_method(printed: str, method: str) -> bool:
-    """`LLaVA-PruMerge` is `prumerge`; a variant in brackets is a method of its own."""
+    """Tells whether a printed name is a method: `LLaVA-PruMerge` is `prumerge`; a variant in brackets is a method of its own."""
     plain = re.sub(r"[^a-z0-9+()]", "", printed.lower())
     return _METHODS.get(plain, plain) == re.sub(r"_plus$", "+", method).replace("_", "")

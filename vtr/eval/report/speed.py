@@ -52,12 +52,12 @@ class Speed:
     numbers: Mapping[Experiment, Mapping[str, float]]
 
     def of(self, row: Row) -> Mapping[str, float]:
-        """What was measured of the experiment of a row, whatever its seeds."""
+        """Returns what was measured of the experiment of a row, whatever its seeds."""
         return self.numbers.get(_experiment(row.method, row.fingerprint["settings"]), {})
 
 
 def read_speed(path: Path) -> list[Speed]:
-    """A record of `vtr bench` on a model, one entry for each batch size.
+    """Returns a record of `vtr bench` on a model, one entry for each batch size.
 
     Raises:
         ValueError: no such file, or not such a record.
@@ -118,7 +118,7 @@ def _at(source: str, record: Mapping[str, Any], batch: int, cells: list[dict[str
 
 
 def _rounds(cell: Mapping[str, Any], row: Mapping[str, Any], batch: int, tokens: int) -> Iterator[tuple[str, list[float]]]:
-    """Every number of a row in every round, with those of its floors."""
+    """Yields every number of a row in every round, with those of its floors."""
     kept = next((other for other in cell["rows"] if other["kind"] == KEPT), None)
     floor = next((other for other in cell["rows"] if other["kind"] in _FLOORS and other["schedule"] == row["schedule"]), None)
     choosing = row if row["kind"] == METHOD else None

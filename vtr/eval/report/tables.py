@@ -55,7 +55,7 @@ SPEED_LEGEND = (
 
 
 def make_tables(section: Section, timings: bool = True) -> list[Table]:
-    """All tables of a section, from the largest budget to the smallest, rows without a budget first.
+    """Returns all tables of a section, from the largest budget to the smallest, rows without a budget first.
 
     Args:
         section: what was measured.
@@ -114,7 +114,7 @@ def _not_run(section: Section, rows: Sequence[Row], width: int) -> list[tuple[Ce
 
 
 def against(section: Section, row: Row) -> Cell:
-    """How a row compares with `random` at its budget: better, worse, or not distinguishable."""
+    """Returns how a row compares with `random` at its budget: better, worse, or not distinguishable."""
     random = section.random(row)
     if random is None or row.method == "random":
         return Cell()
@@ -163,7 +163,7 @@ def _rank(rank: Interval) -> Cell:
 
 
 def published_table(section: Section, find: Callable = find_published) -> Table | None:
-    """Every published number for what was measured here, by source; None where nothing was published.
+    """Returns every published number for what was measured here, by source; None where nothing was published.
 
     Args:
         section: what was measured.

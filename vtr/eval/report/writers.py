@@ -21,7 +21,7 @@ _LATEX = {
 
 
 def markdown(document: Document, pictures: str = "") -> str:
-    """Headings, pipe tables, warnings in front and the meaning of the columns at the end.
+    """Returns headings, pipe tables, warnings in front and the meaning of the columns at the end.
 
     Args:
         document: what to write.
@@ -46,7 +46,7 @@ def _md(text: str) -> str:
 
 
 def comma_separated(document: Document) -> str:
-    """One line for every number: model, table, row, column, text, value and the ends of its interval; empty = not measured.
+    """Returns one line for every number: model, table, row, column, text, value and the ends of its interval; empty = not measured.
 
     Warnings come first, as lines whose table is `warning`.
     """
@@ -66,7 +66,7 @@ def comma_separated(document: Document) -> str:
 
 
 def _safe(text: str) -> str:
-    """A spreadsheet would run text that begins like a formula."""
+    """Returns text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -96,5 +96,5 @@ def _tex(text: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """On one line, without control characters."""
+    """Returns the text on one line, without control characters."""
     return re.sub(r"[\s\x00-\x1f\x7f]+", " ", text)

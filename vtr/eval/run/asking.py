@@ -23,7 +23,7 @@ _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": Non
 
 @contextmanager
 def _whole_files() -> Iterator[None]:
-    """Cut files are errors, also where something else in this process (lmms-eval does) has told Pillow to fill them up."""
+    """Makes cut files errors, also where something else in this process (lmms-eval does) has told Pillow to fill them up."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -63,7 +63,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def build_prompt(processor: Any, question: str, images: int) -> str:
-    """The chat template filled with one user turn: the images, then the question, or in the order of `<image>` in the question.
+    """Returns the chat template filled with one user turn: the images, then the question, or in the order of `<image>` in the question.
 
     Raises:
         ValueError: the question has another number of `<image>` than there are images.
@@ -87,7 +87,7 @@ def build_content(question: str, images: int) -> list[dict[str, str]]:
 
 
 def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
-    """The processor's own chat template filled with `turns`, up to where the answer starts.
+    """Returns the processor's own chat template filled with `turns`, up to where the answer starts.
 
     Raises:
         VtrError: the processor has no chat template.
@@ -98,7 +98,7 @@ def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
 
 
 def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
-    """Model inputs of a batch of questions, see `encode_prompts`.
+    """Returns the model inputs of a batch of questions, see `encode_prompts`.
 
     Args:
         processor: of the model.
@@ -111,7 +111,7 @@ def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[I
 
 
 def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
-    """Model inputs of a batch of prompts with the chat template filled in, padded on the left.
+    """Returns the model inputs of a batch of prompts with the chat template filled in, padded on the left.
 
     Args:
         processor: of the model.
@@ -159,14 +159,14 @@ def to_model(inputs: Any, model: Any) -> Any:
 
 
 def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int, **settings: Any) -> tuple[list[str], float]:
-    """Answers of a batch and the milliseconds that they took together, see `generate_tokens`."""
+    """Returns the answers of a batch and the milliseconds that they took together, see `generate_tokens`."""
     tokenizer = getattr(processor, "tokenizer", processor)
     tokens, elapsed = generate_tokens(model, processor, inputs, max_new_tokens, **settings)
     return [answer.strip() for answer in tokenizer.batch_decode(tokens, skip_special_tokens=True)], elapsed
 
 
 def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int, **settings: Any) -> tuple[Tensor, float]:
-    """New tokens of a batch `(B, new)` int64 and the milliseconds of generation; inputs are on the device already.
+    """Returns the new tokens of a batch `(B, new)` int64 and the milliseconds of generation; inputs are on the device already.
 
     Args:
         model, processor: from `load_model`.
@@ -182,7 +182,7 @@ def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int
 
 
 def prefill_ms(model: Any, inputs: Any) -> float:
-    """Milliseconds of one pass over the whole prompt, vision tower and cache included, up to the first new token."""
+    """Returns the milliseconds of one pass over the whole prompt, vision tower and cache included, up to the first new token."""
     synchronize(model)
     start = time.perf_counter()
     model.generate(**inputs, max_new_tokens=1, **_GREEDY)
@@ -200,5 +200,5 @@ def placeholders(model: Any, inputs: Any) -> list[int]:
 
 
 def prompt_lengths(inputs: Any) -> list[int]:
-    """Real positions of each row, placeholders included."""
+    """Returns the real positions of each row, placeholders included."""
     return inputs["attention_mask"].sum(1).tolist()

@@ -70,7 +70,7 @@ class Cell:
 
 
 def changed_settings(method: Method) -> dict[str, Any]:
-    """Settings that differ from the class's defaults, without the seed."""
+    """Returns the settings that differ from the class's defaults, without the seed."""
     return {k: v for k, v in asdict(method).items() if k != "seed" and v != default_settings(type(method)).get(k)}
 
 
@@ -83,7 +83,7 @@ def plan_cells(
     limit: int | None = None,
     max_new_tokens: int | None = None,
 ) -> list[Cell]:
-    """Every combination that differs: methods without budget once, only methods with a `seed` setting vary over seeds.
+    """Returns every combination that differs: methods without budget once, only methods with a `seed` setting vary over seeds.
 
     Args:
         methods: registry names, or `full`.
@@ -112,7 +112,7 @@ def plan_cells(
 def variants(
     name: str, budgets: Iterable[Budget], seeds: Sequence[int], settings: dict[str, Any]
 ) -> list[tuple[Method | None, int | None]]:
-    """A method, or `full`, with every budget and seed that makes a difference.
+    """Returns a method, or `full`, with every budget and seed that makes a difference.
 
     Raises:
         ValueError, TypeError: unknown method or setting, impossible value.
@@ -136,7 +136,7 @@ def variants(
 def fingerprint(
     cell: Cell, model: Mapping[str, Any], dtype: torch.dtype, attention: str, device: str, model_type: str | None = None
 ) -> dict[str, Any]:
-    """What makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice."""
+    """Returns what makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice."""
     content = {
         "method": cell.name,
         "settings": cell.settings,

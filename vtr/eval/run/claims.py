@@ -42,7 +42,7 @@ class Claim:
 
     @classmethod
     def take(cls, target: Path) -> Claim | None:
-        """The claim, or None while another process (or another claim of this one) has it.
+        """Returns the claim, or None while another process (or another claim of this one) has it.
 
         Raises:
             VtrError: this system has no file locks.
@@ -67,7 +67,7 @@ class Claim:
             os.close(handle)  # its owner released and removed it in between: the lock is on a file that is gone
 
     def release(self) -> None:
-        """Give it up; a second call does nothing."""
+        """Gives the claim up; a second call does nothing."""
         if self._handle is not None:
             with contextlib.suppress(FileNotFoundError):
                 claim_path(self.target).unlink()
@@ -75,11 +75,11 @@ class Claim:
             self._handle = None
 
     def _clean(self) -> None:
-        """Remove what a killed owner left of a half-written result."""
+        """Removes what a killed owner left of a half-written result."""
         for path in self.target.parent.glob(f".{self.target.name}.*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def claim_path(target: Path) -> Path:
-    """File that is locked for the result at `target`."""
+    """Returns the file that is locked for the result at `target`."""
     return target.with_name(f".{target.name}.claim")

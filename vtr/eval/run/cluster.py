@@ -131,7 +131,7 @@ class RayPool:
             except self._ray.exceptions.RayTaskError as error:  # not the cell, which reports its own errors: what carries it
                 outcome = Failure(str(error.cause).splitlines()[0], type(error.cause).__name__, str(error))
             except self._ray.exceptions.RayError as error:
-                dead = self._bury(task, error)
+                dead = self._replace(task, error)
                 if dead is None:
                     continue
                 outcome = dead
@@ -146,8 +146,8 @@ class RayPool:
         task.hand.busy, task.hand.loaded = True, task.job.setup
         self._tasks[task.hand.actor.run.remote(task.job)] = task
 
-    def _bury(self, task: _Task, error: Exception) -> Failure | None:
-        """Replace a dead worker; None when its cell will run again."""
+    def _replace(self, task: _Task, error: Exception) -> Failure | None:
+        """Replaces a dead worker; returns None when its cell will run again."""
         task.deaths += 1
         position = self._hands.index(task.hand)
         self._hands[position] = task.hand = _Hand(self._actor())
@@ -162,7 +162,7 @@ class RayPool:
 
 
 def _check_address(address: str) -> None:
-    """Ray itself would wait for minutes.
+    """Refuses an address where nothing answers; Ray itself would wait for minutes.
 
     Raises:
         VtrError: nobody listens there.

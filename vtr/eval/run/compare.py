@@ -59,7 +59,7 @@ class Comparison:
     views: list[np.ndarray] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, without pixels."""
+        """Returns JSON, without pixels."""
         return {
             "question": self.question,
             "visual_tokens": self.visual_tokens,
@@ -79,7 +79,7 @@ def compare(
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
 ) -> Comparison:
-    """Ask once with and once without the method.
+    """Asks once with and once without the method.
 
     Args:
         model, processor: from `load_model`; the model is left as it was.
@@ -112,7 +112,7 @@ def ask(
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
 ) -> tuple[Outcome, dict[str, Any]]:
-    """One side: the outcome and the report (empty for the full model, whose tokens are then counted with newlines).
+    """Asks on one side and returns the outcome and the report (empty for the full model, whose tokens are then counted with newlines).
 
     Args:
         model, processor, max_new_tokens, repeats, step: as in `compare`.
@@ -156,7 +156,7 @@ def ask(
 
 
 def check_budget(method: Method, report: dict[str, Any]) -> None:
-    """Refuse an int `keep` above what an image has; the library only warns, but here the image is known.
+    """Refuses an int `keep` above what an image has; the library only warns, but here the image is known.
 
     Raises:
         ValueError: it is above.
@@ -168,7 +168,7 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
 
 
 def frozen_layers(reduction: Any) -> list[int]:
-    """LLM layers in which a reduction freezes the visual tokens."""
+    """Returns the LLM layers in which a reduction freezes the visual tokens."""
     return sorted({item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"})
 
 
@@ -177,7 +177,7 @@ def _report(reduction: Any) -> dict[str, Any]:
 
 
 def views_of(processor: Any, inputs: Any, report: dict[str, Any]) -> list[np.ndarray]:
-    """Pixels of every image of one prompt as the tower saw them; with a report, padding views are cut off."""
+    """Returns the pixels of every image of one prompt as the tower saw them; with a report, padding views are cut off."""
     settings = getattr(processor, "image_processor", processor)
     views = [views_from_pixels(own, settings.image_mean, settings.image_std) for own in inputs["pixel_values"]]
     return [own[: image["views"]] for own, image in zip(views, report["images"], strict=True)] if report else views

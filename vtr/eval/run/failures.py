@@ -26,19 +26,19 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What is kept of an exception."""
+    """Returns what a file of a failure keeps of an exception."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return Failure(lines[0] if lines else type(error).__name__, type(error).__name__, "".join(traceback.format_exception(error)))
 
 
 def failure_path(folder: str | Path, fingerprint: dict[str, Any]) -> Path:
-    """Beside the results, under the name that the result would have."""
+    """Returns the file of a failure: in `failed` beside the results, under the name that the result would have."""
     path = cell_path(folder, fingerprint)
     return path.parent / "failed" / path.name
 
 
 def write_failure(folder: str | Path, fingerprint: dict[str, Any], failure: Failure) -> Path:
-    """Record a failed cell atomically; a later attempt replaces it, a later result removes it."""
+    """Records a failed cell atomically; a later attempt replaces it, a later result removes it."""
     path = failure_path(folder, fingerprint)
     path.parent.mkdir(exist_ok=True)
     when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -48,7 +48,7 @@ def write_failure(folder: str | Path, fingerprint: dict[str, Any], failure: Fail
 
 
 def read_failure(path: Path) -> dict[str, Any] | None:
-    """A recorded failure, None when there is none or the file is not one."""
+    """Returns a recorded failure, None when there is none or the file is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ def read_failure(path: Path) -> dict[str, Any] | None:
 
 
 def read_failures(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All recorded failures of a result folder, ordered by file name, and a line for every file among them that is not one."""
+    """Returns all recorded failures of a result folder, ordered by file name, and a line for every file among them that is not one."""
     found, problems = [], []
     for path in sorted((Path(folder) / "failed").glob("*.json")):
         content = read_failure(path)
@@ -71,5 +71,5 @@ def read_failures(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def clear_failure(folder: str | Path, fingerprint: dict[str, Any]) -> None:
-    """Forget a failure, for there is a result now."""
+    """Forgets a failure, for there is a result now."""
     failure_path(folder, fingerprint).unlink(missing_ok=True)

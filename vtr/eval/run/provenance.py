@@ -28,19 +28,19 @@ _PACKAGE = Path(vtr.__file__).resolve().parent
 
 @cache
 def versions() -> dict[str, str | None]:
-    """Of vtr and of what can change an answer; None for a library that is not installed."""
+    """Returns the versions of vtr and of what can change an answer; None for a library that is not installed."""
     return {"vtr": vtr.__version__, **{name: _version(name) for name in _VERSIONED}}
 
 
 def device_name(device: str) -> str:
-    """`cpu`, or the kind with the name of the hardware: `cuda NVIDIA H200`."""
+    """Returns `cpu`, or the kind with the name of the hardware: `cuda NVIDIA H200`."""
     kind = device.split(":")[0]
     cuda = torch.cuda.is_available() and (kind == "cuda" or device == "auto")
     return f"{kind} {torch.cuda.get_device_name()}" if cuda else kind
 
 
 def conditions(batch_size: int) -> dict[str, Any]:
-    """What may change times but not answers."""
+    """Returns what may change times but not answers."""
     return {
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
@@ -53,7 +53,7 @@ def conditions(batch_size: int) -> dict[str, Any]:
 
 @cache
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that vtr runs from and whether tracked files differ from it; None outside of git.
+    """Returns the commit of the checkout that vtr runs from and whether tracked files differ from it; None outside of git.
 
     For reading, not for comparing: a commit that touches only a page changes it, an edit that is not committed does not. What is compared is
     `code_hash`.
@@ -65,7 +65,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def code_hash(methods: Iterable[Method], model_type: str | None) -> str:
-    """sha256 of the sources that can change an answer: methods, host, engine and tasks with all they import of ours, committed or not.
+    """Returns the sha256 of the sources that can change an answer: methods, host, engine and tasks with all they import of ours, committed or not.
 
     Of a method or host of somebody else every module of its top-level package counts, since any of them may be a helper.
 
@@ -96,7 +96,7 @@ def _hash_of(modules: tuple[str, ...]) -> str:
 
 
 def _imported(name: str, source: str) -> list[str]:
-    """Dotted names of ours that a module imports: modules and what may be modules."""
+    """Returns the dotted names of ours that a module imports: modules and what may be modules."""
     path, found = _file(name), []
     package = name.split(".") if path is None or path.name == "__init__.py" else name.split(".")[:-1]
     try:
@@ -114,7 +114,7 @@ def _imported(name: str, source: str) -> list[str]:
 
 
 def _package_of(module: str) -> list[str]:
-    """Names of the modules that change with a method's module: itself; of somebody else's package all, imported so far or not."""
+    """Returns the names of the modules that change with a method's module: itself; of somebody else's package all, imported so far or not."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
         return []
@@ -133,7 +133,7 @@ def _roots(top: str) -> list[Path]:
 
 
 def _file(name: str) -> Path | None:
-    """File of a module of a package, None when it is none."""
+    """Returns the file of a module of a package, None when it is none."""
     top, *parts = name.split(".")
     bases = [root.joinpath(*parts) for root in _roots(top)]
     places = (path for base in bases for path in (*([base.with_suffix(".py")] if parts else []), base / "__init__.py"))

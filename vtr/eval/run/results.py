@@ -39,12 +39,12 @@ class ResultError(ValueError):
 
 
 def content_hash(content: Any) -> str:
-    """sha256 of the canonical JSON of `content`."""
+    """Returns the sha256 of the canonical JSON of `content`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def cell_path(folder: str | Path, fingerprint: dict[str, Any]) -> Path:
-    """Readable and unique: `tiny-llava.fastv.keep-64.shapes.seed-0.1a2b3c4d5e6f.json`."""
+    """Returns the file of a result, readable and unique: `tiny-llava.fastv.keep-64.shapes.seed-0.1a2b3c4d5e6f.json`."""
     settings = fingerprint["settings"]
     budget = next((f"{k}-{settings[k]}" for k in BUDGETS if settings.get(k) is not None), None)
     seed = fingerprint["seed"]
@@ -55,7 +55,7 @@ def cell_path(folder: str | Path, fingerprint: dict[str, Any]) -> Path:
 
 
 def write_cell(folder: str | Path, **parts: Any) -> Path:
-    """Write one finished cell atomically.
+    """Writes one finished cell atomically.
 
     Args:
         folder: result folder, which exists.
@@ -77,7 +77,7 @@ def _one_line_per_sample(content: dict[str, Any]) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write text (as UTF-8) or bytes so that `path` holds the old content or the new, never a part of it."""
+    """Writes text (as UTF-8) or bytes so that `path` holds the old content or the new, never a part of it."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -93,7 +93,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def read_cell(path: str | Path) -> dict[str, Any]:
-    """One cell, checked.
+    """Returns one cell, checked.
 
     Raises:
         ResultError: truncated, foreign, of another schema, or changed since it was written.
@@ -131,7 +131,7 @@ def read_folder(folder: str | Path, leave: Collection[Path] = ()) -> tuple[list[
 
 
 def prepare_folder(folder: str | Path) -> Path:
-    """The folder, created if needed and known to be writable.
+    """Returns the folder, created if needed and known to be writable.
 
     Raises:
         OSError: it cannot be created or written, with a message that says so.

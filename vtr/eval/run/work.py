@@ -20,19 +20,19 @@ class Listener(Protocol):
     """Is told what happens."""
 
     def problem(self, text: str) -> None:
-        """A file in the way that cannot be trusted, or another thing worth a line."""
+        """Hears of a file in the way that cannot be trusted, or of another thing worth a line."""
 
     def planned(self, total: int, finished: int, failed: int) -> None:
-        """How many cells there are, how many have a result, how many a recorded failure that is not tried again."""
+        """Hears how many cells there are, how many have a result, and how many a recorded failure that is not tried again."""
 
     def started(self, job: Job) -> Callable[[int], None]:
-        """A cell begins; returns what is told the number of samples after each batch."""
+        """Hears that a cell begins; returns a function that is told the number of samples after each batch."""
 
     def ended(self, job: Job, failure: Failure | None) -> None:
-        """A cell has a result, or a failure."""
+        """Hears that a cell has a result, or a failure."""
 
     def waiting(self, count: int) -> None:
-        """Only cells are left that other processes run."""
+        """Hears that only cells are left that other processes run."""
 
 
 class Silent:
@@ -81,7 +81,7 @@ class _Item:
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, pool: Pool, listener: Listener | None = None, retry: bool = True) -> Done:
-    """Run what is not finished.
+    """Runs the jobs that have no result yet.
 
     Args:
         jobs: equal ones are run once.
@@ -119,7 +119,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, pool: Pool, listener: Listener |
             if running:
                 key, outcome = pool.wait()
                 item = running[Path(str(key))]
-                failure = _settle(item, outcome, folder, done, listener)
+                failure = _file_outcome(item, outcome, folder, done, listener)
                 _release(running.pop(item.path))
                 listener.ended(item.job, failure)
             elif todo:
@@ -165,12 +165,12 @@ def _claimed(todo: list[_Item], pool: Pool, done: Done) -> Iterator[_Item]:
 
 
 def _in_order(todo: list[_Item], loaded: list[Setup | None]) -> list[_Item]:
-    """Cells of models that a free worker has, then the others."""
+    """Returns the cells of models that a free worker has, then the others."""
     return sorted(todo, key=lambda item: item.job.setup not in loaded)
 
 
 def _finished(item: _Item, listener: Listener | None = None) -> bool:
-    """Whether there is a result that can be trusted; a file that cannot is in the way and will be written again."""
+    """Tells whether there is a result that can be trusted; a file that cannot is in the way and will be written again."""
     if not item.path.exists() and not item.path.is_symlink():
         return False
     try:
@@ -186,7 +186,7 @@ def _recorded(item: _Item) -> Failure | None:
     return Failure(content["error"], content["kind"], content["traceback"]) if content else None
 
 
-def _settle(item: _Item, outcome: dict[str, Any] | Failure, folder: Path, done: Done, listener: Listener) -> Failure | None:
+def _file_outcome(item: _Item, outcome: dict[str, Any] | Failure, folder: Path, done: Done, listener: Listener) -> Failure | None:
     if isinstance(outcome, Failure):
         write_failure(folder, item.fingerprint, outcome)
         done.failures.append((item.job, outcome))

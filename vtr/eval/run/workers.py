@@ -49,15 +49,15 @@ class Surroundings:
     model_type: str
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
-        """What `Runner.fingerprint` will say."""
+        """Returns what `Runner.fingerprint` will say."""
         return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type)
 
 
 def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
-    """The surroundings of a setup on this machine.
+    """Returns the surroundings of a setup on this machine.
 
     Args:
-        setup: see there.
+        setup: the model and how it is loaded.
         checkpoint, identity: where the config is and what the model is called in fingerprints, where that is known without asking the hub.
 
     Raises:
@@ -75,7 +75,7 @@ Advance = Callable[[int], None]
 
 
 def load(setup: Setup) -> tuple[Any, Any]:
-    """Model and processor of a setup."""
+    """Loads model and processor of a setup."""
     return load_model(setup.model, setup.device, setup.dtype, setup.attention)
 
 
@@ -96,15 +96,15 @@ class Worker:
             torch.set_num_threads(threads)
 
     def describe(self, setup: Setup) -> Surroundings:
-        """`describe` where this worker runs."""
+        """Calls `describe` where this worker runs."""
         return describe(setup)
 
     def process(self) -> int:
-        """Id of the process that it runs in."""
+        """Returns the id of the process that it runs in."""
         return os.getpid()
 
     def run(self, job: Job, advance: Advance = lambda count: None) -> dict[str, Any] | Failure:
-        """The parts of the cell's result, or why there are none; the worker lives on."""
+        """Runs a cell and returns the parts of its result, or why there are none; the worker lives on."""
         if job.setup != self._setup:
             self._change(job.setup)
         if self._runner is None:
@@ -145,13 +145,13 @@ class Pool(Protocol):
         """As the workers see it."""
 
     def free(self) -> list[Setup | None]:
-        """What is loaded in each worker that has nothing to do."""
+        """Returns what is loaded in each worker that has nothing to do."""
 
     def start(self, key: Hashable, job: Job, advance: Advance) -> None:
-        """Give a job to a free worker, one that has its model if there is one."""
+        """Gives a job to a free worker, one that has its model if there is one."""
 
     def wait(self) -> tuple[Hashable, dict[str, Any] | Failure]:
-        """The next job that ended, with what `Worker.run` gave."""
+        """Returns the next job that ended, with the outcome of `Worker.run`."""
 
 
 class LocalPool:

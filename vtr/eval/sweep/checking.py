@@ -16,7 +16,7 @@ from vtr.types.naming import FULL
 
 
 def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:
-    """Everything that is wrong with the file by itself; wrong settings are taken out of it.
+    """Returns everything that is wrong with the file by itself; wrong settings are taken out of it.
 
     Args:
         file: from `read_sweep`.
@@ -36,7 +36,7 @@ def without_moved(mistakes: Sequence[Mistake], earlier: Sequence[Mistake]) -> li
 
 
 def absent_devices(file: SweepFile) -> list[Mistake]:
-    """Devices of the sweep that this machine does not have."""
+    """Returns the devices of the sweep that this machine does not have."""
     found = []
     entries = [(("models", number, "device"), entry.device) for number, entry in enumerate(file.models)]
     for place, device in [(("device",), file.device), *entries]:
@@ -48,7 +48,7 @@ def absent_devices(file: SweepFile) -> list[Mistake]:
 
 
 def _repeated(file: SweepFile) -> Iterator[Mistake]:
-    """Values that stand twice in a list, which would make two equal cells."""
+    """Yields values that stand twice in a list, which would make two equal cells."""
     for place, values in _lists(file):
         for number, value in enumerate(values):
             if (text := str(value)) in map(str, values[:number]):
@@ -56,7 +56,7 @@ def _repeated(file: SweepFile) -> Iterator[Mistake]:
 
 
 def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
-    """Every list of the file in which each value is another experiment."""
+    """Yields every list of the file in which each value is another experiment."""
     yield ("models",), [entry.model_dump(exclude_none=True) if entry.model_fields_set - {"model"} else entry.model for entry in file.models]
     plans = [[" ".join([one.method, *(f"{k}={v}" for k, v in one.settings.items())]) for one in plan] for plan in file.plans]
     yield ("plans",), [" + ".join(plan) for plan in plans]
@@ -71,7 +71,7 @@ def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
 
 
 def _contradictions(file: SweepFile) -> Iterator[Mistake]:
-    """Settings that would silently win over `budgets` or `seeds`."""
+    """Yields settings that would silently win over `budgets` or `seeds`."""
     budgets = file.budgets or any(entry.budgets for entry in file.models)
     seeds = {*file.seeds, *(seed for entry in file.models for seed in entry.seeds or [])}
     said = "seeds" in file.model_fields_set or any(entry.seeds is not None for entry in file.models)
@@ -131,12 +131,12 @@ def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
 
 
 def settings_of(cls: type[Method]) -> list[str]:
-    """Settings of a method, those of the budget only where it has one."""
+    """Returns the settings of a method, those of the budget only where it has one."""
     names = [f.name for f in fields(cls)]
     return [n for n in names if n not in BUDGETS] if cls.default_budget is None else names
 
 
 def names_of(file: SweepFile) -> list[str]:
-    """Methods in the order of the file, `all` spelled out."""
+    """Returns the methods in the order of the file, `all` spelled out."""
     every = [FULL, *list_methods()]
     return list(dict.fromkeys(n for name in file.methods for n in (every if name == ALL else [name])))

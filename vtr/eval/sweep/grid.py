@@ -51,7 +51,7 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = False) -> Sweep:
-    """Read, check and expand a sweep.
+    """Reads, checks and expands a sweep.
 
     Args:
         path, overrides: as for `read_sweep`.
@@ -230,14 +230,14 @@ def _given_budget(method: Method) -> dict[str, Any]:
 
 
 def _budget_place(budgets: Budgets, cell: Cell) -> Place:
-    """Where the budget of a cell stands below the key `budgets`' parent; `keep` may have become `average_keep`."""
+    """Returns where the budget of a cell stands below the key `budgets`' parent; `keep` may have become `average_keep`."""
     (value,) = _given_budget(cell.methods[-1]).values()
     found = ((kind, own.index(value)) for kind in BUDGETS if value in (own := getattr(budgets, kind)))
     return ("budgets", *next(found, ()))
 
 
 def _grids(file: SweepFile, name: str) -> list[dict[str, Any]]:
-    """Every combination of the settings to try for a method."""
+    """Returns every combination of the settings to try for a method."""
     if name == FULL:
         return [{}]
     known = settings_of(method_class(name))
@@ -249,7 +249,7 @@ def _grids(file: SweepFile, name: str) -> list[dict[str, Any]]:
 
 
 def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method | None:
-    """With `average_keep` in place of `keep` for methods whose first removal is inside the LLM, where the sweep asks for that."""
+    """Returns the method with `average_keep` in place of `keep` if its first removal is inside the LLM and the sweep wants that."""
     if method is None or method.keep is None or file.equalise == "keep":
         return method
     try:
@@ -262,7 +262,7 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
 
 
 def _plans(file: SweepFile, setup: Setup, members: Sequence[Member], budgets: Sequence[Budget]) -> Iterator[Variant]:
-    """The sweep's budgets are for the last method of a plan, unless it names its own."""
+    """Yields the variants of a plan; the sweep's budgets are for its last method, unless that names its own."""
     last = members[-1]
     free = method_class(last.method).default_budget is not None and not any(k in last.settings for k in BUDGETS)
     seeded = any("seed" in settings_of(method_class(m.method)) and "seed" not in m.settings for m in members)

@@ -71,7 +71,7 @@ def _listed(value: Any) -> Any:
 
 
 def _member(value: Any) -> Any:
-    """`fastv` or `{fastv: {layer: 3}}` as a mapping with both."""
+    """Returns `fastv` or `{fastv: {layer: 3}}` as a mapping with both."""
     if isinstance(value, str):
         return {"method": value}
     if isinstance(value, dict) and len(value) == 1 and set(value) != {"method"}:

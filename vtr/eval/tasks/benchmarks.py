@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @register_task_source(SOURCE, "lmms-eval")
 def benchmark(name: str) -> Task:
-    """The task of lmms-eval called `name`; its samples are downloaded when they are first asked for.
+    """Returns the task of lmms-eval called `name`; its samples are downloaded when they are first asked for.
 
     Raises:
         ValueError: no such task, lmms-eval is not installed, or the task does not generate answers.
@@ -141,7 +141,7 @@ def _judge(name: str, sample: Any, prediction: str) -> float:
 
 
 def share_of(value: Any) -> float | None:
-    """How right one sample is, from one entry of a task's `process_results`: a number, or a mapping with a score, or with what was said and
+    """Returns how right one sample is, from one entry of a task's `process_results`: a number, or a mapping with a score, or with what was said and
     what is right; None for anything else."""
     if isinstance(value, Real):
         return min(max(float(value), 0.0), 1.0)
@@ -165,7 +165,7 @@ def _same(said: Any, right: Any) -> bool:
 
 
 def _metrics(name: str, limit: int | None, predictions: Sequence[str]) -> dict[str, float]:
-    """What the task makes of all samples; metrics that want an outside judge or a file are left out."""
+    """Returns what the task makes of all samples; metrics that want an outside judge or a file are left out."""
     task = _task(name)
     found: dict[str, list[Any]] = {}
     for document, prediction in zip(Documents(name, limit), predictions, strict=True):
@@ -241,7 +241,7 @@ def _documents(name: str) -> Any:
 
 @cache
 def _sources(folder: Path) -> str:
-    """sha256 of the files that define the task."""
+    """Returns the sha256 of the files that define the task."""
     total = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml", "")):
         if file.is_file():

@@ -49,7 +49,7 @@ def register_task_source(prefix: str, owner: str) -> Callable[[BuildNamed], Buil
 
 
 def list_tasks() -> list[str]:
-    """Names of all tasks that belong to no source, sorted."""
+    """Returns the names of all tasks that belong to no source, sorted."""
     return sorted(_TASKS)
 
 

@@ -54,5 +54,5 @@ class Task:
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
     def outcome(self, sample: Sample, prediction: str) -> bool | float:
-        """How right an answer is: a bool, or 0 to 1."""
+        """Returns how right an answer is: a bool, or 0 to 1."""
         return self.judge(sample, prediction) if self.judge else self.is_correct(prediction, sample.answer)
