@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 it failed while running (network, disk, memory, a model that cannot do it, a missed floor); "
+    "Exit codes: 0 done; 1 it failed while running (network, disk, memory, a model that cannot do it); "
     "2 what was given is wrong (options, names, images, checkpoints); 130 stopped by Ctrl-C."
 )
 
