@@ -182,8 +182,11 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     files = [*SOURCES, *sorted((ROOT / "scripts").rglob("*.py"))]
     targets = {path: {file for name in imports(path) if (file := file_of(name))} - {path} for path in files}
     graph = {str(path.relative_to(ROOT)): {str(file.relative_to(ROOT)) for file in own} for path, own in targets.items()}
-    new = [" <-> ".join(group) for group in circles(graph) if set(group) not in KNOWN_CIRCLES]
+    found = circles(graph)
+    new = [" <-> ".join(group) for group in found if set(group) not in KNOWN_CIRCLES]
     assert not new, "imports inside functions count, too; move what both need into a file of its own"
+    cut = [" <-> ".join(sorted(group)) for group in KNOWN_CIRCLES if sorted(group) not in found]
+    assert not cut, "this circle is cut: take it off KNOWN_CIRCLES"
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
