@@ -38,7 +38,7 @@ class Row:
         schedule: lengths it runs on; given for floors, seen in the warm-up for the others.
         runs: one dict of numbers per counted round, see `_once`.
         peak_bytes: of a prefill, on top of weights and prompts.
-        compiled: the same with a compiled decode step, where that was asked for, see `vtr.bench.compiled`.
+        compiled: the same with a compiled decode step, None unless `Asked.compiled`; see `vtr.bench.compiled`.
     """
 
     kind: str

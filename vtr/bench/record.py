@@ -1,4 +1,4 @@
-"""The JSON that `vtr bench` leaves: where it ran, what was asked for, and every counted round."""
+"""The JSON that `vtr bench` leaves: where it ran, the options, and every counted round."""
 
 from __future__ import annotations
 

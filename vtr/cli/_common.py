@@ -67,7 +67,7 @@ def fail(error: BaseException, code: int) -> NoReturn:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Tells whether an option stands on the command line, and not only in the defaults."""
+    """Tells whether an option was written on the command line, and not only in the defaults."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 

@@ -32,7 +32,7 @@ _ANSWERS = {  # asked for in turn, so that every answer is as frequent as its sh
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one scene; the image is drawn when it is asked for (about 5 ms)."""
+    """One question about one scene; the image is drawn when it is needed (about 5 ms)."""
 
     id: str
     family: str

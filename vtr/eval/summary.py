@@ -91,7 +91,7 @@ class Row:
 
     @property
     def keep(self) -> int | None:
-        """The keep count asked for."""
+        """The user's keep count, None without one."""
         return self.fingerprint["settings"].get("keep")
 
     def changed_settings(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def condense(content: Mapping[str, Any], known: Known | None = None) -> Condense
 
     Args:
         content: of the file.
-        known: filled with its sample ids, and asked for equal ones.
+        known: sample ids seen so far; equal ones are shared, new ones added.
 
     Raises:
         ResultError: something that every result has is missing.

@@ -1,6 +1,6 @@
 """Any vision encoder that has a host, with what turns a picture into its input.
 
-timm, open_clip and transformers are imported inside the functions, each only where it is asked for.
+timm, open_clip and transformers are imported inside the functions, each only where it is needed.
 """
 
 from __future__ import annotations

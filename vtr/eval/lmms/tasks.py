@@ -13,7 +13,7 @@ METRIC = "exact_match"
 
 
 class VtrTask(ConfigurableMessagesTask):
-    """One family of a task of ours. Samples are made in memory; images are drawn when they are asked for, nothing is downloaded.
+    """One family of a task of ours. Samples are made in memory; images are drawn when they are needed, nothing is downloaded.
 
     Args:
         config: of the YAML file: `task`, and the name of our task as `dataset_path` with its family as `dataset_name`.

@@ -87,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, pool: Pool, listener: Listener |
         jobs: equal ones are run once.
         folder: for results, exists.
         pool: who runs them.
-        listener: is told.
+        listener: hears what happens.
         retry: try cells again that failed earlier; False counts their recorded failures.
 
     Raises:

@@ -48,7 +48,7 @@ def absent_devices(file: SweepFile) -> list[Mistake]:
 
 
 def _repeated(file: SweepFile) -> Iterator[Mistake]:
-    """Yields values that stand twice in a list, which would make two equal cells."""
+    """Yields values that occur twice in a list, which would make two equal cells."""
     for place, values in _lists(file):
         for number, value in enumerate(values):
             if (text := str(value)) in map(str, values[:number]):

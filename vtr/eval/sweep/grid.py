@@ -28,7 +28,7 @@ Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 
 @dataclass
 class Sweep:
-    """What a file came to.
+    """The cells of a sweep file.
 
     Args:
         file: as read, with the changes of the command line.
@@ -88,7 +88,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
 
 @dataclass
 class _Found:
-    """What one model of a sweep came to; see `Sweep` and `SweepError`."""
+    """Cells, mistakes and cells left out of one model of a sweep."""
 
     jobs: list[Job] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -96,7 +96,7 @@ class _Found:
 
 
 class _Group(NamedTuple):
-    """Variants of one entry of the file: where it stands, and whether `all` stood for it, so that what does not fit is left out."""
+    """Variants of one entry of the file, its place there, and whether they come from `all`, so that those that do not fit are left out."""
 
     place: Place
     optional: bool
@@ -104,7 +104,7 @@ class _Group(NamedTuple):
 
 
 def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place: Place) -> _Found:
-    """Expands the sweep for one model, which stands at `place`."""
+    """Expands the sweep for one model, whose entry is at `place` of the file."""
     found = _Found()
     setup = Setup(
         entry.model,
@@ -121,7 +121,7 @@ def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place
         return found
     file = file.model_copy(update={name: value for name in ("budgets", "seeds", "limit") if (value := getattr(entry, name)) is not None})
     groups = [*_method_groups(file, setup, found), *_plan_groups(file, setup, found)]
-    above = place if entry.budgets else ()  # the key `budgets` stands in the model's entry, or in the file itself
+    above = place if entry.budgets else ()  # the key `budgets` is in the model's entry, or at the top of the file
     seen: list[Variant] = []
     reasons: dict[tuple[Place, str], list[str]] = {}
     probe = tasks[0] if tasks else get_task(list_tasks()[0])
@@ -230,7 +230,7 @@ def _given_budget(method: Method) -> dict[str, Any]:
 
 
 def _budget_place(budgets: Budgets, cell: Cell) -> Place:
-    """Returns where the budget of a cell stands below the key `budgets`' parent; `keep` may have become `average_keep`."""
+    """Returns the place of a cell's budget, below the parent of the key `budgets`; `keep` may have become `average_keep`."""
     (value,) = _given_budget(cell.methods[-1]).values()
     found = ((kind, own.index(value)) for kind in BUDGETS if value in (own := getattr(budgets, kind)))
     return ("budgets", *next(found, ()))

@@ -1,6 +1,6 @@
 """Tasks of lmms-eval as tasks of ours, under the name `lmms:NAME`: their samples, prompts and scores, our batches, fingerprints and result files.
 
-Only tasks that generate one answer per sample. `correct` of a sample is what the task itself gives it, between 0 and 1; what the task makes of all
+Only tasks that generate one answer per sample. `correct` of a sample is the task's own score, between 0 and 1; what the task computes from all
 samples (MME's points, POPE's F1) is computed by its own functions and stored as `metrics` in the summary.
 """
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @register_task_source(SOURCE, "lmms-eval")
 def benchmark(name: str) -> Task:
-    """Returns the task of lmms-eval called `name`; its samples are downloaded when they are first asked for.
+    """Returns the task of lmms-eval called `name`; its samples are downloaded when they are first needed.
 
     Raises:
         ValueError: no such task, lmms-eval is not installed, or the task does not generate answers.
@@ -68,7 +68,7 @@ def _full_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """One sample; images are decoded when they are asked for.
+    """One sample; images are decoded when they are needed.
 
     Args:
         name: of the task.

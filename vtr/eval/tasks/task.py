@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Sample(Protocol):
-    """One question; `image` may be drawn or read only when it is asked for. A sample of several images has them as `images`, too."""
+    """One question; `image` may be drawn or read only when it is needed. A sample of several images has them as `images`, too."""
 
     @property
     def id(self) -> str: ...
