@@ -10,7 +10,7 @@ import torch
 
 from vtr.cost import TransformerShape, kv_bytes
 from vtr.models.recipes import find_recipe
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 GIB = 2**30
 Sizes = tuple[int, int, int, int]

@@ -9,7 +9,8 @@ import typer
 
 from vtr.cli._common import out, reported
 from vtr.markdown import markdown_table
-from vtr.registry import closest, list_methods, method_class
+from vtr.registry import list_methods, method_class
+from vtr.types.naming import closest
 
 COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget", "mark")
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from vtr.models.recipes import find_recipe, list_recipes
-from vtr.registry import closest, find_host, list_hosts
+from vtr.registry import find_host, list_hosts
+from vtr.types.naming import closest
 from vtr.types import VtrError
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vtr.recipes import shared_folders
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 
 @dataclass(frozen=True)

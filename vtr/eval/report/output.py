@@ -9,7 +9,7 @@ from vtr.eval.report.document import Document
 from vtr.eval.report.page import html
 from vtr.eval.report.writers import comma_separated, latex, markdown
 from vtr.eval.run.results import prepare_folder, write_atomic
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 FORMATS: dict[str, Callable[[Document], str]] = {"md": markdown, "csv": comma_separated, "latex": latex, "html": html}
 SUFFIXES = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}

@@ -10,9 +10,9 @@ from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
 from vtr.mistakes import is_refusal
 from vtr.models.loading import check_device
-from vtr.registry import closest, create_method, default_settings, list_methods, method_class
+from vtr.registry import create_method, default_settings, list_methods, method_class
 from vtr.types import BUDGETS, Method
-from vtr.types.naming import FULL
+from vtr.types.naming import FULL, closest
 
 
 def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from vtr.eval.sweep.schema import SweepFile, keys_at
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 Place = tuple[str | int, ...]
 _RULES = {

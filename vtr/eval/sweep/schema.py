@@ -22,9 +22,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
-from vtr.registry import closest, method_class
+from vtr.registry import method_class
 from vtr.types import BUDGETS, Budget, VtrError
-from vtr.types.naming import FULL
+from vtr.types.naming import FULL, closest
 
 ALL = "all"
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from vtr.eval.tasks.registry import register_task_source
 from vtr.eval.tasks.task import Task
-from vtr.registry import closest
 from vtr.types import VtrError
+from vtr.types.naming import closest
 
 SOURCE = "lmms"
 FRAMES = 8  # of a video, shown as images

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vtr.eval.tasks.task import Task
-from vtr.registry import closest
+from vtr.types.naming import closest
 
 Build = Callable[[], Task]
 BuildNamed = Callable[[str], Task]
