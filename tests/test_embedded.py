@@ -11,7 +11,7 @@ from torch import Tensor
 import vtr
 from tests.tiny_models import snapshot
 from vtr.data.shapes import test_samples as samples_of
-from vtr.eval.asking import encode
+from vtr.eval.run.asking import encode
 
 MODELS = Path(__file__).parents[1] / "models"
 KEEP = {"tiny-llava": 64, "tiny-llava-next": 320}

@@ -11,11 +11,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import vtr
+from scripts.replay.visionzip import authors_order
 from tests.caches import held, output_cache
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
-from vtr.methods.visionzip import authors_order
 from vtr.registry import method_class
 
 TORCH = Path(torch.__file__).parent
@@ -38,11 +38,12 @@ HOST_TABLES = {
 
 
 class Waits(TorchFunctionMode):
-    """Notes the functions in some parts of vtr that would wait for a GPU, and where."""
+    """Notes the functions in some parts of vtr, or of another folder, that would wait for a GPU, and where."""
 
-    def __init__(self, *parts: str) -> None:
+    def __init__(self, *parts: str, root: Path = PACKAGE) -> None:
         super().__init__()
         self.parts = parts
+        self.root = root
         self.functions: list[str] = []
         self.lines: list[str] = []
 
@@ -57,7 +58,7 @@ class Waits(TorchFunctionMode):
             while frame is not None and Path(frame.f_code.co_filename).is_relative_to(TORCH):
                 frame = frame.f_back
             path = Path(frame.f_code.co_filename) if frame is not None else TORCH
-            if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in self.parts:
+            if path.is_relative_to(self.root) and path.relative_to(self.root).parts[0] in self.parts:
                 self.functions.append(frame.f_code.co_qualname)
                 self.lines.append(f"{path.name}:{frame.f_lineno} {name}")
         return function(*args, **kwargs)
@@ -80,7 +81,7 @@ def reduced(name, stage):
 
 
 def test_the_trap_sees_what_waits():
-    with Waits("methods", "ops") as waits:
+    with Waits("replay", root=PACKAGE.parent / "scripts") as waits:
         released_authors = authors_order(torch.tensor([True, False, True]), torch.tensor([False, False, True]))
     assert released_authors.tolist() == [0, 2]
     assert waits.functions == ["authors_order"] * 2, "nonzero, twice"

@@ -12,6 +12,7 @@ from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.registry import create_method
 from vtr.types import Geometry, Method, Step, VtrError
+from vtr.types.errors import SettingError
 
 
 def methods_of(method: str | Method | Sequence[Method], settings: dict[str, Any]) -> list[Method]:
@@ -117,9 +118,10 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     for method in finishing:
         keep = method.budget.keep if method.budget is not None else None
         if keep is not None and keep > host.most_tokens:
-            raise ValueError(
+            raise SettingError(
                 f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
-                "keep fewer"
+                "keep fewer",
+                setting="keep",
             )
     if len(plan.methods) > 1 or averaged:
         _check_effect(plan, host)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import vtr
+from scripts.pages import speed as page
+from scripts.pages import targets
 from tests.bench.test_floors import First
-from vtr.bench import measure, page, tables, targets
+from vtr.bench import measure, tables
 from vtr.bench.ops import OPS, Op, time_ops
 from vtr.bench.record import read_records, to_text
 from vtr.bench.session import Asked, Counts, bench_model

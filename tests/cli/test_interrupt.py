@@ -12,7 +12,7 @@ import pytest
 
 from tests.embedded import random_checkpoint
 from vtr.__main__ import main
-from vtr.eval import results
+from vtr.eval.run import results
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_the_entry_point_is_the_one_that_is_tested_here():
 
 
 @pytest.mark.parametrize("module", ["vtr", "torch.types", "torch.nn", "typer.main"])
-@pytest.mark.parametrize("command", [("-m", "vtr", "list"), ("-c", CONSOLE_SCRIPT, "floors", "--limit", "2")], ids=["module", "script"])
+@pytest.mark.parametrize("command", [("-m", "vtr", "list"), ("-c", CONSOLE_SCRIPT, "demo", "--keep", "2")], ids=["module", "script"])
 def test_a_command_that_is_stopped_while_it_is_imported_says_nothing(command, module):
     interpreter = [sys.executable, "-X", "importtime", *command]
     process = subprocess.Popen(interpreter, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)

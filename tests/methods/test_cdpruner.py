@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, chosen, make_view, select_without_sync
 from vtr.methods.cdpruner import CDPruner, balanced, cdpruner
 from vtr.ops.relevance import clip_relevance
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("cdpruner-*"))
 

@@ -7,11 +7,12 @@ import torch
 
 import vtr
 import vtr.methods.corematching as module
+from scripts.replay import replay_file
+from scripts.replay.corematching import released_counts, zeroed
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import batch_of, model_of
-from vtr.methods.corematching import CoreMatching, core_bound, core_neurons, core_votes, released_counts, shared_neurons, zeroed
+from vtr.methods.corematching import CoreMatching, core_bound, core_neurons, core_votes, shared_neurons
 from vtr.ops.elbow import elbow
-from vtr.replay import replay_file
 from vtr.types import PerToken
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("corematching-*"))

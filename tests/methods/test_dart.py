@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import read_vector, replay_file
+from scripts.replay.dart import authors_order, authors_quota
 from tests.caches import output_cache
 from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, images_of, make_view, retained, select_without_sync
 from tests.tiny_models import batch_of, model_of
-from vtr.methods.dart import DART, authors_order, authors_quota, dart, exact_quota, l1_norm, strongest
-from vtr.replay import read_vector, replay_file
+from vtr.methods.dart import DART, dart, exact_quota, l1_norm, strongest
 from vtr.types import PerToken, Signal
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("dart-*"))

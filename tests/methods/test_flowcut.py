@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 import vtr
 import vtr.methods.flowcut as module
+from scripts.replay import replay_file
+from scripts.replay.flowcut import prune_layer
 from tests.methods.handmade import (
     IMAGES,
     LLAVA,
@@ -25,8 +27,6 @@ from tests.methods.handmade import (
 )
 from tests.tiny_models import Shot, batch_of
 from vtr.methods.flowcut import FlowCut
-from vtr.replay import replay_file
-from vtr.replay.flowcut import prune_layer
 from vtr.types import PerToken
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("flowcut-*"))

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import vtr
+from scripts.replay import replay_file
+from scripts.replay.hired import authors_budgets, authors_sequence, authors_totals, paper_budgets
 from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.hired import HiRED, authors_budgets, authors_sequence, authors_totals, crop_scores, paper_budgets
+from vtr.methods.hired import HiRED, crop_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 from vtr.types import Budget, Signal
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("hired-*"))

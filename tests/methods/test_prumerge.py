@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
+from scripts.replay.prumerge import authors_index, authors_tokens
 from tests.methods.handmade import LLAVA, NEXT, chosen, select_without_sync
 from tests.methods.towers import layers_of, projected, random_layer, tower_view
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods._prumerge import authors_index, authors_tokens
 from vtr.methods.prumerge import PruMerge
 from vtr.methods.prumerge_plus import PruMergePlus
-from vtr.replay import replay_file
 from vtr.types import Budget
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("prumerge-fixed-*"))

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.pyramiddrop import PyramidDrop
-from vtr.replay import replay_file
 from vtr.types import Budget, PerToken
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("pyramiddrop-*"))

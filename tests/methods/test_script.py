@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import vtr
+from scripts.replay import replay_file
+from scripts.replay.script import chosen_segments, released_order, released_relevance
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, chosen, make_view, select_without_sync
-from vtr.methods.script import Script, chosen_segments, released_order, released_relevance, script
+from vtr.methods.script import Script, script
 from vtr.ops.dpp import greedy_dpp
 from vtr.ops.redundancy import graph_redundancy
-from vtr.replay import replay_file
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("script-*"))
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, make_view, select_without_sync
 from tests.test_contract import retained_of
 from tests.tiny_models import batch_of, model_of
 from vtr.methods.sparsevlm import TABLES, SparseVLM, kept_count, recycled_counts
 from vtr.ops.gather import take
-from vtr.replay import replay_file
 from vtr.types import Budget
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("sparsevlm-[vc][1l]*"))

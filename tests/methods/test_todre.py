@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import (
     IMAGES,
     LLAVA,
@@ -23,7 +24,6 @@ from tests.methods.handmade import (
 )
 from tests.tiny_models import batch_of
 from vtr.methods.todre import PIVOTS, ToDRE, cls_pivot, cross_attention_shares, mean_pivot, todre
-from vtr.replay import replay_file
 from vtr.types import Signal
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("todre-*"))

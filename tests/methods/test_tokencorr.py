@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import random_layer, tower_view
 from tests.tiny_models import batch_of, model_of
 from vtr.methods.tokencorr import NOTES, TokenCorr, distribution, information_density, local_number, similar_counts, tokencorr
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("tokencorr-*"))
 SIZES = [36, 20, 1, 7]

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.transprune import TTV, TransPrune, transition_weight, transprune_score
-from vtr.replay import replay_file
 from vtr.types import PerToken
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("transprune-*"))

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import LLAVA, SIGLIP, chosen, select_without_sync
 from tests.methods.towers import layers_of, projected, random_layer, tower_view
 from tests.tiny_models import IMAGE, Shot, batch_of, model_of
 from vtr.methods.visionzip import VisionZip, contextual_count, visionzip
-from vtr.replay import replay_file
 from vtr.types import Budget, Signal
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("visionzip-*"))

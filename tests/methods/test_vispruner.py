@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vtr
+from scripts.replay import replay_file
 from tests.methods.handmade import LLAVA, SIGLIP, chosen, select_without_sync
 from tests.methods.towers import layers_of, random_layer, tower_view
 from tests.tiny_models import Shot, batch_of, model_of
 from vtr.methods.vispruner import VisPruner, vispruner
-from vtr.replay import replay_file
 from vtr.types import Budget, Signal
 
 VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("vispruner-*"))

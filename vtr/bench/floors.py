@@ -17,12 +17,12 @@ from vtr.hosts._versions import cache_keyword
 
 
 def can_cut(host: Host, schedule: Schedule) -> bool:
-    """Whether there is a floor for these lengths: frozen layers are cut by hand for SDPA only."""
+    """Tells whether there is a floor for these lengths: frozen layers are cut by hand for SDPA only."""
     return not schedule.frozen or host.attention_name(tower=False) == "sdpa"
 
 
 def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
-    """Tower and projector on the lengths of a schedule.
+    """Runs tower and projector on the lengths of a schedule.
 
     Args:
         host: the model.
@@ -55,7 +55,7 @@ def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
 def prefill(
     host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual: Tensor, span: tuple[int, int], static: Any = None
 ) -> tuple[Tensor, Any]:
-    """The LLM on the lengths of a schedule.
+    """Runs the LLM on the lengths of a schedule.
 
     Args:
         host: the model.
@@ -96,12 +96,12 @@ def prefill(
 
 
 def _cut(tensor: Tensor, length: int, behind: int) -> Tensor:
-    """Along dimension 1, the first tokens and the `behind` last."""
+    """Returns, along dimension 1, the first tokens and the `behind` last."""
     return torch.cat([tensor[:, : length - behind], tensor[:, tensor.shape[1] - behind :]], 1)
 
 
 def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, Tensor], cache: Any, span: tuple[int, int]) -> Tensor:
-    """A layer that computes text tokens only: keys and values of all tokens, queries and MLP of the text."""
+    """Runs a layer that computes text tokens only: keys and values of all tokens, queries and MLP of the text."""
     attention, normed = host.language.attention(layer), host.language.before_attention(layer)(hidden)
     start, stop = span
     length = hidden.shape[1]
@@ -120,17 +120,17 @@ def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, 
 
 
 def _heads(tensor: Tensor, head_dim: int) -> Tensor:
-    """`(B, S, H * d)` -> `(B, H, S, d)`."""
+    """Splits heads: `(B, S, H * d)` -> `(B, H, S, d)`."""
     return tensor.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def _rotate(tensor: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor | None) -> Tensor:
-    """The rotary embedding of `tensor (B, H, S, d)` in half-split order, as Llama has it."""
+    """Returns the rotary embedding of `tensor (B, H, S, d)` in half-split order, as Llama has it."""
     cos, sin = (table[:, None] if rows is None else table[:, None, rows] for table in rope)
     first, second = tensor.chunk(2, -1)
     return tensor * cos + torch.cat([-second, first], -1) * sin
 
 
 def next_token(model: Any, cache: Any, token: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """One decode step of the model as it stands, hooks included if it has any; `(B, 1, vocabulary)`."""
+    """Runs one decode step of the model as it stands, hooks included if it has any; `(B, 1, vocabulary)`."""
     return model(input_ids=token, position_ids=position, attention_mask=mask, use_cache=True, **{cache_keyword(): cache}).logits

@@ -47,7 +47,7 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
 
 
 def adaptive_by_default(cls: type[Method]) -> bool:
-    """Whether a method that takes a budget decides itself how many tokens stay when none is given."""
+    """Tells whether a method that takes a budget decides itself how many tokens stay when none is given."""
     try:
         return cls.default_budget is not None and cls().budget is None
     except TypeError:  # settings without a default

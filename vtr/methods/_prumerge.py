@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.ops.gather import left_align, take
+from vtr.ops.gather import left_align
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
 from vtr.types import Budget, Geometry, Method, PositionOption, Selection, Signal, Step, View, VtrError
@@ -71,39 +71,6 @@ def merge_chosen(
 def outliers(attention: Tensor, real: Tensor) -> Tensor:
     """`(G, N)` bool: attention strictly above `Q3 + 1.5 IQR` of its row; never more than a quarter of a row."""
     return (attention > upper_fence(attention, real)[:, None]) & real
-
-
-def authors_index(attention: Tensor, ratio: float, grid: Literal["none", "adaptive", "fixed"] = "none") -> Tensor:
-    """The released code's index `(B, K)` int64 of `attention (B, N)`: top first, then the grid of PruMerge+, which ends before 575.
-
-    `adaptive` leaves out grid points that are in already (one image); `fixed` does not, so that an index may stand twice.
-    """
-    n = attention.shape[1]
-    top = attention.argsort(dim=1, descending=True, stable=True)[:, : int(n * ratio)]
-    if grid == "none":
-        return top
-    step = int(1 / ratio)
-    if grid == "fixed":
-        return torch.cat([top, torch.arange(step // 2, 575, step).expand(len(top), -1)], 1)
-    points = torch.arange(0, 575, int(step / 3))
-    return torch.cat([top, points[~torch.isin(points, top)].expand(len(top), -1)], 1)
-
-
-def authors_tokens(tokens: Tensor, keys: Tensor, attention: Tensor, index: Tensor, neighbours: int = 32) -> Tensor:
-    """The released code's tokens `(B, K + 1, D)` for its `index (B, K)`: in that order, then the extra one.
-
-    Where entries of `index` repeat, a token can take in itself, and the first few of the others are nowhere.
-    """
-    number = index.shape[1]
-    inside = torch.zeros(attention.shape, dtype=torch.bool).scatter_(1, index, True)
-    others = inside.to(torch.uint8).argsort(dim=1, stable=True)  # ascending, then those inside
-    lost = number - inside.sum(1, keepdim=True)
-    others = others.gather(1, (torch.arange(attention.shape[1] - number) + lost).clamp_max(attention.shape[1] - 1))
-    columns = torch.cat([index, others], 1)
-    tokens, keys, attention = take(tokens, columns), take(keys, columns), attention.gather(1, columns)
-    own = torch.arange(number).expand(len(index), -1)
-    grown = add_nearest(tokens, keys, attention, own, torch.ones_like(attention, dtype=torch.bool), neighbours)
-    return torch.cat([grown, attention[:, None, number:] @ tokens[:, number:]], 1)
 
 
 def _wide(index: Tensor, tokens: Tensor) -> Tensor:

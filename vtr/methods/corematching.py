@@ -13,7 +13,7 @@ Stage: prefill. Reads: what enters the MLP's last projection, one layer. Batch: 
 
 Paper to code: Gamma -> active, rho -> rho, beta -> beta, tau -> the elbow's value, l -> layer.
 Departures: this is the paper's definition with tokens really removed. The released code does something else (each of 14 layers overwrites its own KV
-cache with zeros by the neurons shared with one text token, which saves nothing): `released_counts` and `zeroed` have it, a model refuses it. The
+cache with zeros by the neurons shared with one text token, which saves nothing): `scripts/replay/corematching.py` has it, a model refuses it. The
 neuron half of the paper (decoding with core neurons only) is in neither. Its published speed could come from neither.
 """
 
@@ -70,16 +70,6 @@ def core_neurons(votes: Tensor, beta: float = 0.4) -> Tensor:
 def shared_neurons(activation: Tensor, core: Tensor) -> Tensor:
     """Step 3: `(G, N)` float64, how many of the neurons `core (G, I)` are active in `activation (G, N, I)`."""
     return ((activation > 0) & core[:, None]).sum(2).double()
-
-
-def released_counts(active: Tensor, reference: int = -5) -> Tensor:
-    """Released: neurons active (`active (G, S, I)` bool) in a token and in the one at place `reference` (the last of the question): `(G, S)`."""
-    return (active & active[:, reference, None]).sum(2).double()
-
-
-def zeroed(states: Tensor, gone: Tensor) -> Tensor:
-    """Released: keys or values `(B, H, S, d)` with zeros at the tokens `gone (B, S)`, which stay in the softmax."""
-    return states.masked_fill(gone[:, None, :, None], 0)
 
 
 @register_method("corematching")

@@ -14,7 +14,7 @@ With `stage="boundary"` steps 1 and 4 read the input embeddings instead, as serv
 
 Paper to code: K -> layer, R -> keep, P_image and P_text -> pivots_image and pivots_text, M -> quota.
 Departure: `keep` is exact where the code keeps 4 to 11 more or fewer (it counts the image pivots on top of rounded quotas), and pivots are
-visited by position where the code iterates a Python set of positions. `authors_order` and `authors_quota` give the code's versions.
+visited by position where the code iterates a Python set of positions. `scripts/replay/dart.py` has the code's versions.
 """
 
 from __future__ import annotations
@@ -78,21 +78,6 @@ def exact_quota(budget: Tensor, pivots: Tensor) -> Tensor:
     return torch.where(pivots, (budget // number)[:, None] + (rank < (budget % number)[:, None]), 0)
 
 
-def authors_quota(variant: str, length: int, pivots: int, keep: int | None = None, ratio: float | None = None) -> int:
-    """Tokens per pivot in the released code: `llava` and `llava_next` by count, `qwen` (and `llava` without a count) by ratio pruned."""
-    if variant == "llava_next" and keep is not None:
-        return min(keep, length - 4) // pivots
-    if variant == "llava" and keep is not None:
-        return keep // pivots
-    return int(length * (1 - (ratio or 0.0)) / pivots)
-
-
-def authors_order(positions: Tensor) -> Tensor:
-    """Order in which the released code visits pivots: that of a Python set of their sequence positions. `(G, P)` int64 -> `(G, P)`."""
-    visited = [[row.index(p) for p in set(row)] for row in positions.tolist()]
-    return torch.tensor(visited, dtype=torch.int64, device=positions.device)
-
-
 @register_method("dart")
 @dataclass(frozen=True, kw_only=True)
 class DART(Method):
@@ -140,7 +125,7 @@ class DART(Method):
         if self.compat == "authors":
             raise VtrError(
                 "dart: compat='authors' visits pivots by a Python set of sequence positions, one prompt at a time; it runs in "
-                "vtr.methods.dart and scripts/replay_vectors.py only; leave compat out to reduce a model"
+                "scripts/replay only; leave compat out to reduce a model"
             )
         if self.stage == "boundary":
             return (Step("boundary", select=self._at_boundary),)

@@ -32,7 +32,8 @@ from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, ho
 from vtr.ops.gather import take
 from vtr.ops.reconstruct import reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
-from vtr.registry import calibrated, register_method
+from vtr.recipes import calibrated
+from vtr.registry import register_method
 from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
 
 FULL_SHARE = 10 / 24

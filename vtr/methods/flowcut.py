@@ -195,7 +195,8 @@ class FlowCut(Method):
         if in_llm and self.average_keep is not None:
             raise VtrError(
                 f"flowcut: average_keep={self.average_keep} cannot be solved where images have several views, each leaves the tower with keep / 2; "
-                "give keep or keep_ratio, or llm_layer=None to finish in the tower"
+                "give keep or keep_ratio, or llm_layer=None to finish in the tower",
+                setting="average_keep",
             )
         if in_llm and not (self.llm_layer or 0) < geometry.llm_layers:
             raise ValueError(

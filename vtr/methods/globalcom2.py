@@ -13,7 +13,7 @@ Stage: boundary. Reads: CLS logits of the last tower layer; without CLS the visu
 Paper to code: R -> keep over valid tokens, s_j -> block_sums, sigma_j and r_j -> crop_shares, tau -> temperature, G_j -> global_scores.
 Departure: counts are shared out by largest remainder so that the image keeps exactly `keep`, where the code cuts every part down to an
 integer; tokens lie in their true cells and the thumbnail in raster order, where the code fills crops up from the left and orders the
-thumbnail by score (`authors_sequence`). As in the code, logits replace the paper's softmax: sums of softmax scores differ too little.
+thumbnail by score (`scripts/replay/globalcom2.py`). As in the code, logits replace the paper's softmax: sums of softmax scores differ too little.
 """
 
 from __future__ import annotations
@@ -105,34 +105,6 @@ def similarity_scores(tokens: Tensor, cells: Tensor, real: Tensor, views: int) -
     return -cosine.gather(2, part[..., None]).squeeze(2)
 
 
-def authors_counts(share: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Tokens every crop keeps in the released code: `(G, crops)` int64 from `share` and valid counts; the total is not exact."""
-    return (valid * (ratio * share).clamp_max(1)).long()
-
-
-def authors_sequence(
-    keep: Tensor, score: Tensor, cells: Tensor, crop_grid: tuple[int, int], patch_grid: tuple[int, int], true_cells: bool = False
-) -> Tensor:
-    """The released code's order of one image's tokens in the LLM: thumbnail by falling score, then the canvas with all its newlines.
-
-    `keep (N,)` bool, `score (N,)`, `cells (N, 3)` of all valid tokens. A kept token is written into its crop at the place it has among
-    the crop's valid tokens; `true_cells=True` writes it into its own cell. Returns int64 indices into N, -1 for a newline.
-    """
-    (rows, cols), view = patch_grid, cells[:, 0]
-    thumbnail = ((view == 0) & keep).nonzero().flatten()
-    thumbnail = thumbnail[score[thumbnail].argsort(descending=True, stable=True)]
-    member = members(view[None], torch.ones_like(keep)[None], crop_grid[0] * crop_grid[1] + 1)[0]
-    place = member.long().cumsum(1).gather(0, view[None])[0] - 1
-    written = cells if true_cells else torch.stack([view, place // cols, place % cols], 1)
-    row, col = (c[0] for c in canvas_cells(written[None], torch.tensor([crop_grid]), patch_grid))
-    width = crop_grid[1] * cols + 1
-    canvas = torch.full((crop_grid[0] * rows, width), -2)
-    canvas[:, -1] = -1
-    shown = keep & (view > 0)
-    canvas[row[shown], col[shown]] = torch.arange(len(keep))[shown]
-    return torch.cat([thumbnail, canvas[canvas > -2]])
-
-
 def _extent(at: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """First place and length of the range of `at (G, N)` where `there`; length at least 1."""
     first = torch.where(there, at, torch.iinfo(at.dtype).max).amin(1)
@@ -184,7 +156,7 @@ class GlobalCom2(Method):
         if self.compat == "authors":
             raise VtrError(
                 "globalcom2: compat='authors' writes tokens into other cells than their own, which a method cannot ask of a model; it runs "
-                "in vtr.methods.globalcom2 and scripts/replay_vectors.py only; leave compat out to reduce a model"
+                "in scripts/replay only; leave compat out to reduce a model"
             )
         if self.score == "cls" and not geometry.has_cls:
             raise VtrError(f"globalcom2: score='cls' needs a CLS token, the tower of {geometry.host!r} has none; use score='similarity'")

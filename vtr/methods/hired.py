@@ -25,9 +25,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtr.ops.canvas import canvas_cells, on_device, valid_region
+from vtr.ops.canvas import on_device, valid_region
 from vtr.ops.parts import members, topk_per_part
-from vtr.ops.topk import quota, topk_mask
+from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
 
@@ -80,43 +80,6 @@ def crop_scores(
     return torch.where(member, early.double()[:, None], 0).sum(-1)
 
 
-def authors_totals(views: int, patches: int, rate: float, alpha: float) -> tuple[int, int]:
-    """Tokens of the thumbnail and of all crops together in the released code."""
-    total = int(views * patches * rate)
-    full = min(int(total * alpha), patches)
-    return full, min(total - full, (views - 1) * patches)
-
-
-def paper_budgets(score: Tensor, total: int, patches: int) -> Tensor:
-    """Tokens per crop as the paper rounds them, `(crops,)` int64 from scores `(crops,)`; remainders are lost."""
-    return (score.double() / score.double().sum() * total).floor().long().clamp_max(patches)
-
-
-def authors_budgets(early: Tensor, crops: int, total: int, alpha: float) -> Tensor:
-    """Tokens per crop in the released code, `(crops,)` int64: top patches of the thumbnail `early (N,)`, counted in equal strips."""
-    n = len(early)
-    if total == 0:
-        return torch.zeros(crops, dtype=torch.int64)
-    best = topk_mask(early[None], torch.ones(1, n, dtype=torch.bool), torch.tensor([int(n * (1 - alpha))]))[0]
-    count = best.view(crops, -1).sum(1)
-    return (count.float() / count.sum().float() * total).long().clamp_max(n)  # float32 as there: it decides what is cut off
-
-
-def authors_sequence(
-    mask: Tensor, crop_grid: tuple[int, int], image_size: tuple[int, int], patch_grid: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """The released code's tokens in the LLM as `(view, patch)`, from its mask `(views, N)`: stitched and unpadded with the axes swapped."""
-    swapped = (crop_grid[1], crop_grid[0])
-    view, patch = mask.nonzero().unbind(1)
-    cells = torch.stack([view, patch // patch_grid[1], patch % patch_grid[1]], -1)
-    row, col = (c[0] for c in canvas_cells(cells[None], torch.tensor([swapped]), patch_grid))
-    top, bottom, left, right = valid_region(image_size, swapped, patch_grid)
-    inside = (view > 0) & (row >= top) & (row < bottom) & (col >= left) & (col < right)
-    place = torch.where(view == 0, patch - mask.shape[1], row * swapped[1] * patch_grid[1] + col)
-    order = [i for i in place.argsort().tolist() if inside[i] or view[i] == 0]
-    return [(int(view[i]), int(patch[i])) for i in order]
-
-
 @register_method("hired")
 @dataclass(frozen=True, kw_only=True)
 class HiRED(Method):
@@ -163,7 +126,7 @@ class HiRED(Method):
         if self.compat == "authors" and anyres:
             raise VtrError(
                 f"hired: compat='authors' spends budget on the padding of AnyRes images and transposes their crops, which host "
-                f"{geometry.host!r} does not offer; it runs in vtr.methods.hired and scripts/replay_vectors.py only; leave compat out"
+                f"{geometry.host!r} does not offer; it runs in scripts/replay only; leave compat out"
             )
         early = Signal("cls_row", layer=self.early, tower=True)
         late = Signal("cls_row", layer=geometry.feature_layer, tower=True)

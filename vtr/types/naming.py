@@ -1,8 +1,11 @@
-"""What is said about a name that is not known."""
+"""The name of the model without a reduction, and what is said about a name that is not known."""
 
 from __future__ import annotations
 
 import difflib
+
+FULL = "full"
+"""A row of every table, not a method: the model without any reduction."""
 
 
 def closest(name: str, known: list[str]) -> str:

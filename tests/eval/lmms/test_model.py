@@ -14,8 +14,8 @@ import pytest
 import vtr
 from tests.embedded import random_checkpoint
 from vtr.data import shapes
-from vtr.eval.cells import Cell
-from vtr.eval.runner import Runner, summarise
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.runner import Runner, summarise
 from vtr.eval.tasks import get_task
 from vtr.models.loading import load_model
 from vtr.registry import create_method

@@ -20,14 +20,14 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
-from vtr.eval.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
-from vtr.eval.cells import FULL
 from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
+from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
 from vtr.models.loading import load_model
 from vtr.reduction import apply, reduced
 from vtr.types import VtrError
+from vtr.types.naming import FULL
 
 _SEARCH, _RANDOM = ("num_beams", "repetition_penalty"), ("temperature", "top_p", "top_k")
 _DEFAULT_STOP = "\n\n"  # lmms-eval adds it where a task says nothing; its own chat models ignore it, as answers with paragraphs need
