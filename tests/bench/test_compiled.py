@@ -1,7 +1,6 @@
 """Answers with a compiled decode step: one graph a row, on a cache of the row's length, and a reason where there is none."""
 
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from vtr.cost import TransformerShape, kv_bytes
 
 @pytest.fixture(scope="module")
 def ran():
-    """Model, prompts and the rows of a cell; of two layers each, as every row's are traced."""
-    shape = replace(find_shape("llava-tiny"), tower=(32, 64, 2, 4), llm=(64, 128, 2, 4))
+    """Model, prompts and the rows of a cell."""
+    shape = find_shape("llava-tiny")
     model, pool = build(shape, torch.float32), prompts(shape, torch.float32, "cpu", 2, 3)
-    methods = [vtr.create_method("fastv", keep=9, layer=1), vtr.create_method("shortv", layers=(1,))]
+    methods = [vtr.create_method("fastv", keep=9), vtr.create_method("shortv", layers=(1, 3))]
     return model, pool, measure.run_cell(model, pool, methods, 9, (1, 4), repeats=1)
 
 
