@@ -190,11 +190,10 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
-def test_a_method_is_one_file_with_a_card_and_a_test(path: Path) -> None:
+def test_a_method_is_one_file_with_a_test(path: Path) -> None:
     others = {p.stem for p in METHODS} - {path.stem}
     imported = {name.split(".")[2] for name in imports(path) if name.startswith("vtr.methods.")}
     assert not imported & others, "no method imports another: shared steps belong into vtr/ops"
-    assert (ROOT / "docs" / "methods" / f"{path.stem}.md").is_file(), f"docs/methods/{path.stem}.md is missing"
     assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").is_file(), f"tests/methods/test_{path.stem}.py is missing"
 
 

@@ -1,4 +1,4 @@
-"""FasterVLM: the ranking, its vectors, and on real towers."""
+"""FasterVLM: the ranking, and on real towers."""
 
 import pytest
 import torch

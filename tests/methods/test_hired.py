@@ -1,13 +1,11 @@
-"""HiRED against a brute force of the paper with the geometry of LLaVA-NeXT, its vectors, and on real towers."""
+"""HiRED against a brute force of the paper with the geometry of LLaVA-NeXT, and on real towers."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import vtr
-from scripts.replay import replay_file
 from scripts.replay.hired import authors_budgets, authors_sequence, authors_totals, paper_budgets
 from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
@@ -17,14 +15,7 @@ from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
 from vtr.types import Budget, Signal
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("hired-*"))
 MORE = [((2, 3), (60, 60)), ((1, 4), (20, 300)), ((7, 1), (200, 20)), ((2, 2), (96, 96)), ((5, 1), (240, 48))]
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def attention_of(signal, view):

@@ -1,23 +1,13 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 import vtr
-from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.pyramiddrop import PyramidDrop
 from vtr.types import Budget, PerToken
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("pyramiddrop-*"))
 DEEP = LLAVA.__class__(**{**vars(LLAVA), "llm_layers": 32, "most_tokens": 576})
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def projected(view, heads):

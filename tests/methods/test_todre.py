@@ -1,12 +1,10 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import vtr
-from scripts.replay import replay_file
 from tests.methods.handmade import (
     IMAGES,
     LLAVA,
@@ -25,14 +23,6 @@ from tests.methods.handmade import (
 from tests.tiny_models import batch_of
 from vtr.methods.todre import PIVOTS, ToDRE, cls_pivot, cross_attention_shares, mean_pivot, todre
 from vtr.types import Signal
-
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("todre-*"))
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def attention_of(view):

@@ -1,25 +1,16 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import vtr
-from scripts.replay import replay_file
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.transprune import TTV, TransPrune, transition_weight, transprune_score
 from vtr.types import PerToken
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("transprune-*"))
 DEEP = replace(LLAVA, llm_layers=32, most_tokens=576)
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.llm.entry import Entry
 from vtr.engine.llm.positions import Positions
 from vtr.engine.llm.prompt import Prompt
 
@@ -54,7 +53,6 @@ class Call:
     """One forward of the language model: its keys and positions, and its prompt if it has one with visual tokens.
 
     Args:
-        entry: what the base model was given.
         cache: its KV cache, or None; state: what an earlier reduced call left in it; static: it is compileable and holds a reduction already.
         before: tokens in front of this call, those that were removed included; incoming: tokens of this call before any removal.
         positions: positions of the tokens that are left.
@@ -65,7 +63,6 @@ class Call:
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
     """
 
-    entry: Entry
     cache: Any
     state: Decoding | None
     static: bool

@@ -144,7 +144,7 @@ class LlmHooks:
         valid, visual, facts = found
         if cache is not None and cache is not given:
             kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | {cache_keyword(): cache}
-        entry.call = call = self._call(entry, embeds, valid, cache, state, facts, kwargs)
+        entry.call = call = self._call(embeds, valid, cache, state, facts, kwargs)
         self.entry = entry
         if visual is not None:
             check_prefill(self.host, cache, state, call.before, entry.encoded, kwargs, self.needs_tower)
@@ -183,9 +183,7 @@ class LlmHooks:
         acts = any(facts["visual"]) and bool(self.acts or self.needs_tower or entry.encoded is not None)
         return None if not acts and state is None else (valid, visual if acts else None, facts)
 
-    def _call(
-        self, entry: Entry, embeds: Tensor, valid: Tensor, cache: Any, state: Decoding | None, facts: dict[str, Any], kwargs: dict
-    ) -> Call:
+    def _call(self, embeds: Tensor, valid: Tensor, cache: Any, state: Decoding | None, facts: dict[str, Any], kwargs: dict) -> Call:
         """Makes the state of a forward before anything is removed."""
         (batch, length), count, device = embeds.shape[:2], len(self.blocks), embeds.device
         held = cache.get_seq_length() if cache is not None else 0
@@ -194,7 +192,6 @@ class LlmHooks:
         if ids is None:
             ids = (torch.arange(length, device=device) + before)[None]
         return Call(
-            entry=entry,
             cache=cache,
             state=state,
             static=state is not None and state.static,
