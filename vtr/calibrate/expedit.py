@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vtr.ops.sharpness import auto_tau
 from vtr.reduction import reduced
 from vtr.registry import create_method
-from vtr.types import Geometry, Method, Selection, Step, View
+from vtr.types import Geometry, Method, Selection, Step, Tower, View
 
 Inputs = Tensor | Mapping[str, Any]
 Grid = tuple[int, int] | float
@@ -49,7 +49,7 @@ class _Watch(Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         merge, restore = self.method.steps(geometry)
         if self.full:
-            merge = replace(merge, layer=restore.layer - 1, select=_nothing, grid=lambda grid: grid)
+            merge = replace(merge, where=Tower(restore.layer - 1), select=_nothing, grid=lambda grid: grid)
             return merge, replace(restore, select=lambda view: self._end(view.tokens))
         first = replace(merge, select=lambda view: self._begin(view, merge.select))
         return first, replace(restore, select=lambda view: self._end(restore.select(view)))

@@ -11,7 +11,8 @@ from torch import Tensor
 from vtr.ops.dpp import min_max
 from vtr.ops.relevance import clip_relevance, text_similarity
 from vtr.ops.split import gather_parts, join_mask, split
-from vtr.types import Geometry, Method, PositionOption, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types.signals import text_embedding
 
 FEATURES = "features"  # of the tower, per token
 
@@ -50,11 +51,11 @@ class Relevant(Method):
                 f"{self.name}: compat='authors' is for the replay of vectors; relevance='clip' is the authors' choice on a model"
             )
         if self.text_tower is None:
-            return (Step("boundary", select=lambda view: self._select(view, self._similarity(view))),)
-        question = Signal("text_embedding", source=self.text_tower)
+            return (Remove(Boundary(), lambda view: self._select(view, self._similarity(view))),)
+        question = text_embedding(self.text_tower)
         return (
-            Step("boundary", action="observe", select=_note_features, side="before_projector"),
-            Step("boundary", needs=(question,), select=lambda view: self._select(view, self._clip(view, question))),
+            Observe(Boundary(before_projector=True), _note_features),
+            Remove(Boundary(), lambda view: self._select(view, self._clip(view, question)), (question,)),
         )
 
     def _similarity(self, view: View) -> Tensor:

@@ -31,7 +31,8 @@ from vtr.ops.elbow import elbow
 from vtr.ops.outliers import quantile
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Budget, Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import mlp_activation
 
 CHUNK = 1 << 22
 """Activations sorted at a time."""
@@ -134,9 +135,9 @@ class CoreMatching(Method):
             raise ValueError(
                 f"corematching: layer {self.layer} is out of range: this LLM has {geometry.llm_layers} layers; use 1 to {geometry.llm_layers - 1}"
             )
-        activation = Signal("mlp_activation", layer=self.layer - 1)
+        activation = mlp_activation(self.layer - 1)
         exact = self.budget is not None
-        return (Step("prefill", self.layer, needs=(activation,), select=partial(self._select, activation, exact), counted=exact),)
+        return (Remove(Layer(self.layer), partial(self._select, activation, exact), (activation,), counted=exact),)
 
     def _select(self, signal: Signal, exact: bool, view: View) -> Selection:
         assert view.text is not None

@@ -24,7 +24,7 @@ from torch import Tensor
 from vtr.ops.farthest import cosine_distance_rows, farthest_first
 from vtr.ops.gather import index_to_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
 
 
 def divprune(tokens: Tensor, real: Tensor, keep: Tensor, most: int, repeat: bool = False) -> Tensor:
@@ -80,7 +80,7 @@ class DivPrune(Method):
         rows, cols = geometry.patch_grid
         if self.compat and geometry.most_tokens > rows * cols:
             raise VtrError("divprune: compat='authors' ranks newline tokens, which are no visual tokens here; leave compat out for AnyRes")
-        return (Step("boundary", select=self._select),)
+        return (Remove(Boundary(), self._select),)
 
     def _select(self, view: View) -> Selection:
         return Selection(keep=divprune(view.tokens, view.real, view.keep, view.most, repeat=self.compat is not None))

@@ -33,7 +33,7 @@ from vtr.ops.gather import take
 from vtr.ops.reconstruct import reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
 from vtr.registry import calibrated, register_method
-from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
+from vtr.types import Card, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError
 
 FULL_SHARE = 10 / 24
 """Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
@@ -147,10 +147,10 @@ class Expedit(Method):
         if geometry.fixed_grid:
             self.clusters(geometry.patch_grid)
         select = partial(_cluster, method=self, tau=self._sharpness(geometry, alpha))
-        merge = Step("tower", alpha, "merge", select=select, counted=False, per="view", proportional=False, grid=self.clusters)
+        merge = Merge(Tower(alpha), select, counted=False, per="view", proportional=False, grid=self.clusters)
         if not self.reconstruct:
             return (merge,)
-        return merge, Step("tower", end, "restore", select=partial(_restore, method=self), counted=False, per="view")
+        return merge, Restore(Tower(end), partial(_restore, method=self), per="view")
 
     def _sharpness(self, geometry: Geometry, alpha: int) -> float | str:
         """Tau as a number where it is known, `auto` where each image gives its own: for `auto` that of the recipe whose encoder has this

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import cls_row
 
 
 def fastervlm_score(attention: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class FasterVLM(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        row = Signal("cls_row", layer=geometry.feature_layer, tower=True)  # mean over heads
-        return (Step("boundary", needs=(row,), select=lambda view: _select(view, row), per="view", side="before_projector"),)
+        row = cls_row(geometry.feature_layer)  # mean over heads
+        return (Remove(Boundary(before_projector=True), lambda view: _select(view, row), (row,), per="view"),)
 
 
 def _select(view: View, row: Signal) -> Selection:

@@ -30,7 +30,8 @@ from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, vali
 from vtr.ops.parts import members, part_sum, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def globalcom2(
@@ -189,9 +190,8 @@ class GlobalCom2(Method):
         if self.score == "cls" and not geometry.has_cls:
             raise VtrError(f"globalcom2: score='cls' needs a CLS token, the tower of {geometry.host!r} has none; use score='similarity'")
         if self.score == "similarity" or not geometry.has_cls:
-            return (Step("boundary", select=self._select),)
-        logits = Signal("cls_row", layer=geometry.tower_layers - 1, tower=True, softmax=False)
-        return (Step("boundary", needs=(logits,), select=self._select),)
+            return (Remove(Boundary(), self._select),)
+        return (Remove(Boundary(), self._select, (cls_row(geometry.tower_layers - 1, softmax=False),)),)
 
     def _select(self, view: View) -> Selection:
         _check_whole(view)

@@ -29,7 +29,8 @@ from vtr.ops.canvas import canvas_cells, on_device, valid_region
 from vtr.ops.parts import members, topk_per_part
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5) -> Tensor:
@@ -165,10 +166,9 @@ class HiRED(Method):
                 f"hired: compat='authors' spends budget on the padding of AnyRes images and transposes their crops, which host "
                 f"{geometry.host!r} does not offer; it runs in vtr.methods.hired and scripts/replay_vectors.py only; leave compat out"
             )
-        early = Signal("cls_row", layer=self.early, tower=True)
-        late = Signal("cls_row", layer=geometry.feature_layer, tower=True)
+        early, late = cls_row(self.early), cls_row(geometry.feature_layer)
         needs = (early, late) if anyres else (late,)
-        return (Step("boundary", needs=needs, select=lambda view: self._select(view, early, late), side="before_projector"),)
+        return (Remove(Boundary(before_projector=True), lambda view: self._select(view, early, late), needs),)
 
     def _select(self, view: View, early: Signal, late: Signal) -> Selection:
         crops = max(rows * cols for rows, cols in view.crop_grids)

@@ -31,7 +31,22 @@ from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import BUDGETS, Budget, Card, Geometry, Method, Selection, Stage, Step, View, is_integer
+from vtr.types import (
+    BUDGETS,
+    Boundary,
+    Budget,
+    Card,
+    Geometry,
+    Merge,
+    Method,
+    Restore,
+    Selection,
+    Stage,
+    Step,
+    Tower,
+    View,
+    is_integer,
+)
 
 
 def pool_cells(height: Tensor, width: Tensor, cells: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +170,7 @@ class Pool(Method):
             return self._dense_steps(geometry)
         if self.alpha is not None or self.grid is not None:
             raise ValueError("pool: alpha and grid are for ViTs without an LLM; give keep or keep_ratio")
-        return (Step("boundary", action="merge", select=_select),)
+        return (Merge(Boundary(), _select),)
 
     def _dense_steps(self, geometry: Geometry) -> tuple[Step, ...]:
         depth = geometry.feature_layer + 1
@@ -169,8 +184,8 @@ class Pool(Method):
         if small is not None and geometry.fixed_grid:
             small(geometry.patch_grid)
         select = partial(_pool_grid, small=self.grid)
-        merge = Step("tower", alpha, "merge", select=select, counted=small is None, proportional=False, grid=small)
-        return merge, Step("tower", depth, "restore", select=_interpolate, counted=False)
+        merge = Merge(Tower(alpha), select, counted=small is None, proportional=False, grid=small)
+        return merge, Restore(Tower(depth), _interpolate)
 
 
 def pooled_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:

@@ -29,7 +29,8 @@ from vtr.ops.prompt_rows import last_text, prompt_rows
 from vtr.ops.schedule import least_average, scaled_layers, shares_of
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, PerToken, PositionOption, Remove, Selection, Stage, Step, View
+from vtr.types.signals import next_keys, next_queries
 
 PUBLISHED = (8, 16, 24)
 RATIOS = (0.5, 0.25, 0.125)
@@ -104,7 +105,7 @@ class PyramidDrop(Scheduled):
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
-        needs = (Signal("next_q"), Signal("next_k"))
+        needs = (next_queries(), next_keys())
 
         def select(view: View) -> Selection:
             assert view.text is not None
@@ -112,4 +113,4 @@ class PyramidDrop(Scheduled):
             score = pyramiddrop_score(query, key, view.real, view.text.real, view.row, view.scaling.get(needs[0]))
             return Selection(keep=pyramiddrop(score, view.real, view.keep))
 
-        return tuple(Step("prefill", layer, needs=needs, select=select, share=share) for layer, share in zip(layers, shares, strict=True))
+        return tuple(Remove(Layer(layer), select, needs, share=share) for layer, share in zip(layers, shares, strict=True))

@@ -31,7 +31,8 @@ from vtr.ops.gather import left_align, take
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Merge, Observe, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types.signals import TEXT, attention
 
 PUBLISHED = (3, 7, 16)
 N = 576
@@ -132,9 +133,9 @@ class SparseVLM(Tabled):
         layers, shares = self.schedule(geometry)
         stages = []
         for layer, share in zip(layers, shares, strict=True):
-            rows = Signal("rows", layer=layer - 1, queries="text")
-            stages.append(Step("prefill", layer, "merge", (rows,), partial(self._select, rows), share))
-        return Step("boundary", action="observe", select=_find_raters), *stages
+            rows = attention(layer - 1, queries=TEXT)
+            stages.append(Merge(Layer(layer), partial(self._select, rows), (rows,), share=share))
+        return Observe(Boundary(), _find_raters), *stages
 
     def _select(self, rows: Signal, view: View) -> Selection:
         score = rated(view.signals[rows], view.memory["raters"])

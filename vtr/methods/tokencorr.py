@@ -30,7 +30,8 @@ from vtr.ops.outliers import upper_fence
 from vtr.ops.parts import members, part_sum, topk_per_part
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import cls_row, keys
 
 NOTES = "tokencorr"  # density, priority and local chance of each token
 
@@ -146,22 +147,14 @@ class TokenCorr(Method):
         low = geometry.feature_layer // 4 if self.low is None else self.low
         if low >= geometry.tower_layers:
             raise ValueError(f"tokencorr: low={low} is not one of the tower's layers 0 to {geometry.tower_layers - 1}")
-        keys, local = Signal("k", layer=low, tower=True), Signal("cls_row", layer=low, tower=True)
-        needs = (keys, local, Signal("cls_row", layer=geometry.feature_layer, tower=True))
-        exact = self.budget is not None
-        look = Step(
-            "boundary",
-            action="observe" if exact else "remove",
-            needs=needs,
-            select=lambda view: self._look(view, *needs, exact),
-            counted=False,
-            per="view",
-            side="before_projector",
-        )
-        return (look, Step("boundary", select=_share_out, side="before_projector")) if exact else (look,)
+        needs = keys(low, tower=True), cls_row(low), cls_row(geometry.feature_layer)
+        where, exact = Boundary(before_projector=True), self.budget is not None
+        kind = Observe if exact else Remove
+        look = kind(where, lambda view: self._look(view, *needs, exact), needs, counted=False, per="view")
+        return (look, Remove(where, _share_out)) if exact else (look,)
 
-    def _look(self, view: View, keys: Signal, local: Signal, deeper: Signal, exact: bool) -> Selection | None:
-        density = information_density(similar_counts(view.signals[keys].flatten(2), view.real, self.alpha), view.real, self.rho)
+    def _look(self, view: View, key: Signal, local: Signal, deeper: Signal, exact: bool) -> Selection | None:
+        density = information_density(similar_counts(view.signals[key].flatten(2), view.real, self.alpha), view.real, self.rho)
         chance, deep = (distribution(view.signals[row], view.real) for row in (local, deeper))
         if self.seed is not None:
             uniform = (random_key(self.seed, view.checksum, view.patch).double() + 0.5) / 2**53

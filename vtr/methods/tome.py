@@ -29,7 +29,8 @@ from torch import Tensor
 
 from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View
+from vtr.types.signals import keys
 
 
 def tome(
@@ -148,12 +149,10 @@ class ToMe(Method):
         return tuple(self._step(layer, left[layer], geometry) for layer in layers)
 
     def _step(self, layer: int, share: float, geometry: Geometry) -> Step:
-        keys = Signal("k", layer=layer)
+        key = keys(layer)
         reorder = self.compat is not None and not geometry.has_cls
-        select = partial(_select, keys=keys, shift=geometry.prefix_tokens, reorder=reorder)
-        return Step(
-            "tower", layer, "merge", needs=(keys,), select=select, share=share, at="mlp", per="view", proportional=self.proportional
-        )
+        select = partial(_select, key=key, shift=geometry.prefix_tokens, reorder=reorder)
+        return Merge(Tower(layer, at="mlp"), select, (key,), share=share, per="view", proportional=self.proportional)
 
     def _view_keep(self, n: int, most_tokens: int) -> int:
         """Tokens left of a full view of `n` when the image has as many views as it can; the schedule's shape is made for that."""
@@ -164,8 +163,8 @@ class ToMe(Method):
         return min(max(whole * n // max(most_tokens, n), 1), n)
 
 
-def _select(view: View, keys: Signal, shift: int, reorder: bool) -> Selection:
-    metric = view.signals[keys].float().mean(2)  # (G, N, d)
+def _select(view: View, key: Signal, shift: int, reorder: bool) -> Selection:
+    metric = view.signals[key].float().mean(2)  # (G, N, d)
     number = view.per_token.get("number")
     if number is None:
         number = torch.arange(view.real.shape[1], device=view.tokens.device).expand_as(view.real)

@@ -34,7 +34,8 @@ from vtr.ops.raters import rated
 from vtr.ops.schedule import scaled_layers, shares_of
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, Observe, PerToken, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import TEXT, attention, attention_io, mlp_io, next_keys, next_queries
 
 PUBLISHED = (7, 9, 12)
 RATIOS = (0.875, 0.625, 0.125)
@@ -137,14 +138,14 @@ class TransPrune(Scheduled):
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
-        steps = []
+        steps: list[Step] = []
         for layer in range(layers[0], layers[-1] + 1):
-            blocks = Signal("attention_io", layer=layer - 1), Signal("mlp_io", layer=layer - 1)
-            steps.append(Step("prefill", layer, "observe", blocks, partial(self._accumulate, blocks)))
+            blocks = attention_io(layer - 1), mlp_io(layer - 1)
+            steps.append(Observe(Layer(layer), partial(self._accumulate, blocks), blocks))
             if layer in layers:
                 # logits of the layer before are -inf where a text token comes before an image of the same prompt
-                needs = Signal("next_q"), Signal("next_k"), Signal("rows", layer=layer - 1, queries="text", softmax=False)
-                steps.append(Step("prefill", layer, needs=needs, select=partial(_select, needs), share=shares[layers.index(layer)]))
+                needs = next_queries(), next_keys(), attention(layer - 1, queries=TEXT, softmax=False)
+                steps.append(Remove(Layer(layer), partial(_select, needs), needs, share=shares[layers.index(layer)]))
         return tuple(steps)
 
     def _accumulate(self, blocks: Sequence[Signal], view: View) -> None:
