@@ -55,7 +55,7 @@ class _Watch(Method):
         return first, replace(restore, select=lambda view: self._end(restore.select(view)))
 
     def _begin(self, view: View, select: Any) -> Selection:
-        grid, image = view.patch_grid, (view.cells[:, 0, 0] == 0).cumsum(0) - 1
+        grid, image = view.grid(0), (view.cells[:, 0, 0] == 0).cumsum(0) - 1
         clusters = self.method.clusters(grid)
         self.sizes.append((grid[0] * grid[1], clusters[0] * clusters[1]))
         if self.method.tau == "auto":
@@ -69,7 +69,7 @@ class _Watch(Method):
 
 def _nothing(view: View) -> Selection:
     every = torch.arange(view.tokens.shape[1], device=view.tokens.device).expand(len(view.tokens), -1)
-    return Selection(index=every, tokens=view.tokens, assign=every, grid=view.patch_grid)
+    return Selection(index=every, tokens=view.tokens, assign=every, grid=view.grid(0))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class DenseRun:
             row=torch.arange(rows, device=device) // (rows // self.images),
             cells=cells,
             patch=self.patch,
-            patch_grid=self.row_grid,
+            grids=[[self.row_grid] * (rows // self.images)] * rows,
             crop_grids=[(0, 0)] * rows,
             image_sizes=[(0, 0)] * rows,
             sizes=self.sizes,

@@ -152,6 +152,7 @@ def _view(host: Host, plan: Plan, run: Encoding, item: PlanStep, patches: Tensor
         located = locate(sequence, len(owner), images.slots, max(run.by_image(run.there)))
         rows = run.rows().to(patches.device)
     view = make_view(patches, located, images, owner, list(counts), keep, item.method, step.layer)
+    view.only = run.view if step.per == "view" else None
     total = len(images.alive)
     view.scaling = {s: f for need in step.needs for s, f in scaling_of(need, run.taps[signal_layer(need, step)]).items()}
     view.signals = {s: tower_signal(s, run.taps[signal_layer(s, step)], located.gid, host.prefix_tokens, total, rows) for s in step.needs}

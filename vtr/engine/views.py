@@ -41,7 +41,7 @@ def make_view(
         row=to_device([images.row[i] for i in owner], device),
         cells=torch.stack([patch // area, inside // grid[1], inside % grid[1]], -1),
         patch=patch,
-        patch_grid=grid,
+        grids=[[layout.patch_grid] * layout.views for layout in layouts],
         crop_grids=[layout.crop_grid for layout in layouts],
         image_sizes=[layout.image_size for layout in layouts],
         sizes=images.sizes[gid],

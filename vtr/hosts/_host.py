@@ -141,6 +141,8 @@ class Host:
             patch_grid=self.patch_grid,
             llm_layers=len(self.layers),
             most_tokens=self.most_tokens,
+            anyres=self.most_tokens > self.area,
+            layer_kinds=tuple(map(self.layer_kind, range(len(self.layers)))),
             text_config={n: getattr(config, n, None) for n in names},
             patch_norm=partial(patch_norm, self.tower),
         )

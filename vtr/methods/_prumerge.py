@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from vtr.ops.gather import left_align, take
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
-from vtr.types import Boundary, Budget, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
 from vtr.types.signals import cls_row, keys
 
 PLACE = "place"  # of a token in the authors' order, per token
@@ -116,9 +116,11 @@ def _wide(index: Tensor, tokens: Tensor) -> Tensor:
 class Merging(Method):
     """The steps of both; a subclass says which tokens are chosen. Without a budget the number of tokens follows the image."""
 
-    position_ids: PositionOption = "renumber"
     neighbours: int = 32
     compat: Literal["authors"] | None = None
+
+    takes_budget: ClassVar[bool] = True
+    published_positions: ClassVar[PositionOption] = "renumber"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,12 +128,6 @@ class Merging(Method):
             raise ValueError(f"{self.name}: neighbours must be an integer, 0 or more, got {self.neighbours!r}; the authors use 32")
         if self.compat not in (None, "authors"):
             raise ValueError(f"{self.name}: compat must be None or 'authors', got {self.compat!r}")
-
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        asked = (self.keep, self.keep_ratio, self.average_keep)
-        return None if asked == (None, None, None) else Budget(*asked)
 
     def choose(self, attention: Tensor, real: Tensor, keep: Tensor | None, most: int) -> Chosen:
         """Which tokens stay, `keep - 1` of them, or by their outliers when `keep` is None. `most` is the largest keep, or number of tokens."""
@@ -143,7 +139,7 @@ class Merging(Method):
         merge = Merge(Boundary(before_projector=True), partial(self._merge, *needs), needs, counted=self.budget is not None, per="view")
         if self.compat is None:
             return (merge,)
-        if geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]:
+        if geometry.anyres:
             raise VtrError(f"{self.name}: compat='authors' knows images of one view only, {geometry.host!r} has crops; leave compat out")
         return merge, Remove(Boundary(), _reorder, counted=False)
 

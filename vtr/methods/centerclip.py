@@ -131,9 +131,8 @@ class CenterCLIP(Method):
     def _select(self, view: View) -> Selection:
         n = view.real.shape[1]
         if self.algorithm == "spectral":
-            patches = view.patch_grid[0] * view.patch_grid[1]
-            frames = [1 if self.stage == "tower" else rows * cols + 1 for rows, cols in view.crop_grids]
-            each = [[self.neighbours or automatic_neighbours(patches, count)] for count in frames]
+            own = [[view.grid(group)] if self.stage == "tower" else grids for group, grids in enumerate(view.grids)]
+            each = [[self.neighbours or automatic_neighbours(max(r * c for r, c in grids), len(grids))] for grids in own]
             neighbours = on_device(each, view.tokens.device)[:, 0]
             found = spectral(view.tokens, view.real, view.keep, view.most, neighbours, self.sigma, self.iterations)
         else:

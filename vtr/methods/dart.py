@@ -30,7 +30,7 @@ from torch import Tensor
 from vtr.ops.gather import index_to_mask, left_align, take
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, Remove, Selection, Stage, Step, View, VtrError
 from vtr.types.signals import keys
 
 
@@ -99,7 +99,6 @@ def authors_order(positions: Tensor) -> Tensor:
 class DART(Method):
     """Duplication-aware pruning; the default budget is the paper's 128 of 576 (and 640 of 2880)."""
 
-    position_ids: PositionOption = "keep"
     stage: Literal["prefill", "boundary"] = "prefill"
     layer: int = 2
     pivots_image: int = 4

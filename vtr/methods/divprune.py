@@ -56,10 +56,10 @@ class DivPrune(Method):
     """The default budget is the paper's 9.8 % (56 of 576); positions are renumbered as the authors do."""
 
     compat: Literal["authors"] | None = None
-    position_ids: PositionOption = "renumber"
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.098)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
         paper="Alvar et al., 2025",
@@ -77,8 +77,7 @@ class DivPrune(Method):
             raise ValueError(f"divprune: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        rows, cols = geometry.patch_grid
-        if self.compat and geometry.most_tokens > rows * cols:
+        if self.compat and geometry.anyres:
             raise VtrError("divprune: compat='authors' ranks newline tokens, which are no visual tokens here; leave compat out for AnyRes")
         return (Remove(Boundary(), self._select),)
 

@@ -49,10 +49,9 @@ def fastervlm(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 class FasterVLM(Method):
     """The default budget is a quarter, the 144 of 576 of the paper; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
-
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
         paper="Zhang et al., 2024",

@@ -164,7 +164,6 @@ def view_targets(keep: Tensor, available: Tensor, final: bool) -> Tensor:
 class FlowCut(Method):
     """Pruning by information flow; the default budget is the paper's 128 of 576 (and 640 of 2880)."""
 
-    position_ids: PositionOption = "renumber"
     llm_layer: int | None = 2
     history: float = 0.5
     interval: int = 2
@@ -172,6 +171,7 @@ class FlowCut(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=2 / 9)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models",
         paper="Tong et al.: FlowCut",
@@ -200,7 +200,7 @@ class FlowCut(Method):
             raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        feature, anyres = geometry.feature_layer, geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]
+        feature, anyres = geometry.feature_layer, geometry.anyres
         if feature < 1:
             raise VtrError(f"flowcut: needs a tower layer in front of feature layer {feature} of {geometry.host!r}; use a boundary method")
         if self.compat == "authors" and anyres:
@@ -237,7 +237,7 @@ class FlowCut(Method):
 
     def _in_tower(self, row: Signal, value: Signal, cls: tuple[Signal, ...], remaining: int, final: bool, view: View) -> Selection | None:
         part, paid, carried = view.cells[..., 0], view.signals[row], view.signals[value]
-        parts = max(rows * cols for rows, cols in view.crop_grids) + 1
+        parts = view.views
         semantic = semantic_row(carried, view.signals[cls[0]][:, :parts], part, view.real) if cls else None
         score = flow_score(paid, semantic, value_strength(carried), part, view.real, parts)
         view.per_token[STATE] = cumulative = accumulate(view.per_token.get(STATE), score, self.history)

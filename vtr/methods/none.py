@@ -23,10 +23,10 @@ from vtr.types import Boundary, Card, Geometry, Method, NewlineOption, PositionO
 class Nothing(Method):
     """Removes all visual tokens; has no budget."""
 
-    position_ids: PositionOption = "renumber"
     newlines: NewlineOption = "none"
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="None: the prompt with its image cut out",
         paper="none (reference row)",

@@ -26,7 +26,7 @@ from torch import Tensor
 from vtr.methods._schedule import Scheduled
 from vtr.ops.gather import take
 from vtr.ops.prompt_rows import last_text, prompt_rows
-from vtr.ops.schedule import least_average, scaled_layers, shares_of
+from vtr.ops.schedule import least_average, scaled_layers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
 from vtr.types import Budget, Card, Geometry, Layer, PerToken, PositionOption, Remove, Selection, Stage, Step, View
@@ -68,10 +68,9 @@ def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 class PyramidDrop(Scheduled):
     """Three drops at a quarter, a half and three quarters of the depth; the default budget is the paper's last ratio, 1/8."""
 
-    position_ids: PositionOption = "renumber"
-
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=RATIOS[-1])
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
         paper="Xing et al., 2025",
@@ -90,7 +89,7 @@ class PyramidDrop(Scheduled):
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers, and the share of the way from keep to N that each drop leaves."""
-        shares = shares_of(self.counts, geometry.most_tokens) if self.counts is not None else shares_of(RATIOS, 1)
+        shares = self.shares(geometry, RATIOS)
         if self.layers is not None:
             return self.layers, shares
         try:
@@ -99,7 +98,7 @@ class PyramidDrop(Scheduled):
             raise ValueError(f"{self.name}: {error}; use 'fastv', which removes once") from error
         if self.average_keep is None:
             return choices[0], shares
-        wanted = self.average_keep / geometry.most_tokens
+        wanted = self.average_keep / self.most_tokens(geometry)
         reach = [layers for layers in choices if least_average(layers, shares, geometry.llm_layers) <= 0.95 * wanted]
         return (reach or choices[-1:])[0], shares
 

@@ -94,4 +94,4 @@ class Resize(Method):
 def _select(view: View) -> list[tuple[int, int]]:
     """The new patch grid of the views of each image."""
     facts = zip(view.keeps, view.crop_grids, view.image_sizes, strict=True)
-    return [resized_grid(view.patch_grid, keep, crop_grid, image_size) for keep, crop_grid, image_size in facts]
+    return [resized_grid(view.grid(group), *fact) for group, fact in enumerate(facts)]

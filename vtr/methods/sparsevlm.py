@@ -101,12 +101,12 @@ def recycle(
 class SparseVLM(Tabled):
     """Version 1.5, which the ICML paper reports; the default budget is what its 192-token schedule leaves in the end, 113 of 576."""
 
-    position_ids: PositionOption = "renumber"
     compat: Literal["authors"] | None = None
 
     tables, published, of = TABLES, PUBLISHED, N
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=TABLES[192][-1] / N)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
         paper="Zhang et al., 2025",

@@ -113,7 +113,6 @@ def cross_attention_shares(text_rows: Tensor, visual_rows: Tensor, real: Tensor,
 class ToDRE(Method):
     """Diversity before the LLM, relevance late inside it; the default budget is the paper's 25 %."""
 
-    position_ids: PositionOption = "renumber"
     tau: float = 0.1
     layer: int | None = None
     pivot: Pivot = "auto"
@@ -121,6 +120,7 @@ class ToDRE(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance",
         paper="Li, Yang, Zhang, Shao, Lu: ToDRE, 2025 (v2)",

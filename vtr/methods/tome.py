@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View
+from vtr.types import Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
 from vtr.types.signals import keys
 
 
@@ -142,8 +142,13 @@ class ToMe(Method):
             raise ValueError(f"tome: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if geometry.patch_grid is None:
+            raise VtrError(
+                f"tome: its schedule over the layers needs one token grid, but on host {geometry.host!r} every image has its own; use a boundary "
+                "method"
+            )
         n = geometry.patch_grid[0] * geometry.patch_grid[1]
-        counts = merge_schedule(n, self._view_keep(n, geometry.most_tokens), geometry.feature_layer + 1, self.inflect)
+        counts = merge_schedule(n, self._view_keep(n, geometry.most_tokens or n), geometry.feature_layer + 1, self.inflect)
         layers = [layer for layer, count in enumerate(counts) if count] or [0]
         left = shares(counts)
         return tuple(self._step(layer, left[layer], geometry) for layer in layers)

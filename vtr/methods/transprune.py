@@ -31,7 +31,7 @@ from torch import Tensor
 from vtr.methods._schedule import Scheduled
 from vtr.ops.prompt_rows import causal_text, prompt_rows
 from vtr.ops.raters import rated
-from vtr.ops.schedule import scaled_layers, shares_of
+from vtr.ops.schedule import scaled_layers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
 from vtr.types import Budget, Card, Geometry, Layer, Observe, PerToken, PositionOption, Remove, Selection, Signal, Stage, Step, View
@@ -106,11 +106,11 @@ def transprune_score(ttv: Tensor, rows: Tensor, by: Tensor, real: Tensor) -> Sco
 class TransPrune(Scheduled):
     """Token transition pruning; the default is the paper's High setting, whose last stage leaves 1/8."""
 
-    position_ids: PositionOption = "renumber"
     abs_cos: bool = False
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=RATIOS[-1])
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="TransPrune: Token Transition Pruning for Efficient Large Vision-Language Model",
         paper="Li et al., 2026",
@@ -134,7 +134,7 @@ class TransPrune(Scheduled):
             layers = self.layers or scaled_layers(PUBLISHED, geometry.llm_layers)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}; use 'fastv', which removes once") from error
-        return layers, shares_of(self.counts, geometry.most_tokens) if self.counts is not None else shares_of(RATIOS, 1)
+        return layers, self.shares(geometry, RATIOS)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)

@@ -111,13 +111,13 @@ def authors_packed(dominant: Tensor, pivots: int, crop_grid: tuple[int, int], pa
 class VisionZip(Method):
     """Training-free VisionZip; the default budget is a third, the 192 of 576 of the paper. Positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     contextual: float = 10 / 64
     merge: Sum = "add"
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
         paper="Yang et al., 2024",

@@ -95,11 +95,11 @@ def vispruner(features: Tensor, score: Tensor, real: Tensor, keep: Tensor, remov
 class VisPruner(Method):
     """The default is 128 of 576 tokens with half of them important, as in the paper; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     important_ratio: float = 0.5
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=128 / 576)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
         paper="Zhang et al., 2025",

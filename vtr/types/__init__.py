@@ -27,7 +27,7 @@ from vtr.types.step import (
     Step,
     Tower,
 )
-from vtr.types.view import Text, View
+from vtr.types.view import Grid, Kind, Text, View
 
 __all__ = [
     "ACTIONS",
@@ -39,7 +39,9 @@ __all__ = [
     "Card",
     "Freeze",
     "Geometry",
+    "Grid",
     "Input",
+    "Kind",
     "Layer",
     "Merge",
     "Method",
