@@ -35,7 +35,7 @@ LEAST = {"tome": 5, "resize": 1}
 def method_of(name: str, keep: int | None = None, kind: str = "llava") -> vtr.Method:
     """The method with its defaults, or with a budget where it has one: `keep`, or the fewest that it can leave on that kind of host."""
     least = LEAST.get(name, 0) * (5 if "next" in kind else 1)
-    budget = {} if keep is None or method_class(name).default_budget is None else {"keep": max(keep, least)}
+    budget = {} if keep is None or not method_class(name).takes_budget else {"keep": max(keep, least)}
     return vtr.create_method(name, **NEEDED.get(name, {}), **budget)
 
 
@@ -126,7 +126,7 @@ def without_images(batch: Batch) -> Batch:
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.filterwarnings("ignore:.*keep.*")
 def test_retained_is_what_was_asked_for(name, kind, keep):
-    card, budget = method_class(name).card, method_class(name).default_budget
+    card, budgeted = method_class(name).card, method_class(name).takes_budget
     keep = method_of(name, keep, kind).keep
     adaptive = any(not step.counted for step in method_of(name).steps(TINY))  # removes more after the budget, where it sees fit
     batch = batch_of(kind)
@@ -134,7 +134,7 @@ def test_retained_is_what_was_asked_for(name, kind, keep):
         retained = image["retained"]
         assert image["visual_tokens"] == count
         assert retained == sorted(set(retained)), "not distinct or not in order"
-        if budget is None:
+        if not budgeted:
             assert len(retained) in (0, count)
         elif card.exact:
             assert min(keep, count) in (len(retained), *(image["per_layer"] if adaptive else ()))
@@ -146,17 +146,17 @@ def test_retained_is_what_was_asked_for(name, kind, keep):
 @everywhere
 @torch.no_grad()
 def test_an_exact_card_is_true_of_the_default_settings(name, kind):
-    """Without a budget given, a method with `exact` leaves its default budget of every image; one without it decides for itself, or cannot."""
+    """Without a budget given, a method with `exact` leaves its default budget of every image; without a default each image decides."""
     cls, batch = method_class(name), batch_of(kind)
-    if cls.default_budget is None:
-        assert cls.card.exact, "there is no budget to miss"
-        return
     method = method_of(name, None, kind)
-    adaptive = any(not step.counted for step in method.steps(TINY))
-    if method.budget is None:
-        assert not cls.card.exact, f"{name} is adaptive by default: its card needs exact=False"
-        return
     assert method.budget == cls.default_budget
+    if not cls.takes_budget:
+        assert cls.card.exact and method.budget is None, "there is no budget to miss"
+    if cls.default_budget is None:
+        removals = [step for step in method.steps(TINY) if step.action in ("remove", "merge")]
+        assert not any(step.counted for step in removals) or not cls.takes_budget, f"{name} has no default, but its steps count on one"
+        return
+    adaptive = any(not step.counted for step in method.steps(TINY))
     if cls.card.exact:
         for image, count in zip(run(name, batch, method=method)[1].to_dict()["images"], batch.counts(), strict=True):
             assert cls.default_budget.resolve(count) in (len(image["retained"]), *(image["per_layer"] if adaptive else ()))

@@ -16,21 +16,53 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtr.reduction import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_methods, register_host, register_method
-    from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
+    from vtr.types import (
+        Boundary,
+        Budget,
+        Card,
+        Freeze,
+        Geometry,
+        Input,
+        Layer,
+        Merge,
+        Method,
+        Observe,
+        PerToken,
+        Remove,
+        Resize,
+        Restore,
+        Selection,
+        Signal,
+        Step,
+        Text,
+        Tower,
+        View,
+        VtrError,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Boundary",
     "Budget",
     "Card",
+    "Freeze",
     "Geometry",
+    "Input",
+    "Layer",
+    "Merge",
     "Method",
+    "Observe",
     "PerToken",
     "Reduction",
+    "Remove",
+    "Resize",
+    "Restore",
     "Selection",
     "Signal",
     "Step",
     "Text",
+    "Tower",
     "View",
     "VtrError",
     "apply",

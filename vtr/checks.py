@@ -131,7 +131,8 @@ def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
     """Refuses a method that could not remove anything from any image, for what those that finish before it leave."""
     most = host.most_tokens
     # what is left after `keep`, a ratio and a mean bends only at these sizes of images
-    sizes = {most} if host.default_layout is not None else {most, host.geometry().patch_grid[0] * host.geometry().patch_grid[1]}
+    grid = host.geometry().patch_grid if host.default_layout is None else None
+    sizes = {most} if grid is None else {most, grid[0] * grid[1]}
     sizes |= {
         m.budget.keep for m in plan.methods if m.budget is not None and m.budget.keep is not None and min(sizes) < m.budget.keep < most
     }

@@ -23,7 +23,7 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
-    methods = methods_of(method, settings)
+    methods = [one.resolved(host.renumber) for one in methods_of(method, settings)]
     geometry = host.geometry()
     items: list[PlanStep] = []
     for number, one in enumerate(methods):
@@ -36,9 +36,9 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
         for step in steps:
             check_step(one.name, step, host, geometry)
             last = bool(removals) and step is removals[-1]
-            items.append(PlanStep(step, number, one.name, one.position_ids, one.newlines, last))
+            items.append(PlanStep(step, number, one.name, one.position_ids or "keep", one.newlines, last))
         if one.position_ids == "renumber" and not host.renumber:
-            raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
+            raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; leave it out")
     order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3}
     items.sort(key=lambda s: (_model_order(s.step, order), s.step.layer if s.step.stage != "boundary" else 0, s.step.at == "mlp"))
     plan = Plan(tuple(methods), tuple(items), host.llm_layers)

@@ -122,11 +122,12 @@ def with_settings(method: Method, **settings: Any) -> Method:
 
 
 def default_settings(cls: type[Method]) -> dict[str, Any]:
-    """Setting name -> default of a method class, in order."""
-    return {
+    """Returns setting name -> default of a method class, in order; positions as they are published."""
+    found = {
         f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
         for f in fields(cls)
     }
+    return {**found, "position_ids": found["position_ids"] or cls.published_positions}
 
 
 def setting_value(text: str) -> Any:

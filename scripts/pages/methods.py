@@ -32,9 +32,7 @@ def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, na
     """
     written = []
     for name in list_methods() if names is None else names:
-        settings = (
-            {"keep": KEEP} if method_class(name).default_budget is not None and "keep" in default_settings(method_class(name)) else {}
-        )
+        settings = {"keep": KEEP} if method_class(name).takes_budget and "keep" in default_settings(method_class(name)) else {}
         try:
             (answered,) = answer_examples(model, processor, [example], [create_method(name, **settings)])
         except (ValueError, RuntimeError):

@@ -43,7 +43,7 @@ def test_it_reads_the_feature_layer_before_the_projector():
     (step,) = FasterVLM().steps(LLAVA)
     assert step.needs == (Signal("cls_row", layer=LLAVA.feature_layer, tower=True),)
     assert (step.side, step.per) == ("before_projector", "view")
-    assert FasterVLM().budget == Budget(keep_ratio=0.25) and FasterVLM().position_ids == "renumber"
+    assert FasterVLM().budget == Budget(keep_ratio=0.25) and FasterVLM.published_positions == "renumber"
     assert FasterVLM().steps(SIGLIP)[0].needs[0].kind == "cls_row", "refused by the plan, since there is no CLS"
 
 

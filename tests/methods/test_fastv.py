@@ -38,7 +38,7 @@ def test_reads_the_last_tokens_row_of_the_layer_before() -> None:
 
 
 def test_defaults_are_the_papers_headline_setting() -> None:
-    assert FastV().budget == Budget(keep_ratio=0.5) and FastV().layer == 2 and FastV().position_ids == "keep"
+    assert FastV().budget == Budget(keep_ratio=0.5) and FastV().layer == 2 and FastV.published_positions == "keep"
     assert Budget(keep_ratio=0.5).resolve(575) == 288 and Budget(keep_ratio=0.5).resolve(577) == 288  # half to even, as the authors
 
 

@@ -172,7 +172,7 @@ def test_signals_and_errors():
     (step,) = HiRED(early=1).steps(NEXT)
     assert [(need.layer, need.tower) for need in step.needs] == [(1, True), (NEXT.feature_layer, True)]
     assert len(HiRED().steps(LLAVA)[0].needs) == 1, "one view shares nothing out"
-    assert HiRED().budget == Budget(keep_ratio=0.2) and HiRED().position_ids == "renumber"
+    assert HiRED().budget == Budget(keep_ratio=0.2) and HiRED.published_positions == "renumber"
     assert HiRED().steps(SIGLIP)[0].needs[0].kind == "cls_row", "refused by the plan, since there is no CLS"
     with pytest.raises(vtr.VtrError, match="leave compat out"):
         HiRED(compat="authors").steps(NEXT)

@@ -161,7 +161,7 @@ def test_sharing_out_never_waits_for_the_device():
         seen.per_token[NOTES] = seen.tokens.new_zeros(*notes.shape, dtype=torch.float64)
         return inner(seen)
 
-    select_without_sync(vtr.Step("boundary", select=with_notes), view)
+    select_without_sync(vtr.Remove(vtr.Boundary(), with_notes), view)
 
 
 def test_it_is_experimental_and_settings_are_checked():

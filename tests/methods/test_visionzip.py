@@ -69,7 +69,7 @@ def test_splits_are_those_of_the_paper():
     totals = torch.tensor([192, 128, 64, 128, 64, 32])  # LLaVA-1.5, then per crop of LLaVA-NeXT
     assert contextual_count(totals, 10 / 64).tolist() == [30, 20, 10, 20, 10, 5]
     assert contextual_count(torch.tensor([0, 1, 3, 4]), 10 / 64).tolist() == [0, 0, 0, 1]
-    assert VisionZip().budget == Budget(keep_ratio=1 / 3) and VisionZip().position_ids == "renumber"
+    assert VisionZip().budget == Budget(keep_ratio=1 / 3) and VisionZip.published_positions == "renumber"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -52,7 +52,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
-        settings = {k: v for k, v in asdict(self.method).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
+        settings = {k: v for k, v in asdict(self.method.resolved()).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
         return {
             "kind": self.kind,
             "name": self.name,

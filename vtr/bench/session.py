@@ -66,7 +66,7 @@ def make(name: str, keep: int, asked: Asked, layers: int) -> Method:
     settings = dict(asked.settings.get(name, {}))
     if name == "shortv" and not settings and ALL in asked.methods:
         settings["layers"] = tuple(range(layers - round(FROZEN_SHARE * layers), layers))
-    return create_method(name, **({"keep": keep} if cls.default_budget is not None else {}), **settings)
+    return create_method(name, **({"keep": keep} if cls.takes_budget else {}), **settings)
 
 
 def find_counts(model: Any, asked: Asked, tokens: int, source: str, trained: Any, prompts: Sequence[Any], there: int) -> Counts:

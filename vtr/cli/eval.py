@@ -71,7 +71,7 @@ def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
         return False
     if option == "seeds":
         return "seed" in default_settings(method_class(name)) and "seed" not in own
-    return method_class(name).default_budget is not None and not set(BUDGETS) & set(own)
+    return method_class(name).takes_budget and not set(BUDGETS) & set(own)
 
 
 def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> list[dict[str, Any]]:

@@ -63,6 +63,7 @@ def facts(name: str) -> dict[str, Any]:
         "cost": card.cost,
         "needs": [need for need in ("cls", "text", "anyres") if getattr(card, f"needs_{need}")],
         "exact": card.exact,
+        "adaptive": cls.takes_budget and cls.default_budget is None,
         "marks": marks,
     }
 
@@ -71,7 +72,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     """Returns the columns behind the name."""
     paper = ", ".join(part for part in (row["venue"] or row["paper"], f"arXiv {row['arxiv']}" if row["arxiv"] else "") if part)
     needs = ", ".join({"cls": "CLS", "anyres": "AnyRes"}.get(need, need) for need in row["needs"]) or "-"
-    exact = "yes" if row["exact"] else "not always"
+    exact = "no, at most" if not row["exact"] else "with keep; else the image decides" if row["adaptive"] else "yes"
     return [", ".join(row["stages"]), row["title"], paper, row["signals"], needs, exact, ", ".join(row["marks"]) or "-"]
 
 

@@ -79,7 +79,8 @@ class DenseHooks:
         plan, geometry = self.first_plan, self.host.geometry()
         for item in plan.at("tower", action="merge"):
             ends = [s.step.layer for s in plan.at("tower", action="restore") if s.method == item.method]
-            small = item.step.grid(geometry.patch_grid) if item.step.grid is not None and geometry.fixed_grid else None
+            known = geometry.patch_grid if geometry.fixed_grid else None
+            small = item.step.grid(known) if item.step.grid is not None and known is not None else None
             yield from self.host.swaps(item.name, item.step.layer, min(ends, default=len(self.host.blocks)), small)
 
     def clear(self) -> None:

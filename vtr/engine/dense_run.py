@@ -81,7 +81,7 @@ class DenseRun(Shrinking):
 
     def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
         spots = self.tokens.locate(self.groups, max(self.counts))
-        view = make_view(hidden, spots, self.tokens.images, self.groups.owner, list(self.counts), target, item.method, item.step.layer)
+        view = make_view(hidden, spots, self.tokens.images, self.groups, list(self.counts), target, item.method, item.step.layer)
         for signal in item.step.needs:
             keys = self.keys[signal_layer(signal, item.step)][:, :, self.host.prefix_tokens :].transpose(1, 2)
             view.signals = {**view.signals, signal: keys if spots.whole else keys.flatten(0, 1)[spots.flat]}
@@ -139,5 +139,5 @@ class DenseRun(Shrinking):
             return spread(self, tokens)
         images, spots = self.tokens.images, self.tokens.in_place()
         full = [self.n] * self.rows
-        view = make_view(tokens, spots, images, self.groups.owner, list(self.counts), full, item.method, item.step.layer)
+        view = make_view(tokens, spots, images, self.groups, list(self.counts), full, item.method, item.step.layer)
         return restored(self, item, view)

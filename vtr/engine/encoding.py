@@ -122,7 +122,7 @@ class Encoding(Shrinking):
 
     def _view(self, item: PlanStep, hidden: Tensor, groups: Groups, spots: Spots, counts: list[int], keep: list[int]) -> View:
         images, needs = self.tokens.images, item.step.needs
-        view = make_view(hidden, spots, images, groups.owner, list(counts), keep, item.method, item.step.layer)
+        view = make_view(hidden, spots, images, groups, list(counts), keep, item.method, item.step.layer)
         if needs:
             by_row = item.step.per == "view"
             rows = torch.arange(len(groups.owner))[:, None] if by_row else self.rows()
@@ -165,4 +165,4 @@ def input_view(run: Encoding, item: PlanStep, pixels: Tensor) -> View | None:
     groups = by_image(run.layouts, slots)
     spots = run.tokens.locate(groups, slots)
     spots.whole = False
-    return make_view(pixels.new_zeros(len(run.image), run.area, 0), spots, run.tokens.images, groups.owner, now, target, item.method, 0)
+    return make_view(pixels.new_zeros(len(run.image), run.area, 0), spots, run.tokens.images, groups, now, target, item.method, 0)

@@ -58,12 +58,14 @@ class Groups:
         owner: image of every group.
         start, length: first global id of every group, and how many ids it has.
         rows: every row of the tokens is one group, in the same order.
+        view: which view of its image each group is, None where groups are whole images.
     """
 
     owner: list[int]
     start: list[int]
     length: list[int]
     rows: bool = False
+    view: list[int] | None = None
 
 
 @dataclass

@@ -42,8 +42,8 @@ class TowerHooks:
             i: max((s.step.layer for s in self.layer_steps if any(signal_layer(n, s.step) == i for n in s.step.needs)), default=-1)
             for i in self.watched
         }
-        self.kept_taps = {i for i, signals in self.watched.items() if any(s.tower for s in signals)}
-        self.kept_taps |= {signal_layer(n, s.step) for s in self.edge_steps for n in s.step.needs}
+        later = [s.step for s in plan.steps if s.step.stage not in ("tower", "input")]
+        self.kept_taps = {signal_layer(need, step) for step in later for need in step.needs if need.tower}
 
     def run(self) -> Encoding | None:
         """Returns the run of this thread, once its tower has begun."""
@@ -102,7 +102,7 @@ class TowerHooks:
                     self.runs[me] = outer
             if not run.begun:
                 return output
-            taps = {i: tap for i, tap in run.taps.items() if any(s.tower for s in self.watched[i])}
+            taps = {i: tap for i, tap in run.taps.items() if i in self.kept_taps}
             encoded = Encoded(run.tokens.images, run.kept(), run.per_image(run.alive), taps, run.rows(), run.clock, run.checks)
             if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
                 output[ENCODED] = encoded

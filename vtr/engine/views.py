@@ -21,7 +21,8 @@ def by_view(layouts: list[Layout], slots: int, rows: bool = False) -> Groups:
     """Returns one group per view; `rows` says that the rows of the tokens are the views, in this order."""
     owner = [image for image, layout in enumerate(layouts) for _ in layout.grids]
     start = [image * slots + offset for image, layout in enumerate(layouts) for offset in layout.offsets]
-    return Groups(owner, start, [area for layout in layouts for area in layout.areas], rows)
+    length = [area for layout in layouts for area in layout.areas]
+    return Groups(owner, start, length, rows, [view for layout in layouts for view in range(layout.views)])
 
 
 def quotas(target: list[int], owner: list[int], counts: list[int]) -> list[int]:
@@ -38,7 +39,7 @@ def quotas(target: list[int], owner: list[int], counts: list[int]) -> list[int]:
 
 
 def make_view(
-    hidden: Tensor, spots: Spots, images: Images, owner: list[int], counts: list[int], keep: list[int], method: int, layer: int
+    hidden: Tensor, spots: Spots, images: Images, groups: Groups, counts: list[int], keep: list[int], method: int, layer: int
 ) -> View:
     """Returns the View of located tokens.
 
@@ -46,12 +47,12 @@ def make_view(
         hidden: `(R, S, D)` of this point.
         spots: where they are.
         images: tables.
-        owner: image of each View row (several rows of one image when rows are views).
+        groups: the rows of the View.
         counts, keep: host ints per View row.
         method: number of the method in the plan, whose memory it sees.
         layer: layer of the step.
     """
-    device, gid = hidden.device, spots.gid
+    device, gid, owner = hidden.device, spots.gid, groups.owner
     layouts = [images.layouts[i] for i in owner]
     checksum = images.checksum if images.checksum is not None else torch.zeros(len(images.layouts), dtype=torch.int64, device=device)
     return View(
@@ -64,7 +65,8 @@ def make_view(
         row=to_device([images.row[i] for i in owner], device),
         cells=images.cells(gid),
         patch=gid % images.slots,
-        patch_grid=layouts[0].grids[0],
+        grids=[list(layout.grids) for layout in layouts],
+        only=groups.view,
         crop_grids=[layout.crop_grid for layout in layouts],
         image_sizes=[layout.image_size for layout in layouts],
         sizes=images.sizes[gid],

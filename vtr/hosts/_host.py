@@ -83,6 +83,8 @@ class Host:
             patch_grid=tower.patch_grid,
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
+            anyres=self.most_tokens > tower.area,
+            layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},
             patch_norm=partial(patch_norm, tower.module),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from vtr.ops.gather import left_align
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
-from vtr.types import Budget, Geometry, Method, PositionOption, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types.signals import cls_row, keys
 
 PLACE = "place"  # of a token in the authors' order, per token
 
@@ -81,9 +83,11 @@ def _wide(index: Tensor, tokens: Tensor) -> Tensor:
 class Merging(Method):
     """The steps of both; a subclass says which tokens are chosen. Without a budget the number of tokens follows the image."""
 
-    position_ids: PositionOption = "renumber"
     neighbours: int = 32
     compat: Literal["authors"] | None = None
+
+    takes_budget: ClassVar[bool] = True
+    published_positions: ClassVar[PositionOption] = "renumber"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,37 +96,21 @@ class Merging(Method):
         if self.compat not in (None, "authors"):
             raise ValueError(f"{self.name}: compat must be None or 'authors', got {self.compat!r}")
 
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        asked = (self.keep, self.keep_ratio, self.average_keep)
-        return None if asked == (None, None, None) else Budget(*asked)
-
     def choose(self, attention: Tensor, real: Tensor, keep: Tensor | None, most: int) -> Chosen:
         """Which tokens stay, `keep - 1` of them, or by their outliers when `keep` is None. `most` is the largest keep, or number of tokens."""
         raise NotImplementedError
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         last = geometry.tower_layers - 1
-        logits = Signal("cls_row", layer=last, tower=True, heads=True, softmax=False)
-        weights = Signal("cls_row", layer=last, tower=True, heads=True)
-        keys = Signal("k", layer=last, tower=True)
-        merge = Step(
-            "boundary",
-            action="merge",
-            needs=(logits, weights, keys),
-            select=lambda view: self._merge(view, logits, weights, keys),
-            counted=self.budget is not None,
-            per="view",
-            side="before_projector",
-        )
+        needs = cls_row(last, heads=True, softmax=False), cls_row(last, heads=True), keys(last, tower=True)
+        merge = Merge(Boundary(before_projector=True), partial(self._merge, *needs), needs, counted=self.budget is not None, per="view")
         if self.compat is None:
             return (merge,)
-        if geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]:
+        if geometry.anyres:
             raise VtrError(f"{self.name}: compat='authors' knows images of one view only, {geometry.host!r} has crops; leave compat out")
-        return merge, Step("boundary", select=_reorder, counted=False)
+        return merge, Remove(Boundary(), _reorder, counted=False)
 
-    def _merge(self, view: View, logits: Signal, weights: Signal, keys: Signal) -> Selection:
+    def _merge(self, logits: Signal, weights: Signal, key: Signal, view: View) -> Selection:
         attention = one_head_row(view.signals[logits], view.signals[weights], view.real)
         exact = self.budget is not None
         chosen = self.choose(attention, view.real, view.keep if exact else None, view.most if exact else max(view.counts))
@@ -130,8 +118,7 @@ class Merging(Method):
         empty = view.keep == 0 if exact else ~view.real.any(1)
         if exact:
             kept = kept | (view.real & (view.keep == view.real.sum(1))[:, None])
-        key = view.signals[keys].flatten(2)
-        merged = merge_chosen(view.tokens, key, attention, view.real, kept, chosen.most, empty, self.neighbours)
+        merged = merge_chosen(view.tokens, view.signals[key].flatten(2), attention, view.real, kept, chosen.most, empty, self.neighbours)
         if self.compat is not None:
             n = view.real.shape[1]
             falling = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -31,7 +31,8 @@ from vtr.ops.elbow import elbow
 from vtr.ops.outliers import quantile
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import mlp_activation
 
 CHUNK = 1 << 22
 """Activations sorted at a time."""
@@ -83,8 +84,7 @@ class CoreMatching(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
-    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
-    """Not used by itself: it says that a budget may be given; without one the method is adaptive."""
+    takes_budget: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning",
         paper="Wang et al., 2025",
@@ -93,7 +93,6 @@ class CoreMatching(Method):
         code="github.com/wangqinsi1/2025-ICML-CoreMatching (Apache-2.0, not used)",
         signals="MLP activations of layer - 1",
         cost="partly sorts the MLP activations of one layer, O(S I log I); layers before `layer` run in full",
-        exact=False,
         settings={
             "layer": "visual tokens are gone from the input of this layer on; activations are those of the layer before",
             "rho": "share of a token's active neurons that are its core",
@@ -112,11 +111,6 @@ class CoreMatching(Method):
         if self.compat not in (None, "authors"):
             raise ValueError(f"corematching: compat must be 'authors' or None, got {self.compat!r}")
 
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        return None if (self.keep, self.keep_ratio, self.average_keep) == (None, None, None) else super().budget
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":
             raise VtrError("corematching: compat='authors' zeroes cached keys and values instead of removing tokens; use compat=None")
@@ -124,9 +118,9 @@ class CoreMatching(Method):
             raise ValueError(
                 f"corematching: layer {self.layer} is out of range: this LLM has {geometry.llm_layers} layers; use 1 to {geometry.llm_layers - 1}"
             )
-        activation = Signal("mlp_activation", layer=self.layer - 1)
+        activation = mlp_activation(self.layer - 1)
         exact = self.budget is not None
-        return (Step("prefill", self.layer, needs=(activation,), select=partial(self._select, activation, exact), counted=exact),)
+        return (Remove(Layer(self.layer), partial(self._select, activation, exact), (activation,), counted=exact),)
 
     def _select(self, signal: Signal, exact: bool, view: View) -> Selection:
         assert view.text is not None

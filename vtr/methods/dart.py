@@ -30,7 +30,8 @@ from torch import Tensor
 from vtr.ops.gather import index_to_mask, left_align, take
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types.signals import keys
 
 
 def dart(tokens: Tensor, candidates: Tensor, pivots: Tensor, quota: Tensor) -> Tensor:
@@ -83,7 +84,6 @@ def exact_quota(budget: Tensor, pivots: Tensor) -> Tensor:
 class DART(Method):
     """Duplication-aware pruning; the default budget is the paper's 128 of 576 (and 640 of 2880)."""
 
-    position_ids: PositionOption = "keep"
     stage: Literal["prefill", "boundary"] = "prefill"
     layer: int = 2
     pivots_image: int = 4
@@ -128,18 +128,18 @@ class DART(Method):
                 "scripts/replay only; leave compat out to reduce a model"
             )
         if self.stage == "boundary":
-            return (Step("boundary", select=self._at_boundary),)
+            return (Remove(Boundary(), self._at_boundary),)
         if self.layer >= geometry.llm_layers:
             raise ValueError(
                 f"dart: layer={self.layer} is not one of the LLM's layers 1 to {geometry.llm_layers - 1}; the paper's 'after the second "
                 "layer' is layer=2"
             )
-        return (Step("prefill", self.layer, needs=(Signal("k", layer=self.layer - 1),), select=self._in_llm, final_norm=True),)
+        return (Remove(Layer(self.layer), self._in_llm, (keys(self.layer - 1),), final_norm=True),)
 
     def _in_llm(self, view: View) -> Selection:
-        (keys,) = view.signals.values()
+        (found,) = view.signals.values()
         assert view.final_norm is not None
-        return self._select(view, keys.visual.flatten(2), keys.text.flatten(2), view.final_norm)
+        return self._select(view, found.visual.flatten(2), found.text.flatten(2), view.final_norm)
 
     def _at_boundary(self, view: View) -> Selection:
         assert view.text is not None

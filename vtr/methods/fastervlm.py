@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import cls_row
 
 
 def fastervlm_score(attention: Tensor) -> Tensor:
@@ -48,10 +49,9 @@ def fastervlm(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 class FasterVLM(Method):
     """The default budget is a quarter, the 144 of 576 of the paper; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
-
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
         paper="Zhang et al., 2024",
@@ -64,8 +64,8 @@ class FasterVLM(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        row = Signal("cls_row", layer=geometry.feature_layer, tower=True)  # mean over heads
-        return (Step("boundary", needs=(row,), select=lambda view: _select(view, row), per="view", side="before_projector"),)
+        row = cls_row(geometry.feature_layer)  # mean over heads
+        return (Remove(Boundary(before_projector=True), lambda view: _select(view, row), (row,), per="view"),)
 
 
 def _select(view: View, row: Signal) -> Selection:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import LAST, attention
 
 
 def fastv_score(attention: Tensor) -> Tensor:
@@ -79,8 +80,8 @@ class FastV(Method):
                 f"fastv: layer {self.layer} (the paper's K = {self.layer}) is out of range: this LLM has {geometry.llm_layers} layers; "
                 f"use 1 to {geometry.llm_layers - 1}"
             )
-        row = Signal("rows", layer=self.layer - 1, queries="last")  # mean over heads
-        return (Step("prefill", self.layer, needs=(row,), select=lambda view: _select(view, row)),)
+        row = attention(self.layer - 1, queries=LAST)  # mean over heads
+        return (Remove(Layer(self.layer), lambda view: _select(view, row), (row,)),)
 
 
 def _select(view: View, row: Signal) -> Selection:

@@ -27,16 +27,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, valid_region
+from vtr.ops.grids import largest, sides
 from vtr.ops.parts import members, part_sum, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def globalcom2(
-    score: Tensor, cells: Tensor, real: Tensor, keep: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int], temperature: float
+    score: Tensor,
+    cells: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    crop_grid: Tensor,
+    crops: int,
+    patch_grid: tuple[int, int],
+    temperature: float,
+    own: tuple[int, int] | Tensor | None = None,
 ) -> Tensor:
-    """Allocate the budget to thumbnail and crops, and choose inside each.
+    """Allocates the budget to thumbnail and crops, and chooses inside each.
 
     Args:
         score: `(G, N)` local score of each token, higher stays; float32.
@@ -45,18 +55,19 @@ def globalcom2(
         keep: `(G,)` int64, `1 <= keep <= real.sum(1)`.
         crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
         crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view.
+        patch_grid: `(rows, cols)` of a view, the largest where groups differ.
         temperature: of the softmax over crops.
+        own: `(G, 2)` int64 rows and columns of each group's views where they differ.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row.
     """
     part = cells[..., 0]
     thumbnail = thumbnail_map(score, cells, real, patch_grid)
-    share = F.pad(crop_shares(block_sums(thumbnail, crop_grid, crops), crop_grid, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
+    share = F.pad(crop_shares(block_sums(thumbnail, crop_grid, crops, own), crop_grid, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
     capacity = members(part, real, crops + 1).sum(-1)
     wanted = quota(share * capacity, capacity, keep)  # R is the same factor everywhere
-    return topk_per_part(combined_scores(score, thumbnail, cells, real, crop_grid, crops), part, real, wanted)
+    return topk_per_part(combined_scores(score, thumbnail, cells, real, crop_grid, crops, own), part, real, wanted)
 
 
 def thumbnail_map(score: Tensor, cells: Tensor, real: Tensor, patch_grid: tuple[int, int]) -> Tensor:
@@ -77,20 +88,31 @@ def crop_shares(sums: Tensor, crop_grid: Tensor, temperature: float) -> Tensor:
     return torch.where(there, 1 + sigma - sigma.sum(1, keepdim=True) / number.clamp_min(1), 0)
 
 
-def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor) -> Tensor:
-    """The thumbnail map `(G, rows, cols)` resized to the valid region of the canvas, read at every crop token: `(G, N)`, 0 elsewhere."""
+def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor, own: tuple[int, int] | Tensor | None = None) -> Tensor:
+    """Returns the thumbnail map `(G, rows, cols)` resized to the valid region of the canvas and read at every crop token: `(G, N)`, 0 elsewhere.
+
+    `own` is the size of the maps where that is smaller, as for `globalcom2`.
+    """
     on_canvas = real & (cells[..., 0] > 0)
-    row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]))
+    row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]) if own is None else own)
     top, height = _extent(row, on_canvas)
     left, width = _extent(col, on_canvas)
-    spread = resized_at(thumbnail, row - top[:, None], col - left[:, None], height, width)
+    spread = resized_at(thumbnail, row - top[:, None], col - left[:, None], height, width, own)
     return torch.where(on_canvas, spread, 0)
 
 
-def combined_scores(score: Tensor, thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor, crops: int) -> Tensor:
-    """What tokens are ranked by, `(G, N)`: local plus global score, each over its norm in the crop; in the thumbnail the local one."""
+def combined_scores(
+    score: Tensor,
+    thumbnail: Tensor,
+    cells: Tensor,
+    real: Tensor,
+    crop_grid: Tensor,
+    crops: int,
+    own: tuple[int, int] | Tensor | None = None,
+) -> Tensor:
+    """Returns what tokens are ranked by, `(G, N)`: local plus global score, each over its norm in the crop; in the thumbnail the local one."""
     part = cells[..., 0]
-    spread = global_scores(thumbnail, cells, real, crop_grid)
+    spread = global_scores(thumbnail, cells, real, crop_grid, own)
     member = members(part, real, crops + 1)
     own_norm, global_norm = (part_sum(s.square(), member).sqrt().clamp_min(1e-12).gather(1, part) for s in (score, spread))
     return torch.where(part > 0, score / own_norm + spread / global_norm, score)
@@ -117,7 +139,6 @@ def _extent(at: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 class GlobalCom2(Method):
     """Thumbnail-guided compression; the default budget is the released default of 25 %."""
 
-    position_ids: PositionOption = "renumber"
     score: Literal["auto", "cls", "similarity"] = "auto"
     temperature: float = 10.0
     allocation: Literal["thumbnail", "even"] = "thumbnail"
@@ -125,6 +146,7 @@ class GlobalCom2(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution Large Vision-Language Models",
         paper="Liu et al.: Global Compression Commander (GlobalCom²)",
@@ -161,9 +183,8 @@ class GlobalCom2(Method):
         if self.score == "cls" and not geometry.has_cls:
             raise VtrError(f"globalcom2: score='cls' needs a CLS token, the tower of {geometry.host!r} has none; use score='similarity'")
         if self.score == "similarity" or not geometry.has_cls:
-            return (Step("boundary", select=self._select),)
-        logits = Signal("cls_row", layer=geometry.tower_layers - 1, tower=True, softmax=False)
-        return (Step("boundary", needs=(logits,), select=self._select),)
+            return (Remove(Boundary(), self._select),)
+        return (Remove(Boundary(), self._select, (cls_row(geometry.tower_layers - 1, softmax=False),)),)
 
     def _select(self, view: View) -> Selection:
         _check_whole(view)
@@ -171,21 +192,22 @@ class GlobalCom2(Method):
         if view.signals:
             (score,) = view.signals.values()
         else:
-            score = similarity_scores(view.tokens, view.cells, view.real, crops + 1)
-        grid = on_device(view.crop_grids, view.real.device)
+            score = similarity_scores(view.tokens, view.cells, view.real, view.views)
+        grid, grids = on_device(view.crop_grids, view.real.device), [view.grid(group) for group in range(len(view.grids))]
         score = score.to(torch.promote_types(score.dtype, torch.float32)).nan_to_num()
         temperature = self.temperature if self.allocation == "thumbnail" else math.inf  # every crop the same share
-        keep = globalcom2(score, view.cells, view.real, view.keep, grid, crops, view.patch_grid, temperature)
-        return Selection(keep=keep)
+        own = sides(grids, view.real.device)
+        return Selection(keep=globalcom2(score, view.cells, view.real, view.keep, grid, crops, largest(grids), temperature, own))
 
 
 def _check_whole(view: View) -> None:
     """Tokens missing here were removed by an earlier method; the thumbnail would have holes."""
-    area = view.patch_grid[0] * view.patch_grid[1]
-    for count, grid, size in zip(view.counts, view.crop_grids, view.image_sizes):
+    for group, (count, grid, size) in enumerate(zip(view.counts, view.crop_grids, view.image_sizes, strict=True)):
         if grid == (0, 0):
             continue
-        regions = [valid_region(size, grid, view.patch_grid, digits) for digits in (None, 7)] if min(size) > 0 else []
+        patches = view.grid(group)
+        area = patches[0] * patches[1]
+        regions = [valid_region(size, grid, patches, digits) for digits in (None, 7)] if min(size) > 0 else []
         whole = {area + (bottom - top) * (right - left) for top, bottom, left, right in regions} or {count if count > area else area + 1}
         if count not in whole:
             raise VtrError(

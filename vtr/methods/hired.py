@@ -25,11 +25,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtr.ops.canvas import on_device, valid_region
+from vtr.ops.canvas import on_device, rows_and_cols, valid_region
+from vtr.ops.grids import sides
 from vtr.ops.parts import members, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5) -> Tensor:
@@ -54,7 +56,7 @@ def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Te
 
 
 def crop_scores(
-    early: Tensor, cells: Tensor, real: Tensor, region: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int]
+    early: Tensor, cells: Tensor, real: Tensor, region: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int] | Tensor
 ) -> Tensor:
     """Step 2: attention of the thumbnail's patches, summed over the crop that the centre of each patch lies in.
 
@@ -65,7 +67,7 @@ def crop_scores(
         region: `(G, 4)` int64 top, bottom, left, right of the unpadded part of the canvas, in patches.
         crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
         crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view.
+        patch_grid: `(rows, cols)` of a view of all groups, or `(G, 2)` int64.
 
     Returns:
         `(G, crops)` float64; 0 where a group has fewer crops.
@@ -73,8 +75,9 @@ def crop_scores(
     view, row, col = cells.unbind(-1)
     top, bottom, left, right = (edge[:, None] for edge in region.unbind(1))
     # twice the centre of a thumbnail patch on the canvas, times the patches of a side: integers, so that borders are exact
-    down = (2 * top * patch_grid[0] + (2 * row + 1) * (bottom - top)) // (2 * patch_grid[0] * patch_grid[0])
-    across = (2 * left * patch_grid[1] + (2 * col + 1) * (right - left)) // (2 * patch_grid[1] * patch_grid[1])
+    rows, cols = rows_and_cols(patch_grid)
+    down = (2 * top * rows + (2 * row + 1) * (bottom - top)) // (2 * rows * rows)
+    across = (2 * left * cols + (2 * col + 1) * (right - left)) // (2 * cols * cols)
     crop = torch.where((view == 0) & (crop_grid[:, :1] > 0), down * crop_grid[:, 1:] + across, -1)
     member = (crop[:, None] == torch.arange(crops, device=crop.device)[:, None]) & real[:, None]  # (G, crops, N)
     return torch.where(member, early.double()[:, None], 0).sum(-1)
@@ -85,13 +88,13 @@ def crop_scores(
 class HiRED(Method):
     """The default budget is the paper's 20 %; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     alpha: float = 0.5
     early: int = 0
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.2)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models",
         paper="Arif et al., 2024",
@@ -122,31 +125,30 @@ class HiRED(Method):
             raise ValueError(
                 f"hired: early={self.early} is not one of the tower's layers 0 to {geometry.tower_layers - 1}; the paper uses 0"
             )
-        anyres = geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]
-        if self.compat == "authors" and anyres:
+        if self.compat == "authors" and geometry.anyres:
             raise VtrError(
                 f"hired: compat='authors' spends budget on the padding of AnyRes images and transposes their crops, which host "
                 f"{geometry.host!r} does not offer; it runs in scripts/replay only; leave compat out"
             )
-        early = Signal("cls_row", layer=self.early, tower=True)
-        late = Signal("cls_row", layer=geometry.feature_layer, tower=True)
-        needs = (early, late) if anyres else (late,)
-        return (Step("boundary", needs=needs, select=lambda view: self._select(view, early, late), side="before_projector"),)
+        early, late = cls_row(self.early), cls_row(geometry.feature_layer)
+        needs = (early, late) if geometry.anyres else (late,)
+        return (Remove(Boundary(before_projector=True), lambda view: self._select(view, early, late), needs),)
 
     def _select(self, view: View, early: Signal, late: Signal) -> Selection:
         crops = max(rows * cols for rows, cols in view.crop_grids)
         if crops and early in view.signals:
             regions = [_region(view, group) for group in range(len(view.crop_grids))]
             region, grid = (on_device(values, view.real.device) for values in (regions, view.crop_grids))
-            score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, view.patch_grid)
+            patches = sides([view.grid(group) for group in range(len(view.grids))], view.real.device)
+            score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, patches)
         else:
             score = view.real.new_zeros((len(view.real), crops), dtype=torch.float64)
         return Selection(keep=hired(view.signals[late], score, view.cells[..., 0], view.real, view.keep, self.alpha))
 
 
 def _region(view: View, group: int) -> list[int]:
-    """Unpadded part of the canvas of one image; the whole canvas where the host does not know the image's size."""
-    grid, size = view.crop_grids[group], view.image_sizes[group]
+    """Returns the unpadded part of the canvas of one image; the whole canvas where the host does not know the image's size."""
+    grid, size, patches = view.crop_grids[group], view.image_sizes[group], view.grid(group)
     if min(grid) > 0 and min(size) > 0:
-        return valid_region(size, grid, view.patch_grid, 7)
-    return [0, grid[0] * view.patch_grid[0], 0, grid[1] * view.patch_grid[1]]
+        return valid_region(size, grid, patches, 7)
+    return [0, grid[0] * patches[0], 0, grid[1] * patches[1]]

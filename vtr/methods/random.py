@@ -19,7 +19,7 @@ from torch import Tensor
 from vtr.ops.hashing import random_key
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
 
 
 def random(seed: int, checksum: Tensor, patch: Tensor, real: Tensor, keep: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Random(Method):
             raise ValueError(f"random: seed must fit in 64 bits, got {self.seed}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Step("boundary", select=self._select),)
+        return (Remove(Boundary(), self._select),)
 
     def _select(self, view: View) -> Selection:
         return Selection(keep=random(self.seed, view.checksum, view.patch, view.real, view.keep))

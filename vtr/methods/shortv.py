@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vtr.registry import closest, register_method
-from vtr.types import Card, Geometry, Method, Stage, Step, is_integer
+from vtr.types import Card, Freeze, Geometry, Layer, Method, Stage, Step, is_integer
 
 
 class Published(NamedTuple):
@@ -145,7 +145,7 @@ class ShortV(Method):
                 f"shortv: layer {out[0]} is out of range: this LLM has {geometry.llm_layers} layers, 0 to {geometry.llm_layers - 1} "
                 "(the paper counts from 0, too)"
             )
-        return tuple(Step("prefill", layer, "freeze") for layer in sorted(layers))
+        return tuple(Freeze(Layer(layer)) for layer in sorted(layers))
 
     def frozen_layers(self, geometry: Geometry) -> tuple[int, ...]:
         """The layers to freeze, in the order of the list.

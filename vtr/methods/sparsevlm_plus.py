@@ -29,7 +29,8 @@ from vtr.methods._schedule import Tabled
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Observe, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import TEXT, attention
 
 PUBLISHED = (3, 7, 16)
 N = 576
@@ -153,10 +154,10 @@ class SparseVLMPlus(Tabled):
         layers, shares = self.schedule(geometry)
         stages = []
         for layer, share in zip(layers, shares, strict=True):
-            rows = Signal("rows", layer=layer - 1, queries="text", heads=True)
+            rows = attention(layer - 1, queries=TEXT, heads=True)
             rotary = rotary_of(geometry, layer - 1, self.rope_base)
-            stages.append(Step("prefill", layer, needs=(rows,), select=partial(self._select, rows, rotary), share=share))
-        return Step("boundary", action="observe", select=_find_raters), *stages
+            stages.append(Remove(Layer(layer), partial(self._select, rows, rotary), (rows,), share=share))
+        return Observe(Boundary(), _find_raters), *stages
 
     def _select(self, rows: Signal, rotary: Rotary, view: View) -> Selection:
         assert view.text is not None

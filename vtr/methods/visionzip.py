@@ -31,13 +31,14 @@ from vtr.ops.gather import left_align, take
 from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row, keys, queries
 
-Merge = Literal["add", "mean"]
+Sum = Literal["add", "mean"]
 
 
 def visionzip(
-    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Merge = "add"
+    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Sum = "add"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dominant tokens, and pivots that the other tokens merge into.
 
@@ -87,13 +88,13 @@ def contextual_count(keep: Tensor, share: float) -> Tensor:
 class VisionZip(Method):
     """Training-free VisionZip; the default budget is a third, the 192 of 576 of the paper. Positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     contextual: float = 10 / 64
-    merge: Merge = "add"
+    merge: Sum = "add"
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
         paper="Yang et al., 2024",
@@ -125,18 +126,8 @@ class VisionZip(Method):
                 "scripts/replay only; leave compat out to reduce a model"
             )
         layer = geometry.feature_layer
-        keys = Signal("k", layer=layer, tower=True)
-        score = Signal("cls_row" if geometry.has_cls else "q", layer=layer, tower=True)
-        return (
-            Step(
-                "boundary",
-                action="merge",
-                needs=(keys, score),
-                select=lambda view: self._select(view, keys, score),
-                per="view",
-                side="before_projector",
-            ),
-        )
+        needs = keys(layer, tower=True), cls_row(layer) if geometry.has_cls else queries(layer, tower=True)
+        return (Merge(Boundary(before_projector=True), lambda view: self._select(view, *needs), needs, per="view"),)
 
     def _select(self, view: View, keys: Signal, score: Signal) -> Selection:
         key, attention = view.signals[keys], view.signals[score]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vtr.hosts._host import host_of
 from vtr.reduction import reduced
 from vtr.selfcheck.masked import Hidden, masked_logits
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Method, Remove, Selection, Signal, Stage, Step, Tower, View
+from vtr.types.signals import cls_row
 
 IMAGE, SIDE, PIXELS, KEEP, NEW = 60, 6, 48, 9, 3
 SIZES = ((90, 40), (96, 96))
@@ -29,8 +30,8 @@ class TowerTop(Method):
     default_budget: ClassVar[Budget | None] = Budget(keep=KEEP)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        signal = Signal("cls_row")
-        return (Step("tower", 1, needs=(signal,), select=partial(self._select, signal)),)
+        signal = cls_row()
+        return (Remove(Tower(1), partial(self._select, signal), (signal,)),)
 
     @staticmethod
     def _select(signal: Signal, view: View) -> Selection:

@@ -7,21 +7,52 @@ from vtr.types.method import BUDGETS, Card, Method
 from vtr.types.selection import Selection
 from vtr.types.settings import check_choices, is_integer, is_number, plain
 from vtr.types.signals import PerToken, Signal, SignalKind, TextEmbedding
-from vtr.types.step import ACTIONS, STAGES, Action, NewlineOption, PositionOption, Stage, Step
-from vtr.types.view import Text, View
+from vtr.types.step import (
+    ACTIONS,
+    STAGES,
+    Action,
+    Boundary,
+    Freeze,
+    Input,
+    Layer,
+    Merge,
+    NewlineOption,
+    Observe,
+    Place,
+    PositionOption,
+    Remove,
+    Resize,
+    Restore,
+    Stage,
+    Step,
+    Tower,
+)
+from vtr.types.view import Grid, Kind, Text, View
 
 __all__ = [
     "ACTIONS",
     "BUDGETS",
     "STAGES",
     "Action",
+    "Boundary",
     "Budget",
     "Card",
+    "Freeze",
     "Geometry",
+    "Grid",
+    "Input",
+    "Kind",
+    "Layer",
+    "Merge",
     "Method",
     "NewlineOption",
+    "Observe",
     "PerToken",
+    "Place",
     "PositionOption",
+    "Remove",
+    "Resize",
+    "Restore",
     "Selection",
     "Signal",
     "SignalKind",
@@ -29,6 +60,7 @@ __all__ = [
     "Step",
     "Text",
     "TextEmbedding",
+    "Tower",
     "View",
     "VtrError",
     "check_choices",

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from vtr.types.errors import VtrError
 from vtr.types.signals import Signal
+
+Grid = tuple[int, int]
+"""`(rows, cols)`."""
+Kind = Literal["image", "video"]
 
 
 class Text(NamedTuple):
@@ -39,10 +44,13 @@ class View:
         most: the largest of `keeps`.
         row: `(G,)` int64, prompt row of the group.
         cells: `(G, N, 3)` int64: view (0 = thumbnail or the only view), row, column inside the view's patch grid.
-        patch: `(G, N)` int64, original patch id `(view * rows + row) * cols + column`.
-        patch_grid: `(rows, cols)` of one view.
+        patch: `(G, N)` int64, original patch id: that of the view's first token, then `row * cols + column` on.
+        grids: per group the grid `(rows, cols)` of tokens of every view of its image; those of another group may differ, see `grid`.
         crop_grids: per group `(rows, cols)` of crops, `(0, 0)` without AnyRes.
         image_sizes: per group `(height, width)` in pixels of the original image, `(0, 0)` where the host does not know.
+        kinds: per group what it is, an image or a video, whose views are its frames; default all images.
+        frames: per group the frames of a video, None for an image.
+        only: where rows are single views, which view of its image each is; None where rows are whole images.
         sizes: `(G, N)` float32, how many original tokens a token stands for.
         checksum: `(G,)` int64 of the image's pixel values; the only seed a random choice may use besides its own.
         layer: layer the step is at.
@@ -64,8 +72,8 @@ class View:
     row: Tensor
     cells: Tensor
     patch: Tensor
-    patch_grid: tuple[int, int]
-    crop_grids: list[tuple[int, int]]
+    grids: list[list[Grid]]
+    crop_grids: list[Grid]
     image_sizes: list[tuple[int, int]]
     sizes: Tensor
     checksum: Tensor
@@ -76,3 +84,28 @@ class View:
     memory: MutableMapping[str, Any] = field(default_factory=dict)
     per_token: MutableMapping[str, Tensor] = field(default_factory=dict)
     final_norm: Callable[[Tensor], Tensor] | None = None
+    kinds: list[Kind] = field(default_factory=list)
+    frames: list[int | None] = field(default_factory=list)
+    only: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.kinds = self.kinds or ["image"] * len(self.grids)
+        self.frames = self.frames or [None] * len(self.grids)
+
+    @property
+    def views(self) -> int:
+        """Returns the most views that the image of a group has."""
+        return max(map(len, self.grids))
+
+    def grid(self, group: int) -> Grid:
+        """Returns the grid of the views of a group, all of which have the same, or of the single view that the group is.
+
+        Raises:
+            VtrError: its views have different grids.
+        """
+        own = self.grids[group]
+        if self.only is not None:
+            return own[self.only[group]]
+        if any(grid != own[0] for grid in own):
+            raise VtrError(f"the views of an image have different grids, {', '.join(map(str, dict.fromkeys(own)))}, where one is needed")
+        return own[0]

@@ -143,7 +143,7 @@ class Wrong(vtr.Method):
     calls: ClassVar[list[int]] = []
 
     def steps(self, geometry):
-        return (vtr.Step("boundary", select=self.select),)
+        return (vtr.Remove(vtr.Boundary(), self.select),)
 
     def select(self, view):
         self.calls.append(1)

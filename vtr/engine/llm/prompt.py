@@ -120,7 +120,7 @@ class Prompt(Shrinking):
         else:
             groups, counts, keep = by_image(images.layouts, images.slots), self.counts, target
         spots = self.tokens.locate(groups, max(counts))
-        view = make_view(hidden, spots, images, groups.owner, list(counts), keep, item.method, item.step.layer)
+        view = make_view(hidden, spots, images, groups, list(counts), keep, item.method, item.step.layer)
         columns = _add_text(self, view, hidden)
         view.signals = _signals(self, item, view, groups.owner, spots.gid, columns, hidden)
         return view, spots

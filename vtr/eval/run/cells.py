@@ -51,7 +51,9 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting but the seed, which has its own place; those of a plan under `plan`, with the budget that it ends at on top."""
-        own = [{k: v for k, v in asdict(method).items() if k != "seed" or isinstance(self.method, tuple)} for method in self.methods]
+        own = [
+            {k: v for k, v in asdict(method.resolved()).items() if k != "seed" or isinstance(self.method, tuple)} for method in self.methods
+        ]
         if not isinstance(self.method, tuple):
             return own[0] if own else {}
         last = {k: own[-1][k] for k in BUDGETS if own[-1][k] is not None}
@@ -71,7 +73,7 @@ class Cell:
 
 def changed_settings(method: Method) -> dict[str, Any]:
     """Returns the settings that differ from the class's defaults, without the seed."""
-    return {k: v for k, v in asdict(method).items() if k != "seed" and v != default_settings(type(method)).get(k)}
+    return {k: v for k, v in asdict(method.resolved()).items() if k != "seed" and v != default_settings(type(method)).get(k)}
 
 
 def plan_cells(
@@ -122,7 +124,7 @@ def variants(
             raise ValueError(f"full: is the model without reduction and has no settings, got {', '.join(settings)}")
         return [(None, None)]
     cls = method_class(name)
-    given = [] if cls.default_budget is None else [{k: v for k, v in asdict(b).items() if v is not None} for b in budgets]
+    given = [] if not cls.takes_budget else [{k: v for k, v in asdict(b).items() if v is not None} for b in budgets]
     if any(k in settings for k in BUDGETS):
         given = []  # the method's own budget wins over the list for all
     has_seed = any(f.name == "seed" for f in fields(cls)) and "seed" not in settings

@@ -133,7 +133,7 @@ def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
 def settings_of(cls: type[Method]) -> list[str]:
     """Returns the settings of a method, those of the budget only where it has one."""
     names = [f.name for f in fields(cls)]
-    return [n for n in names if n not in BUDGETS] if cls.default_budget is None else names
+    return [n for n in names if n not in BUDGETS] if not cls.takes_budget else names
 
 
 def names_of(file: SweepFile) -> list[str]:

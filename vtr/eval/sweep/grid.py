@@ -264,7 +264,7 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
 def _plans(file: SweepFile, setup: Setup, members: Sequence[Member], budgets: Sequence[Budget]) -> Iterator[Variant]:
     """Yields the variants of a plan; the sweep's budgets are for its last method, unless that names its own."""
     last = members[-1]
-    free = method_class(last.method).default_budget is not None and not any(k in last.settings for k in BUDGETS)
+    free = method_class(last.method).takes_budget and not any(k in last.settings for k in BUDGETS)
     seeded = any("seed" in settings_of(method_class(m.method)) and "seed" not in m.settings for m in members)
     for budget in [*budgets] if free and budgets else [None]:
         for seed in file.seeds if seeded else [None]:
