@@ -32,7 +32,7 @@ EVERYTHING = ENGINE | {
 }
 TOOLS = ENGINE | {"models", "registry", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
-    "__init__": {"reduction", "registry", "types"},
+    "__init__": {"reduction", "registry", "types", "methods"},
     "__main__": {"cli"},
     "cli": EVERYTHING,
     "eval": TOOLS,

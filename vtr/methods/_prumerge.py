@@ -61,8 +61,8 @@ def merge_chosen(
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
 
     index, used = left_align(chosen & ~whole, min(most, real.shape[1]))
-    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), wide.gather(1, _wide(index, wide)))
-    merged = wide.scatter(1, _wide(index, wide), grown)
+    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), take(wide, index))
+    merged = wide.scatter(1, index[..., None].expand_as(grown), grown)
     share = torch.where(rest, attention, 0).to(wide.dtype)
     remains = (share[:, None] @ wide.masked_fill(~real[..., None], 0)).squeeze(1)  # (G, D)
     merged = torch.where(extra[..., None], remains[:, None], merged).to(tokens.dtype)
@@ -106,10 +106,6 @@ def authors_tokens(tokens: Tensor, keys: Tensor, attention: Tensor, index: Tenso
     own = torch.arange(number).expand(len(index), -1)
     grown = add_nearest(tokens, keys, attention, own, torch.ones_like(attention, dtype=torch.bool), neighbours)
     return torch.cat([grown, attention[:, None, number:] @ tokens[:, number:]], 1)
-
-
-def _wide(index: Tensor, tokens: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, tokens.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ class Method:
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         """Returns what this method does on a model of that geometry, and where."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name}: has no steps; write steps(self, geometry) -> tuple[Step, ...]")
 
     @classmethod
     def identity(cls, n: int) -> Method:

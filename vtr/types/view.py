@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vtr.types.errors import VtrError
@@ -18,6 +20,32 @@ from vtr.types.signals import Signal
 Grid = tuple[int, int]
 """`(rows, cols)`."""
 Kind = Literal["image", "video"]
+
+
+class Signals(dict[Signal, Any]):
+    """What a step asked for; another signal is refused with the name of the method."""
+
+    def __init__(self, method: str, found: Mapping[Signal, Any]) -> None:
+        super().__init__(found)
+        self.method = method
+
+    def __missing__(self, signal: Any) -> Any:
+        raise VtrError(
+            f"{self.method}: reads {signal} in select, but its step asked for {', '.join(map(str, self)) or 'no signal'}; add it to the needs of "
+            "that step"
+        )
+
+
+def with_named_signals(method: str, select: Callable[[View], Any]) -> Callable[[View], Any]:
+    """Returns a `select` whose View refuses signals that the step of this method did not ask for."""
+
+    @wraps(select)
+    def asked(view: View) -> Any:
+        if not torch.compiler.is_compiling():
+            view.signals = Signals(method, view.signals)
+        return select(view)
+
+    return asked
 
 
 class Text(NamedTuple):
