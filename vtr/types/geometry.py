@@ -11,7 +11,7 @@ from vtr.types.view import Kind
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is fixed about a model when a method is applied to it.
+    """Holds what is fixed about a model when a method is applied to it.
 
     Args:
         host: name of the host, e.g. `llava`.

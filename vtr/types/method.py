@@ -17,7 +17,7 @@ BUDGETS = tuple(f.name for f in fields(Budget))
 
 @dataclass(frozen=True)
 class Card:
-    """Facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
+    """Holds the facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
 
     title: str
     paper: str
@@ -98,5 +98,5 @@ class Method:
 
     @classmethod
     def identity(cls, n: int) -> Method:
-        """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
+        """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)

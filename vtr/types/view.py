@@ -49,7 +49,7 @@ def with_named_signals(method: str, select: Callable[[View], Any]) -> Callable[[
 
 
 class Text(NamedTuple):
-    """Text tokens of each group's prompt row at this point.
+    """Holds the text tokens of each group's prompt row at this point.
 
     `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call; if there
     is none, all real text of this call); the rest is system text. Never another image's tokens.
@@ -62,7 +62,7 @@ class Text(NamedTuple):
 
 @dataclass
 class View:
-    """What a step sees: one row per image group (or per view, with `Step.per == "view"`). No batch rows, padding or newlines.
+    """Shows a step the visual tokens: one row per image group (or per view, with `per="view"`). No batch rows, padding or newlines.
 
     Args:
         tokens: visual tokens `(G, N, D)` in position order (view, then raster; at the boundary thumbnail, then canvas raster).
@@ -83,11 +83,11 @@ class View:
         checksum: `(G,)` int64 of the image's pixel values; the only seed a random choice may use besides its own.
         layer: layer the step is at.
         text: text of the row; None in the tower.
-        signals: what `Step.needs` asked for.
+        signals: what the step's `needs` ask for.
         scaling: for signals `q`, `k`, `v`, `next_q` and `next_k`: the factor that the attention they belong to has on its logits, usually
             `d ** -0.5`; `view.scaling.get(signal)` is None where it is not known.
-        memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
-        per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
+        memory: what earlier steps of the same method noted in this call; notes per token go into `per_token`.
+        per_token: name -> `(G, N, ...)` tensors, which follow their tokens at every later removal.
         final_norm: the LLM's final norm as a function of tokens; None in the tower.
     """
 
