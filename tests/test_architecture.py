@@ -35,7 +35,7 @@ EVERYTHING = ENGINE | {
 }
 TOOLS = ENGINE | {"models", "mistakes", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
-    "__init__": {"reduction", "registry", "types"},
+    "__init__": {"reduction", "registry", "types", "methods"},
     "__main__": {"cli"},
     "cli": EVERYTHING,
     "eval": TOOLS | {"bench"},

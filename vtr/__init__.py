@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtr.methods._score import ScoreMethod
     from vtr.reduction import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_methods, register_host, register_method
     from vtr.types import (
@@ -58,6 +59,7 @@ __all__ = [
     "Remove",
     "Resize",
     "Restore",
+    "ScoreMethod",
     "Selection",
     "Signal",
     "Step",
@@ -74,7 +76,7 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.reduction")
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction")
 
 
 def __getattr__(name: str) -> Any:

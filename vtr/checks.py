@@ -11,7 +11,7 @@ from vtr.hosts._host import Host
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.registry import create_method
-from vtr.types import Geometry, Method, Step, VtrError
+from vtr.types import Geometry, Method, Step, VtrError, steps_of_method
 from vtr.types.errors import SettingError
 
 
@@ -46,7 +46,8 @@ def steps_of(method: Method, geometry: Geometry) -> Sequence[Step]:
     Raises:
         TypeError: it is something else.
     """
-    steps = method.steps(geometry)
+    with steps_of_method(method.name):
+        steps = method.steps(geometry)
     wrong = [steps] if not isinstance(steps, (tuple, list)) else [s for s in steps if not isinstance(s, Step)]
     if wrong:
         raise TypeError(f"{method.name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")

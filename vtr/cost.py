@@ -137,8 +137,8 @@ def clustering_flops(
     """
     finding = 0.0
     if tried:
-        narrow = sketch is not None and sketch < hidden
-        width, projecting = (sketch, sketch) if narrow else (hidden, 0)
+        width = min(hidden if sketch is None else sketch, hidden)
+        projecting = width if width < hidden else 0
         finding = compared * hidden + projecting * hidden + tried * compared * width
     one = (clusters if neighbours is None else min(neighbours, clusters)) * hidden
     restoring = clusters * hidden + restored * one if restored else 0

@@ -12,7 +12,7 @@ from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep
-from vtr.types import Method, Step, VtrError
+from vtr.types import Method, Step, VtrError, check_choices, with_named_signals
 
 
 def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], settings: dict[str, Any]) -> Plan:
@@ -31,7 +31,11 @@ def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], s
             raise VtrError(
                 f"{one.name}: acts at stage {one.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
             )
-        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in steps_of(one, geometry)]
+        check_choices(one, one.name)
+        steps = [
+            s if s.select is None else replace(s, select=with_named_signals(one.name, outside_autocast(s.select)))
+            for s in steps_of(one, geometry)
+        ]
         removals = [s for s in steps if s.action in ("remove", "merge", "input")]
         for step in steps:
             check_step(one.name, step, host, geometry)

@@ -17,7 +17,7 @@ BUDGETS = tuple(f.name for f in fields(Budget))
 
 @dataclass(frozen=True)
 class Card:
-    """Facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
+    """Holds the facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
 
     title: str
     paper: str
@@ -94,9 +94,9 @@ class Method:
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         """Returns what this method does on a model of that geometry, and where."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name}: has no steps; write steps(self, geometry) -> tuple[Step, ...]")
 
     @classmethod
     def identity(cls, n: int) -> Method:
-        """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
+        """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)

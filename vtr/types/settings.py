@@ -78,6 +78,23 @@ def check_choices(settings: object, who: str) -> None:
         raise ValueError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
 
 
+def at_least(settings: Any, name: str, least: int, hint: str = "") -> None:
+    """Refuses a setting below the least that means something; None passes.
+
+    Args:
+        settings: an instance with its name in `settings.name`.
+        name: of the field.
+        least: the smallest value that is allowed.
+        hint: what the message says behind the value.
+
+    Raises:
+        ValueError: it is smaller.
+    """
+    value = getattr(settings, name)
+    if value is not None and value < least:
+        raise ValueError(f"{settings.name}: {name} must be at least {least}, got {value}{hint}")
+
+
 @cache
 def _annotations(cls: type) -> tuple[tuple[str, tuple[Any, ...], frozenset[type], tuple[Any, ...]], ...]:
     """Every field: its name; the simple types that it may have, none where its annotation is not simple or names what cannot be found; Python

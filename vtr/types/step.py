@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from vtr.types.naming import named
 from vtr.types.settings import check_choices, check_types
 from vtr.types.signals import Signal
 from vtr.types.view import View
@@ -26,8 +27,8 @@ class Place:
     layer: int
 
     def __post_init__(self) -> None:
-        check_types(self, type(self).__name__)
-        check_choices(self, type(self).__name__)
+        check_types(self, named(self))
+        check_choices(self, named(self))
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ class Step:
     places: ClassVar[tuple[type[Place], ...]]
 
     def __post_init__(self) -> None:
-        who = type(self).__name__
+        who = named(self)
         if not hasattr(self, "action"):
-            raise TypeError("Step: is what all steps have in common, got one without an action; write Remove, Merge, Observe, ... instead")
+            raise TypeError(
+                f"{who}: is what all steps have in common, got one without an action; write Remove, Merge, Observe, ... instead"
+            )
         if not isinstance(self.where, self.places):
             places = " or ".join(f"{place.__name__}(...)" for place in self.places)
             raise TypeError(f"{who}: where must be {places}, got {self.where!r}")
