@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from vtr.registry import closest, register_method
+from vtr.registry import register_method
 from vtr.types import Card, Freeze, Geometry, Layer, Method, Stage, Step, at_least, is_integer
+from vtr.types.naming import closest
 
 
 class Published(NamedTuple):

@@ -75,7 +75,7 @@ class Layer(Place):
 
 @dataclass(frozen=True)
 class Step:
-    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore` and `Resize`.
+    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore` and `Rescale`.
 
     Args:
         where: the place.
@@ -245,7 +245,7 @@ class Restore(Step):
 
 
 @dataclass(frozen=True)
-class Resize(Step):
+class Rescale(Step):
     """Shows the tower smaller images: `select` returns the new `(rows, cols)` of patches of a view for each row of the View."""
 
     action: ClassVar[Action] = "input"
