@@ -295,17 +295,18 @@ def check_restoring(plan: Plan) -> None:
                     f"{other.name}: acts at tower layer {step.layer}, where {own[0].name} has put tokens together that it restores at "
                     f"layer {end}; use one of the two, or layers outside {first} to {end - 1}"
                 )
-            if step.stage == "tower" and other.removes and step.layer < first and other.method not in plan.restoring:
-                raise VtrError(
-                    f"{own[0].name}: needs the whole token grid at tower layer {first}, where {other.name} has removed tokens at layer "
-                    f"{step.layer} already; let it act at layer {end} or later"
-                )
             for signal in step.needs:
                 layer = signal_layer(signal, step)
                 if (signal.tower or step.stage == "tower") and first <= layer < end:
                     raise VtrError(
                         f"{other.name}: reads {signal.kind} of tower layer {layer}, where {own[0].name} has put tokens together; use one of the two"
                     )
+        earlier = (s for s in plan.steps if s.step.stage == "tower" and s.removes and s.step.layer < first)
+        for other in (s for s in earlier if s.method not in plan.restoring):
+            raise VtrError(
+                f"{own[0].name}: needs the whole token grid at tower layer {first}, where {other.name} has removed tokens at layer "
+                f"{other.step.layer} already; let it act at layer {end} or later"
+            )
 
 
 def check_dense(plan: Plan, host: DenseHost) -> None:
