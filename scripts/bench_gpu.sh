@@ -42,6 +42,6 @@ cells "$DEVICE-$LLAVA" 45 --model "$LLAVA" --keep "$KEEP" --methods "$METHODS" -
 cells "$DEVICE-$LLAVA-64" 60 --model "$LLAVA" --keep "$KEEP" --methods "$FEW" --schedule own --new-tokens 1,64 --compiled --minutes "$(part 0.13)"
 
 page=$([ "$OUT" = eval/speed ] && echo docs/speed.md || echo "$OUT/speed.md")
-"$python" -m vtr bench --page "$page" --records "$OUT" --quiet || missed+=("page: failed, see above")
+"$python" scripts/speed_page.py --page "$page" --records "$OUT" || missed+=("page: failed, see above")
 echo "$SECONDS s"
 [ "${#missed[@]}" -eq 0 ] || { printf 'bench_gpu.sh: missing: %s\n' "${missed[@]}" >&2; exit 1; }

@@ -2,16 +2,19 @@
 """Dense results on models/tiny-vit-seg, into docs/dense.md and docs/results.md, with two pictures: `python scripts/dense_results.py`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
-from vtr.bench import dense as bench
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pages import dense
+from scripts.pages import dense_cost as bench
+from scripts.pages.blocks import write_block
 from vtr.data.scenes import draw
 from vtr.data.segmentation import test_scenes
-from vtr.eval import dense
-from vtr.eval.marked import has_block, with_block
-from vtr.eval.results import write_atomic
+from vtr.eval.report.marked import has_block
 from vtr.models.dense import load_dense
 
 SHOWN = 2  # of the variants, in the picture
@@ -33,16 +36,13 @@ def main() -> None:
     dense.plot(table, given.out / "figures" / "dense.png")
     inputs, settings = model.prepare(pictures[:3]), dense.VARIANTS[SHOWN][1]
     labels = bench.cluster_labels(model.vit, inputs, settings["alpha"], settings["grid"]).numpy()
-    dense.picture(model, pictures[:3], labels, dense.VARIANTS[SHOWN]).save(given.out / "figures" / "dense-clusters.png")
+    dense.picture(model, pictures[:3], list(labels), dense.VARIANTS[SHOWN]).save(given.out / "figures" / "dense-clusters.png")
     dense.write_rows(given.out / "figures" / "dense.json", table, {"model": str(given.model), "scenes": given.scenes, "where": where})
     command = f"OMP_NUM_THREADS=1 python scripts/dense_results.py --scenes {given.scenes} --repeats {given.repeats}"
     text = f"Made by `{command}`; {given.scenes} test scenes of `shapes`; {where}.\n"
-    for page in (given.out / "dense.md", given.out / "results.md"):
-        old = page.read_text() if page.is_file() else ""
-        if page.stem == "dense" and not has_block(old, "dense"):
-            old = f"{old}<!-- dense:begin -->\n<!-- dense:end -->\n"
-        if has_block(old, "dense"):
-            write_atomic(page, with_block(old, "dense", f"{text}\n{dense.markdown(table)}"))
+    results = given.out / "results.md"
+    for page in (given.out / "dense.md", *([results] if results.is_file() and has_block(results.read_text(), "dense") else [])):
+        write_block(page, "dense", f"{text}\n{dense.markdown(table)}")
 
 
 if __name__ == "__main__":

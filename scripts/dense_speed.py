@@ -2,10 +2,14 @@
 """Speed of `expedit` on dense ViTs with random weights, full and reduced in turn: `OMP_NUM_THREADS=1 python scripts/dense_speed.py vit-l-640`."""
 
 import argparse
+import sys
+from pathlib import Path
 
 import torch
 
-from vtr.bench import dense
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pages import dense_cost as dense
 
 
 def main() -> None:

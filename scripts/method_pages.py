@@ -2,10 +2,14 @@
 """Fills "Measured here" of docs/methods: `python scripts/method_pages.py out/sweeps/main-table`; pictures go to docs/figures/methods."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vtr.eval.examples import load_examples
-from vtr.eval.pages import draw_pictures, update_page
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pages.methods import draw_pictures, update_page
 from vtr.eval.report import read_folders
 from vtr.eval.report.build import sections_of
 from vtr.models.loading import load_model

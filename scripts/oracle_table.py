@@ -15,12 +15,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from tests import oracles, tiny_models  # noqa: E402
+from vtr.markdown import markdown_table  # noqa: E402
 
 COLUMNS = [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.float32), ("sdpa", torch.bfloat16)]
 
 
 def cell(name: str, kinds: tuple[str, ...], attention: str, dtype: torch.dtype) -> str:
-    """The worst of all hosts."""
+    """Returns the worst of all hosts."""
     if (attention == "eager" and name in oracles.ONLY_SDPA) or (dtype == torch.bfloat16 and name in oracles.DISCRETE):
         return "-"
     worst = max(oracles.ORACLES[name](oracles.Setup(kind, attention, dtype)) for kind in kinds)
@@ -34,11 +35,11 @@ def main() -> None:
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, {datetime.date.today()}; worst of {', '.join(kinds)}.\n"
     )
-    print("| oracle | " + " | ".join(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
+    body = []
     for name, oracle in oracles.ORACLES.items():
         title = (oracle.__doc__ or "").split("\n")[0].rstrip(".").replace("O", "**O", 1).replace(":", "**", 1)
-        print(f"| {title} | " + " | ".join(cell(name, kinds, *column) for column in COLUMNS) + " |", flush=True)
+        body.append([title, *(cell(name, kinds, *column) for column in COLUMNS)])
+    print(markdown_table(["oracle", *(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS)], body))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from vtr.bench import dense as bench
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pages import dense_cost as bench
+from scripts.pages import real_vit
+from scripts.pages.blocks import write_block
 from vtr.calibrate.expedit import search
-from vtr.eval import real_vit
-from vtr.eval.marked import has_block, with_block
-from vtr.eval.results import write_atomic
 from vtr.types import VtrError
 
 
@@ -37,9 +38,7 @@ def main() -> None:
     sheet.quantize(128).save(given.out / "figures" / "real-vit.png", optimize=True)
     where = f"torch {torch.__version__}, process time of {torch.get_num_threads()} thread(s), batch 1, float32"
     text = f"{len(pictures)} photos at {real_vit.SIDE} px ({', '.join(photos)}); tau={tau} calibrated on the first {given.calibrate}; {where}.\n"
-    page = given.out / "dense.md"
-    old = page.read_text() if page.is_file() and has_block(page.read_text(), "real") else "<!-- real:begin -->\n<!-- real:end -->\n"
-    write_atomic(page, with_block(old, "real", f"{text}\n{table}"))
+    write_block(given.out / "dense.md", "real", f"{text}\n{table}")
 
 
 if __name__ == "__main__":

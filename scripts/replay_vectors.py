@@ -5,8 +5,11 @@ Example: scripts/replay_vectors.py tests/vectors/*.safetensors
 """
 
 import sys
+from pathlib import Path
 
-from vtr.replay import replay_file, summary
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.replay import replay_file, summary
 
 
 def main(paths: list[str]) -> int:

@@ -8,13 +8,16 @@ On CUDA when there is one (minutes), otherwise on the CPU (about two hours on tw
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from vtr.tiny import run, segmentation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.tiny import run, segmentation
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     given.state.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.FileHandler(given.state / "log.txt"), logging.StreamHandler()]
+    handlers: list[logging.Handler] = [logging.FileHandler(given.state / "log.txt"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.model == "tiny-vit-seg":

@@ -5,21 +5,21 @@ import sys
 from pathlib import Path
 
 import vtr
-from vtr.cli.list_ import facts, markdown_table
-from vtr.eval.marked import with_block
+from vtr.cli.list_ import facts, methods_table
+from vtr.eval.report.marked import with_block
 from vtr.registry import method_class
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def table() -> str:
-    """What `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
+    """Returns what `vtr list --markdown` prints of the toolkit's own methods, sorted by stage, then name."""
     own = [facts(name) for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")]
-    return markdown_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
+    return methods_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
 
 
 def updated(readme: str) -> str:
-    """The README with the table of this moment between its markers."""
+    """Returns the README with the table of this moment between its markers."""
     return with_block(readme, "methods", table())
 
 

@@ -1,5 +1,6 @@
 """What every test run shares: markers that are off by default, no network, deprecations of transformers as errors."""
 
+import gc
 import logging
 import os
 import re
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
+    gc.collect()
+    gc.freeze()
 
 
 class DeprecationIsAnError(logging.Handler):

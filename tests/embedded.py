@@ -14,9 +14,9 @@ def random_checkpoint(next_: bool = False) -> Path:
     """A folder that plain `from_pretrained` loads: real processor, 576 visual tokens (or AnyRes), 3 layers of width 32."""
     import torch
 
-    from vtr.tiny.export import export
-    from vtr.tiny.model import Sizes, build_model
-    from vtr.tiny.tokenizer import build_tokenizer
+    from scripts.tiny.export import export
+    from scripts.tiny.model import Sizes, build_model
+    from scripts.tiny.tokenizer import build_tokenizer
 
     place = TemporaryDirectory(prefix="vtr-test-")
     _PLACES.append(place)

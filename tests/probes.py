@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 import vtr
-from vtr import Budget, Card, Geometry, Selection, Signal, Step, View
+from vtr import Boundary, Budget, Card, Geometry, Layer, Merge, Remove, Selection, Signal, Step, Tower, View
+from vtr.types import Place
+from vtr.types.signals import cls_row, pooled_row
 
 
 @dataclass
@@ -72,9 +74,12 @@ class Probe(vtr.Method):
     stages: ClassVar[tuple[Any, ...]] = ("tower", "boundary", "prefill")
     needs: ClassVar[tuple[Signal, ...]] = ()
 
+    @property
+    def where(self) -> Place:
+        return {"tower": Tower(self.layer), "boundary": Boundary(), "prefill": Layer(self.layer)}[self.stage]
+
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        counted = self.default_budget is not None
-        return (Step(self.stage, layer=self.layer, needs=self.needs, select=self.select, counted=counted),)
+        return (Remove(self.where, self.select, self.needs, counted=self.default_budget is not None),)
 
     def select(self, view: View) -> Selection:
         raise NotImplementedError
@@ -140,8 +145,8 @@ class TowerTop(Probe):
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.34)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        signal = Signal("cls_row" if geometry.has_cls else "pooled_row")
-        return (Step("tower", layer=self.layer, needs=(signal,), select=partial(self.top, signal)),)
+        signal = cls_row() if geometry.has_cls else pooled_row()
+        return (Remove(Tower(self.layer), partial(self.top, signal), (signal,)),)
 
     def top(self, signal: Signal, view: View) -> Selection:
         score = view.signals[signal].masked_fill(~view.real, -1.0)
@@ -170,8 +175,7 @@ class MergePairs(Probe):
     """Averages neighbours; in the tower between attention and MLP."""
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        at: Literal["layer", "mlp"] = "mlp" if self.stage == "tower" else "layer"
-        return (Step(self.stage, layer=self.layer, action="merge", select=self.select, counted=False, at=at),)
+        return (Merge(Tower(self.layer, at="mlp") if self.stage == "tower" else self.where, self.select, counted=False),)
 
     def select(self, view: View) -> Selection:
         pivot, values, assign = merge_pairs(view)
@@ -186,7 +190,7 @@ class Freeze(Probe):
     layers: tuple[int, ...] = (1, 3)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return tuple(Step("prefill", layer=layer, action="freeze") for layer in self.layers)
+        return tuple(vtr.Freeze(Layer(layer)) for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +200,7 @@ class Observe(Probe):
     signals: tuple[Signal, ...] = ()
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Step(self.stage, layer=self.layer, action="observe", needs=self.signals, select=OBSERVED.append),)
+        return (vtr.Observe(self.where, OBSERVED.append, self.signals),)
 
 
 OBSERVED: list[View] = []
@@ -210,11 +214,11 @@ class Carried(Probe):
     layer: int = 2
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        signal = Signal("cls_row" if geometry.has_cls else "pooled_row")
+        signal = cls_row() if geometry.has_cls else pooled_row()
         return (
-            Step("tower", layer=self.layer, action="observe", needs=(signal,), select=partial(self.note, signal)),
-            Step("boundary", select=self.best_half, counted=False),
-            Step("prefill", layer=3, select=self.compare, counted=False),
+            vtr.Observe(Tower(self.layer), partial(self.note, signal), (signal,)),
+            Remove(Boundary(), self.best_half, counted=False),
+            Remove(Layer(3), self.compare, counted=False),
         )
 
     def note(self, signal: Signal, view: View) -> None:

@@ -8,7 +8,7 @@ import vtr
 from tests import oracles
 from tests.caches import held
 from tests.probes import EveryNth, Freeze, Ragged
-from tests.tiny_models import KINDS, batch_of, model_of
+from tests.tiny_models import KINDS, batch_of, build, model_of
 
 PREFILLS = {
     "boundary": ["divprune"],
@@ -27,7 +27,7 @@ def plan(names: list[str]) -> list[vtr.Method]:
 @torch.no_grad()
 def test_a_compiled_prefill_equals_an_eager_one(name):
     """Two prompts of different length after another, so that nothing of the first stays in the compiled code."""
-    model = model_of("llava")
+    model = build("llava", text={"num_hidden_layers": 3}, tower={"num_hidden_layers": 2})
     batches = batch_of("llava"), batch_of("llava").row(1)
     torch._dynamo.reset()
     with vtr.reduced(model, plan(PREFILLS[name])) as reduction:

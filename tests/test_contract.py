@@ -6,7 +6,6 @@ By default every method runs on one host, and one method per mechanism on every 
 import json
 from dataclasses import asdict, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from tests.caches import output_cache
 from tests.tiny_models import LAYERS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens
 from vtr.registry import method_class
 
-ROOT = Path(__file__).parents[1]
 NAMES = vtr.list_methods()
 NEEDED = {"shortv": {"layers": (1, 3)}}
 """Settings without which a method refuses a model that it has no published list for."""
@@ -37,7 +35,7 @@ LEAST = {"tome": 5, "resize": 1}
 def method_of(name: str, keep: int | None = None, kind: str = "llava") -> vtr.Method:
     """The method with its defaults, or with a budget where it has one: `keep`, or the fewest that it can leave on that kind of host."""
     least = LEAST.get(name, 0) * (5 if "next" in kind else 1)
-    budget = {} if keep is None or method_class(name).default_budget is None else {"keep": max(keep, least)}
+    budget = {} if keep is None or not method_class(name).takes_budget else {"keep": max(keep, least)}
     return vtr.create_method(name, **NEEDED.get(name, {}), **budget)
 
 
@@ -87,6 +85,12 @@ def unreduced(kind: str, alone: bool) -> tuple[Batch, torch.Tensor, Any]:
     return batch, model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
 
 
+@cache
+def reduced_once(name: str, kind: str, keep: int) -> tuple[torch.Tensor, Any]:
+    """`run` of a batch, for all tests that look at it or compare with it."""
+    return run(name, batch_of(kind), keep=keep)
+
+
 @everywhere
 @pytest.mark.filterwarnings("ignore:.*keep.*")  # AnyRes: some images have fewer tokens than the most that one can have
 @torch.no_grad()
@@ -122,15 +126,15 @@ def without_images(batch: Batch) -> Batch:
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.filterwarnings("ignore:.*keep.*")
 def test_retained_is_what_was_asked_for(name, kind, keep):
-    card, budget = method_class(name).card, method_class(name).default_budget
+    card, budgeted = method_class(name).card, method_class(name).takes_budget
     keep = method_of(name, keep, kind).keep
     adaptive = any(not step.counted for step in method_of(name).steps(TINY))  # removes more after the budget, where it sees fit
     batch = batch_of(kind)
-    for image, count in zip(run(name, batch, keep=keep)[1].to_dict()["images"], batch.counts(), strict=True):
+    for image, count in zip(reduced_once(name, kind, keep)[1].to_dict()["images"], batch.counts(), strict=True):
         retained = image["retained"]
         assert image["visual_tokens"] == count
         assert retained == sorted(set(retained)), "not distinct or not in order"
-        if budget is None:
+        if not budgeted:
             assert len(retained) in (0, count)
         elif card.exact:
             assert min(keep, count) in (len(retained), *(image["per_layer"] if adaptive else ()))
@@ -142,17 +146,17 @@ def test_retained_is_what_was_asked_for(name, kind, keep):
 @everywhere
 @torch.no_grad()
 def test_an_exact_card_is_true_of_the_default_settings(name, kind):
-    """Without a budget given, a method with `exact` leaves its default budget of every image; one without it decides for itself, or cannot."""
+    """Without a budget given, a method with `exact` leaves its default budget of every image; without a default each image decides."""
     cls, batch = method_class(name), batch_of(kind)
-    if cls.default_budget is None:
-        assert cls.card.exact, "there is no budget to miss"
-        return
     method = method_of(name, None, kind)
-    adaptive = any(not step.counted for step in method.steps(TINY))
-    if method.budget is None:
-        assert not cls.card.exact, f"{name} is adaptive by default: its card needs exact=False"
-        return
     assert method.budget == cls.default_budget
+    if not cls.takes_budget:
+        assert cls.card.exact and method.budget is None, "there is no budget to miss"
+    if cls.default_budget is None:
+        removals = [step for step in method.steps(TINY) if step.action in ("remove", "merge")]
+        assert not any(step.counted for step in removals) or not cls.takes_budget, f"{name} has no default, but its steps count on one"
+        return
+    adaptive = any(not step.counted for step in method.steps(TINY))
     if cls.card.exact:
         for image, count in zip(run(name, batch, method=method)[1].to_dict()["images"], batch.counts(), strict=True):
             assert cls.default_budget.resolve(count) in (len(image["retained"]), *(image["per_layer"] if adaptive else ()))
@@ -197,6 +201,18 @@ def test_text_tokens_are_untouched(name, kind):
             column += int(found[0]) + 1
 
 
+@cache
+@torch.no_grad()
+def by_itself(name: str, kind: str, row: int) -> tuple[torch.Tensor, Any]:
+    """Logits and report of one prompt by itself; nothing is reported of one without an image."""
+    batch = batch_of(kind, WITH_TEXT_ONLY, dtype=FP64).row(row)
+    if batch.shots[0]:
+        return run(name, batch, FP64)
+    model = model_of(kind, "sdpa", FP64)
+    with vtr.reduced(model, method_of(name, 7, kind)):
+        return model(**batch.inputs).logits, None
+
+
 @everywhere
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_neighbours_and_padding_change_nothing(name, kind, pad):
@@ -204,11 +220,7 @@ def test_neighbours_and_padding_change_nothing(name, kind, pad):
     logits, report = run(name, batch, FP64, position_ids=batch.positions)
     together = retained_of(report)
     for row in range(3):
-        alone = batch.row(row)
-        if not batch.shots[row]:
-            single = without_report(name, alone)
-        else:
-            single, said = run(name, alone, FP64)
+        single, said = by_itself(name, kind, row)
         start = sum(len(shots) for shots in batch.shots[:row])
         if batch.shots[row]:
             assert retained_of(said) == together[start : start + len(batch.shots[row])]
@@ -218,18 +230,9 @@ def test_neighbours_and_padding_change_nothing(name, kind, pad):
         torch.testing.assert_close(mine, single[0], atol=1e-6, rtol=0)
 
 
-@torch.no_grad()
-def without_report(name: str, batch: Batch) -> torch.Tensor:
-    """Logits of a prompt without an image, which nothing is reported of."""
-    model = model_of(batch.kind, "sdpa", FP64)
-    with vtr.reduced(model, method_of(name, 7, batch.kind)):
-        return model(**batch.inputs).logits
-
-
 @everywhere
 def test_same_settings_same_result(name, kind):
-    batch = batch_of(kind)
-    (first, said), (second, again) = run(name, batch), run(name, batch)
+    (first, said), (second, again) = reduced_once(name, kind, 7), run(name, batch_of(kind))
     assert torch.equal(first, second) and retained_of(said) == retained_of(again)
 
 
@@ -260,7 +263,7 @@ def test_half_precision_runs(name, kind, dtype):
     logits, report = run(name, batch, dtype)
     assert logits.dtype == dtype and bool(logits[:, -1].isfinite().all())
     counts = [len(ids) for ids in retained_of(report)]
-    assert counts == [len(ids) for ids in retained_of(run(name, batch_of(kind))[1])]
+    assert counts == [len(ids) for ids in retained_of(reduced_once(name, kind, 7)[1])]
     with vtr.reduced(model, method_of(name, 7, kind)):
         generate(model, batch, 2)
 
@@ -270,13 +273,17 @@ def test_half_precision_runs(name, kind, dtype):
 def test_nothing_is_left_behind(name, kind):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-    model, batch = model_of(kind), batch_of(kind)
-    generate(model, batch, 2)  # leaves attributes of its own
-    before, full = tiny_models.snapshot(model), model(**batch.inputs).logits
+    batch, full, _ = unreduced(kind, False)  # generate leaves attributes of its own
+    model = model_of(kind)
+    before = tiny_models.snapshot(model)
 
     def same() -> bool:
         clean = type(ALL_ATTENTION_FUNCTIONS) is AttentionInterface and not ALL_ATTENTION_FUNCTIONS._local_mapping
-        return clean and tiny_models.snapshot(model) == before and torch.equal(model(**batch.inputs).logits, full)
+        return (
+            clean
+            and tiny_models.snapshot(model) == before
+            and torch.equal(model(**batch.inputs, position_ids=batch.positions).logits, full)
+        )
 
     with vtr.reduced(model, method_of(name, 7, kind)):
         generate(model, batch, 2)
@@ -294,7 +301,7 @@ def test_nothing_is_left_behind(name, kind):
 @torch.no_grad()
 def test_a_failed_call_does_not_disturb_the_next(name, kind):
     model, batch = model_of(kind), batch_of(kind)
-    expected, _ = run(name, batch)
+    expected, _ = reduced_once(name, kind, 7)
     with vtr.reduced(model, method_of(name, 7, kind)):
         with pytest.raises(ValueError):
             model(**{**batch.inputs, "pixel_values": batch.inputs["pixel_values"][:1]})
@@ -312,8 +319,7 @@ def test_a_call_without_images_is_bit_identical(name, kind):
 
 @everywhere
 def test_the_report_is_json_and_outlives_the_reduction(name, kind):
-    batch = batch_of(kind)
-    _, report = run(name, batch)
+    _, report = reduced_once(name, kind, 7)
     told = report.to_dict()
     assert json.loads(json.dumps(told)) == told
     assert [(image["row"], image["image"]) for image in told["images"]] == [(0, 0), (1, 0), (1, 1)]
@@ -342,14 +348,12 @@ def test_settings_survive_yaml_and_json(name, keep):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_card_and_page_exist(name):
+def test_the_card_says_what_there_is(name):
     cls = method_class(name)
     assert cls.card.title and cls.card.paper and cls.stages and cls.__doc__
     own = {f.name for f in fields(cls)} - {f.name for f in fields(vtr.Method)}
     assert own <= set(cls.card.settings), f"settings without a meaning on the card: {own - set(cls.card.settings)}"
     assert cls.card.arxiv or cls.card.ours or cls.card.code, "no citation"
-    page = ROOT / "docs" / "methods" / f"{name}.md"
-    assert page.is_file(), f"{page.relative_to(ROOT)} is missing"
 
 
 @pytest.mark.parametrize("name", NAMES)

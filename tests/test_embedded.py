@@ -11,7 +11,7 @@ from torch import Tensor
 import vtr
 from tests.tiny_models import snapshot
 from vtr.data.shapes import test_samples as samples_of
-from vtr.eval.asking import encode
+from vtr.eval.run.asking import encode
 
 MODELS = Path(__file__).parents[1] / "models"
 KEEP = {"tiny-llava": 64, "tiny-llava-next": 320}
@@ -46,12 +46,18 @@ def answer(model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
     return made.sequences[:, -NEW:], torch.stack(made.logits, 1)
 
 
+@cache
+def full(name: str) -> tuple[Tensor, Tensor]:
+    """The full model's answer to the first question."""
+    return answer(loaded(name)[0], prompts(name)[1])
+
+
 @pytest.mark.parametrize("name", KEEP)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_identity_is_the_full_model_and_removal_restores_it(name, system):
     model, _ = loaded(name)
     inputs = prompts(name)[1]
-    tokens, logits = answer(model, inputs)  # leaves attributes of its own
+    tokens, logits = full(name)  # leaves attributes of its own
     before = snapshot(model)
     with vtr.reduced(model, type(vtr.create_method(system)).identity(model_tokens(model))):
         same = answer(model, inputs)

@@ -33,9 +33,9 @@ def import_vtr() -> tuple[float, list[str]]:
 
 
 def test_import_is_quick_and_imports_no_model_library() -> None:
-    seconds, modules = min(import_vtr() for _ in range(3))
+    seconds, modules = import_vtr()
     assert not {"transformers", "timm", "open_clip", "torchvision", "accelerate"} & set(modules)
-    assert seconds < 0.3
+    assert seconds < 0.3 or min(import_vtr()[0] for _ in range(2)) < 0.3
 
 
 def test_importing_vtr_alone_imports_no_torch() -> None:

@@ -19,7 +19,7 @@ import vtr
 
 ROOT = Path(__file__).parents[1]
 NAME = "visual-token-reduction"
-BUILT = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "vtr", "models", "eval")
+BUILT = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "vtr", "models", "eval", "scripts")
 BUILD = "import sys, setuptools.build_meta as b; to = sys.argv[1]; print(b.build_wheel(to), b.build_editable(to))"
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "open-clip-torch": "open_clip"}
 

@@ -7,7 +7,7 @@ import pytest
 import vtr
 from tests import probes
 from tests.tiny_models import model_of
-from vtr import Step, VtrError
+from vtr import Boundary, Layer, Remove, VtrError
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -29,12 +29,12 @@ def test_a_list_of_names_says_how_a_plan_is_made(model):
         refuse(model, ["divprune", "fastv"])
 
 
-@pytest.mark.parametrize("given", ["a step", None, 3, ("no step",), [Step("boundary", select=lambda view: None), None]])
+@pytest.mark.parametrize("given", ["a step", None, 3, ("no step",), [Remove(Boundary(), lambda view: None), None]])
 def test_steps_that_are_no_steps_name_the_method(model, given):
     @dataclass(frozen=True, kw_only=True)
     class Wrong(probes.Probe):
         def steps(self, geometry):
-            return Step("boundary", select=self.select) if given == "a step" else given
+            return Remove(Boundary(), self.select) if given == "a step" else given
 
     with pytest.raises(TypeError, match=r"probe: steps must return a tuple of vtr\.Step, got .*; return \(step,\) for one step"):
         refuse(model, Wrong())
@@ -103,7 +103,7 @@ def test_rows_by_view_behind_the_projector_are_refused(model, stage):
     @dataclass(frozen=True, kw_only=True)
     class ByView(probes.Probe):
         def steps(self, geometry):
-            return (Step(stage, layer=1, select=self.select, per="view"),)
+            return (Remove(Boundary() if stage == "boundary" else Layer(1), self.select, per="view"),)
 
     with pytest.raises(VtrError, match=rf"probe: per='view' is known in the tower .* not at stage '{stage}'; use per='image'"):
         refuse(model, ByView())

@@ -31,7 +31,8 @@ def test_a_vit_compiled_before_is_reduced_and_whole_again_after(kind):
 
 @torch.no_grad()
 def test_a_llava_compiled_before_is_reduced_and_whole_again_after():
-    model, batch = tiny_models.build("llava", text={"num_hidden_layers": 2}), tiny_models.batch_of("llava")
+    two = {"num_hidden_layers": 2}
+    model, batch = tiny_models.build("llava", text=two, tower=two), tiny_models.batch_of("llava")
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager")
     full = compiled(**batch.inputs).logits

@@ -13,7 +13,8 @@ import pytest
 
 import vtr
 from vtr import registry
-from vtr.types import Selection, Signal, Step
+from vtr.types import Boundary, Freeze, Input, Layer, Merge, Observe, Remove, Resize, Restore, Selection, Signal, Step, Tower
+from vtr.types.signals import attention
 
 COUNT = len(vtr.list_methods())
 
@@ -165,8 +166,21 @@ def test_what_a_method_does_not_say_is_said(monkeypatch, caplog):
         (lambda: Signal("cls_rows"), ValueError, "Signal: unknown kind 'cls_rows'; did you mean 'cls_row', .*; kinds: cls_row, cls_v"),
         (lambda: Signal("rows", layer="2"), TypeError, "Signal: layer must be an integer or None, got '2'"),
         (lambda: Signal("rows", queries="first"), ValueError, "Signal: queries must be 'last', 'text' or 'visual', got 'first'"),
-        (lambda: Step("boundary", select=len, per="views"), ValueError, "Step: per must be 'image' or 'view', got 'views'"),
-        (lambda: Step("prefill", layer=2.0, select=len), TypeError, r"Step: layer must be an integer, got 2\.0"),
+        (lambda: Remove(Boundary(), len, per="views"), ValueError, "Remove: per must be 'image' or 'view', got 'views'"),
+        (lambda: Layer(2.0), TypeError, r"Layer: layer must be an integer, got 2\.0"),
+        (lambda: Tower(2, at="norm"), ValueError, "Tower: at must be 'layer' or 'mlp', got 'norm'"),
+        (lambda: Remove("boundary", len), TypeError, r"Remove: where must be Tower\(\.\.\.\) or .* or Layer\(\.\.\.\), got 'boundary'"),
+        (lambda: Restore(Boundary()), TypeError, r"Restore: where must be Tower\(\.\.\.\), got Boundary"),
+        (lambda: Freeze(Tower(2)), TypeError, r"Freeze: where must be Layer\(\.\.\.\), got Tower"),
+        (lambda: Observe(Input(), len), TypeError, r"Observe: where must be .*, got Input\(\)"),
+        (lambda: Resize(Boundary(), len), TypeError, r"Resize: where must be Input\(\.\.\.\), got Boundary"),
+        (lambda: Merge(Layer(2), None), TypeError, "Merge: needs a select function of a View, got None"),
+        (
+            lambda: Remove(Layer(2), len, attention(1)),
+            TypeError,
+            r"Remove: needs must be a tuple of signals, got Signal.*; write needs=\(signal,\)",
+        ),
+        (lambda: Step(Boundary(), len), TypeError, "Step: is what all steps have in common, .* write Remove, Merge, Observe"),
         (lambda: Selection(keep=True, order="patch"), ValueError, "Selection: order must be 'position' or 'given', got 'patch'"),
     ],
 )
@@ -176,5 +190,5 @@ def test_typing_mistakes_in_steps_and_signals_are_refused(make, error, message):
 
 
 def test_layers_of_numpy_are_integers():
-    step = Step("prefill", layer=np.int64(2), needs=(Signal("rows", layer=np.int64(1)),), select=len)
-    assert type(step.layer) is type(step.needs[0].layer) is int and replace(step, layer=3).layer == 3
+    step = Remove(Layer(np.int64(2)), len, (attention(np.int64(1)),))
+    assert type(step.layer) is type(step.needs[0].layer) is int and replace(step, where=Layer(3)).layer == 3

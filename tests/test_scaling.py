@@ -142,9 +142,9 @@ def test_gravity_is_that_of_the_models_own_rotary_embedding(text, changes):
     model = llava(text, **changes)
     host = host_of(model)
     rotary = rotary_of(host.geometry(), 1)
-    width, position = host.layers[0].self_attn.head_dim, torch.tensor([[0, 3, 17, 100, 611]])
+    width, position = host.language.blocks[0].self_attn.head_dim, torch.tensor([[0, 3, 17, 100, 611]])
     assert rotary.head_dim == width
-    cos, sin = host.language_model.rotary_emb(torch.zeros(1, 1, 1, dtype=torch.float64), position_ids=position)  # (1, 5, rotated)
+    cos, sin = host.language.module.rotary_emb(torch.zeros(1, 1, 1, dtype=torch.float64), position_ids=position)  # (1, 5, rotated)
     half = cos.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]  # every angle stands twice
     first, second = cos - sin, cos + sin  # a pair of ones, turned

@@ -11,11 +11,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import vtr
+from scripts.replay.visionzip import authors_order
 from tests.caches import held, output_cache
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
-from vtr.methods.visionzip import authors_order
 from vtr.registry import method_class
 
 TORCH = Path(torch.__file__).parent
@@ -24,11 +24,12 @@ WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__l
 
 
 HOST_TABLES = {
-    "ImageLayout.tokens",
-    "ImageLayout.view_tokens",
+    "Layout.tokens",
+    "Layout.view_tokens",
+    "Layout.cells",
     "by_patch",
-    "begin.<locals>.<genexpr>",  # lines of cached layouts
-    "_view",  # a quota of host integers
+    "Prompt._place.<locals>.<genexpr>",  # lines of cached layouts
+    "quotas",  # a quota of host integers
     "plan_resize",
     "plan_resize.<locals>.<listcomp>",
     "check_selection",  # looks at an index on the CPU only
@@ -37,11 +38,12 @@ HOST_TABLES = {
 
 
 class Waits(TorchFunctionMode):
-    """Notes the functions in some parts of vtr that would wait for a GPU, and where."""
+    """Notes the functions in some parts of vtr, or of another folder, that would wait for a GPU, and where."""
 
-    def __init__(self, *parts: str) -> None:
+    def __init__(self, *parts: str, root: Path = PACKAGE) -> None:
         super().__init__()
         self.parts = parts
+        self.root = root
         self.functions: list[str] = []
         self.lines: list[str] = []
 
@@ -56,7 +58,7 @@ class Waits(TorchFunctionMode):
             while frame is not None and Path(frame.f_code.co_filename).is_relative_to(TORCH):
                 frame = frame.f_back
             path = Path(frame.f_code.co_filename) if frame is not None else TORCH
-            if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in self.parts:
+            if path.is_relative_to(self.root) and path.relative_to(self.root).parts[0] in self.parts:
                 self.functions.append(frame.f_code.co_qualname)
                 self.lines.append(f"{path.name}:{frame.f_lineno} {name}")
         return function(*args, **kwargs)
@@ -79,7 +81,7 @@ def reduced(name, stage):
 
 
 def test_the_trap_sees_what_waits():
-    with Waits("methods", "ops") as waits:
+    with Waits("replay", root=PACKAGE.parent / "scripts") as waits:
         released_authors = authors_order(torch.tensor([True, False, True]), torch.tensor([False, False, True]))
     assert released_authors.tolist() == [0, 2]
     assert waits.functions == ["authors_order"] * 2, "nonzero, twice"
@@ -107,8 +109,8 @@ def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_c
         anyres = "next" in home(name)  # which lines keep their newline token is known on the device only
         unknown = [step for step in reduction.plan.steps if step.removes and (anyres or not reduction.plan.counted(step))]
         found = Counter(function for function in waits.functions if function not in HOST_TABLES)
-        assert found.pop("survey", 0) == 1
-        assert found.pop("_count", 0) <= len(unknown)
+        assert found.pop("count_rows", 0) == 1
+        assert found.pop("Prompt._count", 0) <= len(unknown)
         assert not found, waits.lines
         cache = output_cache(model(**batch.inputs))
         step = torch.full((2, 1), 7), batch.positions[:, -1:] + 1

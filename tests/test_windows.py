@@ -44,7 +44,7 @@ def model_of(backbone: str, attention: str = "sdpa", window: int = WINDOW):
 
 def masked(model, batch, choices, plan):
     """The full model at full length with removed tokens hidden and every window in original columns."""
-    expected = expected_of(batch, choices, renumber=any(method.position_ids == "renumber" for method in plan))
+    expected = expected_of(batch, choices, renumber=any(method.resolved().position_ids == "renumber" for method in plan))
     expected.freeze = (1, 3) if isinstance(plan[-1], Freeze) else ()
     return reference.masked_logits(model, batch, expected), expected
 

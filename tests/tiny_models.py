@@ -58,10 +58,10 @@ def _config(kind: str, **changes: Any) -> Any:
     from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaNextConfig, SiglipVisionConfig
 
     siglip = "siglip" in kind
-    text = {**LLM, **changes.pop("text", {})}
+    text, tower = {**LLM, **changes.pop("text", {})}, {**TOWER, **changes.pop("tower", {})}
     backbone = changes.pop("backbone", "qwen2" if "qwen" in kind else "llama")
     settings: dict[str, Any] = {
-        "vision_config": SiglipVisionConfig(**TOWER, vision_use_head=False) if siglip else CLIPVisionConfig(**TOWER),
+        "vision_config": SiglipVisionConfig(**tower, vision_use_head=False) if siglip else CLIPVisionConfig(**tower),
         "text_config": AutoConfig.for_model(backbone, **text),
         "image_token_id": IMAGE,
         "vision_feature_select_strategy": "full" if siglip else "default",
@@ -78,7 +78,7 @@ def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
         kind: `llava`, `llava_siglip`, `llava_qwen` (text configuration with `layer_types`), `llava_next` or `llava_next_siglip`.
         attention: attention implementation.
         dtype: of the weights; all dtypes round the same float32 weights.
-        **changes: configuration fields; `text=` holds those of the LLM, `backbone=` its model type.
+        **changes: configuration fields; `text=` and `tower=` hold those of the LLM and of the tower, `backbone=` is the LLM's model type.
     """
     from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 

@@ -19,7 +19,7 @@ def grid_cells(rows: int, cols: int, views: int = 1) -> Tensor:
 def view_of(
     cells: Sequence[Tensor],
     keep: Sequence[int],
-    patch_grid: tuple[int, int],
+    patch_grid: tuple[int, int] | Sequence[tuple[int, int]],
     crop_grids: Sequence[tuple[int, int]] | None = None,
     image_sizes: Sequence[tuple[int, int]] | None = None,
     tokens: Tensor | None = None,
@@ -27,8 +27,14 @@ def view_of(
     pad: int = 0,
     seed: int = 0,
 ) -> View:
-    """A View of one row per entry of `cells (n, 3)`; shorter rows are filled at the end with entries that are not real."""
+    """A View of one row per entry of `cells (n, 3)`; shorter rows are filled at the end with entries that are not real.
+
+    `patch_grid` is the grid of the views of all groups, or one for each group.
+    """
     groups, most = len(cells), max(len(c) for c in cells) + pad
+    own = [patch_grid] * groups if isinstance(patch_grid[0], int) else list(patch_grid)
+    crops = list(crop_grids) if crop_grids else [(0, 0)] * groups
+    sides = torch.tensor(own)[:, None]
     padded = torch.zeros(groups, most, 3, dtype=torch.int64)
     real = torch.zeros(groups, most, dtype=torch.bool)
     for group, cell in enumerate(cells):
@@ -43,9 +49,11 @@ def view_of(
         most=max(keep),
         row=torch.arange(groups),
         cells=padded,
-        patch=(padded[..., 0] * patch_grid[0] + padded[..., 1]) * patch_grid[1] + padded[..., 2],
-        patch_grid=patch_grid,
-        crop_grids=list(crop_grids) if crop_grids else [(0, 0)] * groups,
+        patch=(padded[..., 0] * sides[..., 0] + padded[..., 1]) * sides[..., 1] + padded[..., 2],
+        grids=[
+            [grid] * max(int(cell[:, 0].max()) + 1, 1 + rows * cols) for grid, cell, (rows, cols) in zip(own, cells, crops, strict=True)
+        ],
+        crop_grids=crops,
         image_sizes=list(image_sizes) if image_sizes else [(0, 0)] * groups,
         sizes=torch.ones(groups, most),
         checksum=torch.arange(groups) * 1000 + 17,
@@ -67,7 +75,7 @@ def one_row(view: View, row: int) -> View:
         row=view.row[pick],
         cells=view.cells[pick, :n],
         patch=view.patch[pick, :n],
-        patch_grid=view.patch_grid,
+        grids=view.grids[pick],
         crop_grids=view.crop_grids[pick],
         image_sizes=view.image_sizes[pick],
         sizes=view.sizes[pick, :n],

@@ -20,28 +20,62 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtr.hosts._host import host_of
+    from vtr.methods._score import ScoreMethod
     from vtr.planning import plan
     from vtr.plans import Plan
     from vtr.reduction import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_hosts, list_methods, method_from, register_host, register_method
     from vtr.report import Report
-    from vtr.types import Budget, Card, Geometry, Method, PerToken, Selection, Signal, Step, Text, View, VtrError
+    from vtr.types import (
+        Boundary,
+        Budget,
+        Card,
+        Freeze,
+        Geometry,
+        Input,
+        Layer,
+        Merge,
+        Method,
+        Observe,
+        PerToken,
+        Remove,
+        Rescale,
+        Restore,
+        Selection,
+        Signal,
+        Step,
+        Text,
+        Tower,
+        View,
+        VtrError,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Boundary",
     "Budget",
     "Card",
+    "Freeze",
     "Geometry",
+    "Input",
+    "Layer",
+    "Merge",
     "Method",
+    "Observe",
     "PerToken",
     "Plan",
     "Reduction",
+    "Remove",
     "Report",
+    "Rescale",
+    "Restore",
+    "ScoreMethod",
     "Selection",
     "Signal",
     "Step",
     "Text",
+    "Tower",
     "View",
     "VtrError",
     "apply",
@@ -57,7 +91,7 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.reduction", "vtr.planning")
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from vtr.hosts._dense import DenseHost
@@ -10,6 +11,7 @@ from vtr.hosts._host import Host
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.types import Geometry, Method, Step, VtrError
+from vtr.types.errors import SettingError
 
 
 def check_plan(plan: Plan, host: Host | DenseHost) -> None:
@@ -159,9 +161,10 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     for method in finishing:
         keep = method.budget.keep if method.budget is not None else None
         if keep is not None and keep > host.most_tokens:
-            raise ValueError(
+            raise SettingError(
                 f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
-                "keep fewer"
+                "keep fewer",
+                setting="keep",
             )
     if len(plan.methods) > 1 or averaged:
         _check_effect(plan, host)
@@ -171,7 +174,8 @@ def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
     """Refuses a method that could not remove anything from any image, for what those that finish before it leave."""
     most = host.most_tokens
     # what is left after `keep`, a ratio and a mean bends only at these sizes of images
-    sizes = {most} if host.default_layout is not None else {most, host.geometry().patch_grid[0] * host.geometry().patch_grid[1]}
+    grid = host.geometry().patch_grid if host.default_layout is None else None
+    sizes = {most} if grid is None else {most, grid[0] * grid[1]}
     sizes |= {
         m.budget.keep for m in plan.methods if m.budget is not None and m.budget.keep is not None and min(sizes) < m.budget.keep < most
     }
@@ -219,19 +223,21 @@ def check_names(host: Host, plan: Plan) -> None:
     Raises:
         VtrError: naming the method and the module, or the argument and the versions.
     """
-    for name, module, attribute in _needed(host, plan):
-        if getattr(module, attribute, None) is None:
+    for name, part, module in _needed(host, plan):
+        try:
+            part(module)
+        except AttributeError as error:
             raise VtrError(
-                f"{name}: needs {attribute!r} of {type(module).__name__}, got a module without it; {host.name} is known with LLMs that are built "
-                "like LLaMA: use another method, such as 'uniform', or register a host that knows this one"
-            )
+                f"{name}: needs {error.name!r} of {type(error.obj).__name__}, got a module without it; {host.name} is known with LLMs that are "
+                "built like LLaMA: use another method, such as 'uniform', or register a host that knows this one"
+            ) from error
     sequence = ("inputs_embeds", "attention_mask", "position_ids")
     check_keywords(host.base, "base model", ("input_ids", *sequence), cache=True)
-    check_keywords(host.language_model, "language model", sequence, cache=True)
+    check_keywords(host.language.module, "language model", sequence, cache=True)
     frozen = {s.step.layer for s in plan.steps if s.step.action == "freeze"}
     projecting = frozen | {s.step.layer for s in plan.steps if any(n.kind.startswith("next_") for n in s.step.needs)}
     seen = set()
-    for i, layer in enumerate(host.layers):
+    for i, layer in enumerate(host.language.blocks):
         kind = (type(layer), i in frozen, i in projecting)
         if kind in seen:
             continue
@@ -240,37 +246,36 @@ def check_names(host: Host, plan: Plan) -> None:
         names = ("hidden_states", "attention_mask", "position_embeddings", *(() if open_ended else ("position_ids",)))
         check_keywords(layer, "layer of the LLM", names, cache=i in frozen)
         if i in projecting:
-            attention = getattr(layer, host.llm_attention)
+            attention = host.language.attention(layer)
             check_keywords(attention, "attention of the LLM", ("hidden_states", "attention_mask", "position_embeddings"))
 
 
-def _needed(host: Host, plan: Plan) -> Iterator[tuple[str, Any, str]]:
-    """Yields what a plan reads of a model: name of the method, module, and its attribute."""
+def _needed(host: Host, plan: Plan) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
+    """Yields what a plan reads of a model: name of the method, a function that reads it, and what it is given."""
+    language, tower = host.language, host.tower
     for item in plan.steps:
         step, name = item.step, item.name
         if item.removes or step.action == "freeze":
-            yield name, host.language_model, "rotary_emb"
-        if step.final_norm:
-            yield name, host.language_model, "norm"
+            yield name, attrgetter("rotary_emb"), language.module
+        if step.final_norm and language.norm is None:
+            yield name, attrgetter("norm"), language.module
         if step.action == "freeze":
-            yield from ((name, host.layers[step.layer], a) for a in (host.llm_attention, host.llm_norm))
+            yield from ((name, part, language.blocks[step.layer]) for part in (language.attention, language.before_attention))
         if step.stage == "tower" and step.at == "mlp":
-            yield from ((name, host.tower_layers[step.layer], a) for a in (host.tower_norms[1], host.tower_mlp))
-        if step.stage == "input":
-            yield name, host.tower, "embeddings"
+            yield from ((name, part, tower.blocks[step.layer]) for part in (tower.before_mlp, tower.mlp))
+        if step.stage == "input" and tower.embeddings is None:
+            yield name, attrgetter("embeddings"), tower.module
         for signal in step.needs:
             if signal.kind == "text_embedding":
                 continue
-            if signal.tower or step.stage in ("tower", "input"):
-                layer = host.tower_layers[signal_layer(signal, step)]
-                yield name, layer, host.tower_mlp if signal.kind == "mlp_io" else host.tower_attention
-            elif signal.kind.startswith("next_"):
-                yield from ((name, host.layers[step.layer], a) for a in (host.llm_attention, host.llm_norm))
-            else:
-                layer = host.layers[signal_layer(signal, step)]
-                yield name, layer, host.llm_mlp if signal.kind.startswith("mlp_") else host.llm_attention
-                if signal.kind == "mlp_activation":
-                    yield name, getattr(layer, host.llm_mlp), host.llm_down
+            stack = tower if signal.tower or step.stage in ("tower", "input") else language
+            if signal.kind.startswith("next_"):
+                yield from ((name, part, stack.blocks[step.layer]) for part in (stack.attention, stack.before_attention))
+                continue
+            block = stack.blocks[signal_layer(signal, step)]
+            yield name, stack.mlp if signal.kind.startswith("mlp_") else stack.attention, block
+            if signal.kind == "mlp_activation" and stack.down is not None:
+                yield name, stack.down, block
 
 
 def check_restoring(plan: Plan) -> None:

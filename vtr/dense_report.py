@@ -24,12 +24,12 @@ class DenseReport:
         self.small_grid: tuple[int, int] | None = run.small
         """`(rows, cols)` that an image (a window) was reduced to; None where what is left forms no grid."""
         self.prefix_tokens: int = run.host.prefix_tokens
-        self.retained: int = run.patch.shape[1] * (run.rows // run.images) if run.rows else run.n
+        self.retained: int = run.tokens.column.shape[1] * (run.rows // run.images) if run.rows else run.n
         """Tokens that were left in the end of the image that has most, before all were given back."""
         self._checks = run.checks
         self._lengths = run.lengths
-        self._owner: Tensor | None = run.owner if run.rows else None
-        self._patch: Tensor | None = run.patch if run.rows else None
+        self._assign: Tensor | None = run.tokens.images.assign if run.rows else None
+        self._rows, self._n = run.rows, run.n
         self._clock = run.clock
 
     def check(self) -> None:
@@ -56,10 +56,10 @@ class DenseReport:
     def assignment(self) -> list[list[int]]:
         """Per row (an image, or a window of one) and original token: the token whose place it shares, -1 for one that was pruned without
         trace; empty when nothing was reduced."""
-        if self._owner is None or self._patch is None:
+        if self._assign is None:
             return []
         self.check()
-        return torch.where(self._owner >= 0, self._patch.gather(1, self._owner.clamp_min(0)), -1).tolist()
+        return torch.where(self._assign >= 0, self._assign % self._n, -1).view(self._rows, self._n).tolist()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the assignment as plain JSON types."""

@@ -14,7 +14,7 @@ from vtr.hosts._host import Host, host_of
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from
-from vtr.types import Method
+from vtr.types import Method, check_choices, steps_of_method, with_named_signals
 
 Methods = str | Method | Plan | Sequence[Method] | Mapping[str, Any]
 """What a user may give: a registry name, a method, a plan, a list of methods, or what `to_dict` of a method or a plan returned."""
@@ -59,21 +59,23 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
-    methods = methods_of(method, settings or {})
+    methods = [one.resolved(host.renumber) for one in methods_of(method, settings or {})]
     changes = method.changes if isinstance(method, Plan) else ()
     geometry = host.geometry()
     items: list[PlanStep] = []
     for number, one in enumerate(methods):
         check_stage(one, host)
-        steps = check_steps(one.name, one.steps(geometry))
+        check_choices(one, one.name)
+        with steps_of_method(one.name):
+            steps = check_steps(one.name, one.steps(geometry))
         for change in changes:
             steps = check_steps(one.name, change(one, tuple(steps)))
-        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in steps]
+        steps = [s if s.select is None else replace(s, select=with_named_signals(one.name, outside_autocast(s.select))) for s in steps]
         for step in steps:
             check_step(one.name, step, host, geometry)
         check_positions(one, host)
-        items += planned(steps, number, one.name, one.position_ids, one.newlines)
-    made = Plan(tuple(methods), in_model_order(items), len(host.layers), replace(geometry, patch_norm=None), changes)
+        items += planned(steps, number, one.name, one.position_ids or "keep", one.newlines)
+    made = Plan(tuple(methods), in_model_order(items), host.llm_layers, replace(geometry, patch_norm=None), changes)
     check_plan(made, host)
     return made
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from vtr.types import Geometry, Method, NewlineOption, PositionOption, Signal, Step
+from vtr.types.errors import SettingError
 
 Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
 
@@ -254,7 +255,7 @@ class Plan:
             return budget.resolve(n)
         least, most = self._average(method, 1, n), self._average(method, n, n)
         if budget.average_keep < least - 1 or budget.average_keep > most:
-            raise ValueError(self._out_of_reach(method, n, least, most))
+            raise SettingError(self._out_of_reach(method, n, least, most), setting="average_keep")
         low, high = 1, n
         while low < high:  # the average grows with keep
             middle = (low + high) // 2
@@ -263,9 +264,10 @@ class Plan:
         keep = min((k for k in (low - 1, low) if k >= 1), key=lambda k: abs(self._average(method, k, n) - wanted))
         if keep < min(FEWEST, n) and wanted >= FEWEST and len(self.methods) > 1:
             name, mean = self.methods[method].name, self._average(method, min(FEWEST, n), n)
-            raise ValueError(
+            raise SettingError(
                 f"{name}: average_keep={wanted:g} is out of reach for an image of {n} visual tokens: this plan would leave {keep} at the end, and "
-                f"goes down to {FEWEST}, an average of {mean:.1f}; ask for more, let the other methods keep fewer, or give keep"
+                f"goes down to {FEWEST}, an average of {mean:.1f}; ask for more, let the other methods keep fewer, or give keep",
+                setting="average_keep",
             )
         return keep
 

@@ -13,9 +13,7 @@ import pkgutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vtr.types import STAGES, Card, Method, check_choices
@@ -149,35 +147,6 @@ def list_hosts() -> list[str]:
 def registering_packages() -> set[str]:
     """Returns the top-level packages of everything that is registered so far, `vtr` always."""
     return {"vtr", *(entry.__module__.partition(".")[0] for entry in (*_METHODS.values(), *_HOSTS.values()))}
-
-
-def shared_folders(name: str) -> list[Path]:
-    """Existing folders that hold `name` (`models`, `eval/examples`): the working folder, package data, a source checkout."""
-    package = Path(__file__).resolve().parent
-    places = [Path.cwd() / name, package / "_data" / name, package.parent / name]
-    return list(dict.fromkeys(place.resolve() for place in places if place.is_dir()))
-
-
-def calibrated(method: str) -> list[Mapping[str, Any]]:
-    """What recipes (`models/*.yaml`) hold under `settings` for a method, `./models` first; the method knows which of them is meant."""
-    files = [file for folder in shared_folders("models") for file in sorted(folder.glob("*.yaml"))]
-    found = [_recipe_settings(str(file), file.stat().st_mtime_ns).get(method) for file in files]
-    return [entry for entry in found if isinstance(entry, Mapping)]
-
-
-@lru_cache(maxsize=256)
-def _recipe_settings(file: str, _changed: int) -> Mapping[str, Any]:
-    import yaml
-
-    text = Path(file).read_text(encoding="utf-8", errors="replace")
-    if "settings:" not in text:
-        return {}
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:  # `load_recipe` says what is wrong with it
-        return {}
-    settings = content.get("settings") if isinstance(content, Mapping) else None
-    return settings if isinstance(settings, Mapping) else {}
 
 
 def _check_class(name: str, cls: type[Method]) -> None:

@@ -50,15 +50,17 @@ class Report:
     """The last prefill. `images`, `sequence_lengths`, `positions`, `choosing_ms`, `average_keep`; `to_dict()` is JSON."""
 
     def __init__(self, plan: Plan, call: Call) -> None:
-        assert call.sequence is not None and call.images is not None
+        prompt = call.prompt
+        assert prompt is not None
+        tokens, images = prompt.tokens, prompt.tokens.images
         self.methods = [m.to_dict() for m in plan.methods]
         self._layers = plan.llm_layers
-        self._gid, self._column, self._valid = call.sequence.gid(), call.sequence.column, call.sequence.valid
-        self._layouts, self._row, self._number = call.images.layouts, call.images.row, call.images.number
-        self._slots, self._assign = call.images.slots, call.images.assign
-        self._newlines, self._events, self._expand = call.newlines, call.events, call.expand
-        self._clock = call.clock
-        self._checks = list(call.checks)
+        self._gid, self._column, self._valid = tokens.gid(), tokens.column, tokens.valid
+        self._layouts, self._row, self._number = images.layouts, images.row, images.number
+        self._slots, self._assign = images.slots, images.assign
+        self._newlines, self._events, self._expand = prompt.newlines, prompt.events, prompt.expand
+        self._clock = prompt.clock
+        self._checks = list(prompt.checks)
         self.sequence_lengths = [now.shape[1] for now in call.now]
         """Length of the sequence at every LLM layer, padding and filler included."""
 
@@ -124,7 +126,7 @@ class Report:
                     image=self._number[image],
                     visual_tokens=layout.tokens,
                     views=layout.views,
-                    patch_grid=layout.patch_grid,
+                    patch_grid=layout.grids[0],
                     crop_grid=layout.crop_grid,
                     image_size=layout.image_size,
                     tokens=tokens.tolist(),
@@ -168,8 +170,8 @@ class Report:
 
 def warn_small_images(plan: Plan, call: Call) -> bool:
     """Warns when an image has fewer visual tokens than `keep` asks for, so that all its tokens stayed; True when it did."""
-    assert call.images is not None
-    fewest = min(layout.tokens for layout in call.images.layouts)
+    assert call.prompt is not None
+    fewest = min(layout.tokens for layout in call.prompt.tokens.images.layouts)
     for method in plan.methods:
         if method.budget is not None and method.budget.keep is not None and method.budget.keep > fewest:
             warnings.warn(

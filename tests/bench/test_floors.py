@@ -12,7 +12,7 @@ from vtr.bench import floors, schedule
 from vtr.bench.measure import image_span
 from vtr.bench.shapes import build, find_shape, prompts
 from vtr.hosts._host import host_of
-from vtr.types import Budget, Selection, Step
+from vtr.types import Boundary, Budget, Layer, Remove, Selection, Tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class First(vtr.Method):
     default_budget: ClassVar[Budget] = Budget(keep_ratio=0.5)
 
     def steps(self, geometry):
-        return (Step(self.stage, self.layer, select=lambda view: Selection(keep=view.real.cumsum(1) <= view.keep[:, None])),)
+        where = {"tower": Tower(self.layer), "boundary": Boundary(), "prefill": Layer(self.layer)}[self.stage]
+        return (Remove(where, lambda view: Selection(keep=view.real.cumsum(1) <= view.keep[:, None])),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Half(First):
     """Decides for itself: drops every second token it gets, in two steps."""
 
     def steps(self, geometry):
-        return tuple(Step("prefill", layer, counted=False, select=lambda view: Selection(keep=view.patch % 2 == 0)) for layer in (1, 3))
+        return tuple(Remove(Layer(layer), lambda view: Selection(keep=view.patch % 2 == 0), counted=False) for layer in (1, 3))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_merging_inside_a_layer_and_smaller_images_are_seen(llava):
     small = schedule.measure_schedule(model, inputs, vtr.create_method("resize", keep=9))
     assert small.grid == (3, 3) and small.tower[0] == (10, 10)
     assert cut(host, tome, inputs)[1] == [21] * 4
-    assert not host.projector._forward_pre_hooks and not any(layer._forward_pre_hooks for layer in host.layers)
+    assert not host.projector._forward_pre_hooks and not any(layer._forward_pre_hooks for layer in host.language.blocks)
 
 
 def test_frozen_layers_under_another_backend_have_no_floor(llava):

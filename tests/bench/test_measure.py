@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import vtr
+from scripts.pages import speed as page
+from scripts.pages import targets
 from tests.bench.test_floors import First
-from vtr.bench import measure, page, tables, targets
+from vtr.bench import measure, tables
 from vtr.bench.ops import OPS, Op, time_ops
 from vtr.bench.record import read_records, to_text
 from vtr.bench.session import Asked, Counts, bench_model
@@ -16,7 +18,7 @@ from vtr.bench.shapes import build, find_shape, prompts
 from vtr.bench.stopwatch import choosing_in_process_time, peak_bytes
 from vtr.cost import TransformerShape, kv_bytes
 from vtr.ops import fused
-from vtr.types import Step
+from vtr.types import Boundary, Remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class Sleeper(First):
 
     def steps(self, geometry):
         (own,) = super().steps(geometry)
-        return (Step("boundary", select=lambda view: time.sleep(0.3) or own.select(view)),)
+        return (Remove(Boundary(), lambda view: time.sleep(0.3) or own.select(view)),)
 
 
 @pytest.fixture(scope="module")

@@ -203,15 +203,15 @@ def module_that(name, source):
     [
         ("transformers.cache_utils", "raise ValueError('Received cache of an unknown class')", ValueError),
         ("torch.nn.modules", "raise TypeError('missing keyword')", TypeError),
-        ("vtr.eval.compare", "a, b = [1]", ValueError),
-        ("vtr.eval.compare", "int('x')", ValueError),
-        ("vtr.eval.compare", "len(1)", TypeError),
-        ("vtr.eval.compare", "raise KeyError('raise')", KeyError),
+        ("vtr.eval.run.compare", "a, b = [1]", ValueError),
+        ("vtr.eval.run.compare", "int('x')", ValueError),
+        ("vtr.eval.run.compare", "len(1)", TypeError),
+        ("vtr.eval.run.compare", "raise KeyError('raise')", KeyError),
     ],
 )
 def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
     """What vtr's own checks did not raise is not the user's mistake, however it was raised."""
-    monkeypatch.setattr("vtr.eval.compare.compare", module_that(module, source).broken)
+    monkeypatch.setattr("vtr.eval.run.compare.compare", module_that(module, source).broken)
     arguments = ["run", "--model", random_checkpoint(), "--image", scene, "--question", "?", "--method", "random"]
     result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--out", scene.parent]])
     assert type(result.exception) is error
@@ -220,7 +220,7 @@ def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
 
 def test_a_check_of_a_registered_package_is_the_users_mistake(scene, monkeypatch):
     theirs = module_that("their_methods.tau", "raise ValueError('their_method: tau must be above 0, got -1; give a positive one')")
-    monkeypatch.setattr("vtr.eval.compare.compare", theirs.broken)
+    monkeypatch.setattr("vtr.eval.run.compare.compare", theirs.broken)
     cls = type("Theirs", (vtr.Method,), {"__module__": "their_methods.tau"})
     monkeypatch.setitem(vtr.registry._METHODS, "their_method", cls)
     run(2, "their_method: tau must be above 0, got -1; give a positive one", scene, "--method", "random")

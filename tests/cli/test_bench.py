@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from scripts import speed_page
 from vtr.cli import app
 
 
@@ -14,16 +15,18 @@ def bench(*arguments):
     return CliRunner().invoke(app, ["bench", "--quiet", *map(str, arguments)])
 
 
-def test_a_shape_is_timed_recorded_and_put_on_a_page(tmp_path):
+def test_a_shape_is_timed_recorded_and_put_on_a_page(tmp_path, monkeypatch):
     file, page = tmp_path / "tiny.json", tmp_path / "speed.md"
     asked = ("--methods", "uniform,fastv", "--set", "fastv.layer=1", "--keep", "9,12", "--new-tokens", "1,2", "--repeats", 1)
-    result = bench("--model", "llava-tiny", *asked, "--schedule", "own", "--json", file, "--page", page, "--records", tmp_path)
+    result = bench("--model", "llava-tiny", *asked, "--schedule", "own", "--json", file)
     assert result.exit_code == 0, result.output
     content = json.loads(file.read_text())
     assert [cell["keep"] for cell in content["cells"]] == [9, 12] and content["model"]["random"] is True
     assert content["environment"]["clock"] == "process time, all threads" and content["environment"]["versions"]["torch"]
     fastv = next(row for row in content["cells"][0]["rows"] if row["name"] == "fastv")
     assert fastv["settings"]["layer"] == 1 and fastv["schedule"]["llm"] == [48, 21, 21, 21] and len(fastv["runs"]) == 1
+    monkeypatch.setattr(sys, "argv", ["speed_page.py", "--page", str(page), "--records", str(tmp_path)])
+    speed_page.main()
     assert "### 9 tokens kept, batch 1" in page.read_text() and "kept floor" in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["speed.md", "tiny.json"]
 
@@ -31,10 +34,10 @@ def test_a_shape_is_timed_recorded_and_put_on_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "bench: nothing to do; give --model, --ops or --page"),
+        ((), "bench: nothing to do; give --model or --ops"),
         (("--model", "llava-tiny", "--methods", "fast-v"), "unknown method 'fast-v'; did you mean 'fastv'"),
         (("--model", "llava-tiny", "--keep", "0"), "--keep: numbers must be at least 1, got '0'"),
-        (("--model", "llava-tiny", "--set", "layer=2"), "--set: must look like method.key=value, got 'layer'"),
+        (("--model", "llava-tiny", "--set", "layer=2"), "--set: must look like method.key=value here, got layer=2"),
         (("--model", "llava-tiny", "--compiled", "--new-tokens", "1"), "--compiled: an answer of one token has no decode step"),
         (("--model", "llava-med"), "llava-med"),
         (("--model", "llava-tiny", "--json", "nowhere/x.json"), "--json: no folder 'nowhere'"),

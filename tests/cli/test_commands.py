@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint
 from vtr.cli import app
-from vtr.eval import results
+from vtr.eval.run import results
 from vtr.registry import list_methods
 
 ROOT = Path(__file__).parents[2]
@@ -195,19 +195,6 @@ def test_eval_counts_anyres_tokens_without_newlines(tmp_path):
     sample = results.read_cell(next(iter(cells(tmp_path).values())))["samples"][0]
     assert sample["retained"] == [2880]
     assert sample["newlines"] == [48, 48]
-
-
-def test_floors_are_written_to_the_card(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text("# tiny\n")
-    options = ("--out", tmp_path / "cells", "--limit", 1, "--seeds", "0", "--card", card)
-    shown = vtr("floors", random_checkpoint(), *options, "--against", random_checkpoint(), code=1).stdout
-    assert "MISSED full: macro accuracy at least 88 %" in shown
-    assert "reading at least as good as random" in shown
-    once = card.read_text()
-    assert "| random 288 |" in once
-    vtr("floors", random_checkpoint(), *options, "--against", random_checkpoint(), code=1)
-    assert card.read_text() == once
 
 
 def test_demo_draws_a_contact_sheet(tmp_path, monkeypatch):

@@ -26,8 +26,6 @@ VALUES = {
     "longest": "1",
     "threads": "1",
     "file": "{new}",
-    "page": "{new}",
-    "records": "eval/speed",
     "device": "cpu",
     "dtype": "float32",
     "attention": "sdpa",
@@ -46,16 +44,11 @@ def test_every_option_of_bench_is_read_in_some_mode():
 
 @pytest.mark.parametrize(
     ("mode", "option"),
-    [
-        (mode, option)
-        for mode, used in bench.USED.items()
-        for option in VALUES
-        if option not in used and option not in ("model", "ops", "page")
-    ],
+    [(mode, option) for mode, used in bench.USED.items() for option in VALUES if option not in used and option not in ("model", "ops")],
 )
 def test_bench_refuses_what_a_mode_does_not_read(mode, option, tmp_path):
     new, shown = tmp_path / "new.md", parameters("bench")[option].opts[0]
-    chosen = {"--ops": ("--ops",), "--page": ("--page", new), "--model": ("--model", "tiny-llava")}[mode]
+    chosen = {"--ops": ("--ops",), "--model": ("--model", "tiny-llava")}[mode]
     value = () if VALUES[option] is None else (VALUES[option].replace("{new}", str(new)),)
     way = "; methods are timed on a model, with --model" * (mode == "--ops")
     refused(2, f"error: bench: {mode} does not use {shown}; leave it out{way}", "bench", *chosen, shown, *value)

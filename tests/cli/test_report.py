@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from tests.embedded import random_checkpoint
 from tests.eval.report.made import content
 from vtr.cli import app
-from vtr.eval.failures import Failure, write_failure
-from vtr.eval.results import write_cell
+from vtr.eval.run.failures import Failure, write_failure
+from vtr.eval.run.results import write_cell
 from vtr.registry import method_class
 from vtr.types.settings import default_settings
 

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli.sweep import to_go
-from vtr.eval import results
-from vtr.eval.forecast import Estimate, Forecast, Line
-from vtr.eval.runner import Runner
+from vtr.eval.run import results
+from vtr.eval.run.forecast import Estimate, Forecast, Line
+from vtr.eval.run.runner import Runner
 from vtr.eval.sweep import grid
 from vtr.eval.tasks import get_task
 

@@ -50,7 +50,7 @@ def test_splits_share_no_picture():
 
 
 def test_training_scenes_are_not_test_scenes():
-    from vtr.tiny.batches import Batches
+    from scripts.tiny.batches import Batches
 
     known = {(s.scene.items, s.scene.signs) for s in shapes.test_samples()}
     seeds = {s.scene.seed for s in shapes.test_samples()}

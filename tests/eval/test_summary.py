@@ -3,7 +3,7 @@
 from tests.eval.report.made import content
 from vtr.eval import summary
 from vtr.eval.report.build import read_folders
-from vtr.eval.results import write_cell
+from vtr.eval.run.results import write_cell
 from vtr.eval.summary import condense, make_rows
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vtr
 from tests.dense_models import images, model_of
-from vtr import Budget, Card, Geometry, Selection, Step, View
+from vtr import Budget, Card, Geometry, Merge, Restore, Selection, Step, Tower, View
 from vtr.engine.dense_run import DenseRun
 from vtr.hosts._host import host_of
 
@@ -40,10 +40,10 @@ class Foreign(vtr.Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         counted = self.default_budget is not None
         made = [
-            Step("tower", layer, "merge", select=partial(self.note, select), counted=counted, proportional=self.proportional)
+            Merge(Tower(layer), partial(self.note, select), counted=counted, proportional=self.proportional)
             for layer, select in self.answers.items()
         ]
-        restore = Step("tower", geometry.tower_layers, "restore", select=self.restore, counted=False)
+        restore = Restore(Tower(geometry.tower_layers), self.restore)
         return (*made, restore) if self.restores else tuple(made)
 
     def note(self, select: Select, view: View) -> Selection:
@@ -252,7 +252,7 @@ def test_another_number_than_the_budget_is_refused(select):
 
 def test_what_was_not_looked_at_in_the_run_is_found_by_the_report(monkeypatch):
     """Counts stay on a device where reading them would cost a sync."""
-    monkeypatch.setattr(DenseRun, "_check_counts", lambda run, item, kept, asked: run.checks.append((item, kept, asked)))
+    monkeypatch.setattr(DenseRun, "_check_now", lambda run: None)
     for tokens, found in ((10, None), (12, 12)):
         answer = partial(lambda view, tokens: Selection(keep=view.real & (view.patch < tokens)), tokens=tokens)
         with vtr.reduced(model_of("timm"), Counted(answers={LAYER: answer})) as reduction:

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 import vtr
 from tests.probes import Freeze
 from tests.tiny_models import IMAGE, LLM, ONE, TOWER, batch_of, build
-from vtr import Step
+from vtr import Boundary, Observe
 from vtr.hosts._probe import keywords_of
 from vtr.hosts._versions import cache_keyword
 
@@ -183,7 +183,7 @@ def test_a_final_norm_is_asked_for_only_where_a_step_says_so():
     @dataclass(frozen=True, kw_only=True)
     class Normed(Freeze):
         def steps(self, geometry):
-            return (Step("boundary", action="observe", select=lambda view: None, final_norm=True),)
+            return (Observe(Boundary(), lambda view: None, final_norm=True),)
 
     with pytest.raises(vtr.VtrError, match=r"probe: needs 'norm' of GPTNeoXModel"):
         vtr.reduced(llava_with("gpt_neox"), [Normed()])

@@ -22,9 +22,9 @@ from vtr.hosts._taps import TAPS, project_kv, project_qkv
 def test_keys_and_values_alone(kind: str) -> None:
     host = host_of(model_of(kind))
     assert isinstance(host, Host)
-    attention = getattr(host.layers[1], host.llm_attention)
+    attention = host.language.attention(host.language.blocks[1])
     hidden = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(0))
-    rope = host.language_model.rotary_emb(hidden, position_ids=torch.arange(7)[None])
+    rope = host.language.module.rotary_emb(hidden, position_ids=torch.arange(7)[None])
     rows = []
     seen = attention.q_proj.register_forward_hook(lambda _module, args, _output: rows.append(args[0].shape[1]))
     try:

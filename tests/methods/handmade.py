@@ -21,7 +21,7 @@ GRID = (6, 6)
 LLAVA = Geometry(
     host="llava", tower_layers=6, feature_layer=4, prefix_tokens=1, has_cls=True, patch_grid=GRID, llm_layers=8, most_tokens=36
 )
-NEXT = replace(LLAVA, host="llava_next", most_tokens=36 * 10)
+NEXT = replace(LLAVA, host="llava_next", most_tokens=36 * 10, anyres=True)
 SIGLIP = replace(LLAVA, has_cls=False, prefix_tokens=0)
 Image = tuple[tuple[int, int], tuple[int, int]]
 """Crop grid and size in pixels."""
@@ -51,7 +51,8 @@ def make_view(
     width: int = 16,
     text: Sequence[int] = (),
     filler: int = 0,
-    grid: tuple[int, int] = GRID,
+    grid: tuple[int, int] | Sequence[tuple[int, int]] = GRID,
+    behind: bool = False,
     seed: int = 0,
 ) -> View:
     """A View of images with random tokens; every image and every text has its own random stream, so that batches can be compared.
@@ -62,8 +63,12 @@ def make_view(
         rows: prompt row of each group; default one row per group.
         text: text tokens of each group's row, the first of them system text; default 5 for all.
         filler: columns without a token that are added in front of all rows, on top of what ragged rows need.
+        grid: of the views of all groups, or one for each.
+        behind: rows are filled at the end instead.
     """
-    cells = [cells_of(image, grid) for image in images]
+    grids = [grid] * len(images) if isinstance(grid[0], int) else list(grid)
+    cells = [cells_of(image, own) for image, own in zip(images, grids, strict=True)]
+    sides = torch.tensor(grids)[:, None]
     n = max(map(len, cells)) + filler
     text = text or [5] * len(images)
     m = max(text)
@@ -72,8 +77,9 @@ def make_view(
     words, said = torch.full((len(images), m, width), -5.0), torch.zeros(len(images), m, dtype=torch.bool)
     for g, cell in enumerate(cells):
         random = torch.Generator().manual_seed(seed * 1000 + sum(images[g][1]))
-        where[g, n - len(cell) :], real[g, n - len(cell) :] = cell, True
-        tokens[g, n - len(cell) :] = torch.randn(len(cell), width, generator=random)
+        place = slice(len(cell)) if behind else slice(n - len(cell), n)
+        where[g, place], real[g, place] = cell, True
+        tokens[g, place] = torch.randn(len(cell), width, generator=random)
         said[g, : text[g]] = True
         words[g, : text[g]] = torch.randn(text[g], width, generator=random)
     counts = [len(cell) for cell in cells]
@@ -87,8 +93,8 @@ def make_view(
         most=max(kept),
         row=torch.tensor(range(len(images)) if rows is None else rows),
         cells=where,
-        patch=(where[..., 0] * grid[0] + where[..., 1]) * grid[1] + where[..., 2],
-        patch_grid=grid,
+        patch=(where[..., 0] * sides[..., 0] + where[..., 1]) * sides[..., 1] + where[..., 2],
+        grids=[[own] * (rows * cols + 1) for own, ((rows, cols), _) in zip(grids, images, strict=True)],
         crop_grids=[image[0] for image in images],
         image_sizes=[image[1] for image in images],
         sizes=torch.ones(len(images), n),

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,15 +7,6 @@ from tests.methods.handmade import IMAGES, LLAVA, NEXT, chosen, make_view, selec
 from vtr.methods.cdpruner import CDPruner, balanced, cdpruner
 from vtr.ops.relevance import clip_relevance
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
-
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("cdpruner-*"))
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def pruned(view, method):

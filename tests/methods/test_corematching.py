@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,20 +6,12 @@ import torch
 
 import vtr
 import vtr.methods.corematching as module
+from scripts.replay.corematching import released_counts, zeroed
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import batch_of, model_of
-from vtr.methods.corematching import CoreMatching, core_bound, core_neurons, core_votes, released_counts, shared_neurons, zeroed
+from vtr.methods.corematching import CoreMatching, core_bound, core_neurons, core_votes, shared_neurons
 from vtr.ops.elbow import elbow
-from vtr.replay import replay_file
 from vtr.types import PerToken
-
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("corematching-*"))
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 50])

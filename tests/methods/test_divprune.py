@@ -70,12 +70,12 @@ def test_any_float_dtype(dtype: torch.dtype) -> None:
 
 def test_defaults_are_the_papers() -> None:
     assert DivPrune().budget == Budget(keep_ratio=0.098) and Budget(keep_ratio=0.098).resolve(576) == 56
-    assert DivPrune().position_ids == "renumber"
+    assert DivPrune.published_positions == "renumber"
 
 
 def test_compat_is_refused_where_it_would_have_to_rank_newlines() -> None:
     assert DivPrune(compat="authors").steps(GEOMETRY)
     with pytest.raises(VtrError, match="divprune: compat='authors' ranks newline tokens"):
-        DivPrune(compat="authors").steps(Geometry("test", 4, 2, 1, True, (6, 6), 5, 180))
+        DivPrune(compat="authors").steps(Geometry("test", 4, 2, 1, True, (6, 6), 5, 180, anyres=True))
     with pytest.raises(ValueError, match="compat must be None or 'authors', got 'paper'"):
         DivPrune(compat="paper")  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import vtr
+from scripts.replay.globalcom2 import authors_counts, authors_sequence
 from tests.methods.handmade import (
     GRID,
     IMAGES,
@@ -23,19 +23,11 @@ from tests.methods.handmade import (
     shortened,
 )
 from tests.tiny_models import batch_of
-from vtr.methods.globalcom2 import GlobalCom2, authors_counts, authors_sequence, crop_shares, similarity_scores
+from vtr.methods.globalcom2 import GlobalCom2, crop_shares, similarity_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("globalcom2-*"))
 MORE = [((2, 3), (60, 60)), ((1, 4), (20, 300)), ((7, 1), (200, 20)), ((2, 2), (96, 96))]
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def logits_of(view, scale=2.0):

@@ -1,29 +1,21 @@
-"""HiRED against a brute force of the paper with the geometry of LLaVA-NeXT, its vectors, and on real towers."""
+"""HiRED against a brute force of the paper with the geometry of LLaVA-NeXT, and on real towers."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import vtr
+from scripts.replay.hired import authors_budgets, authors_sequence, authors_totals, paper_budgets
 from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.hired import HiRED, authors_budgets, authors_sequence, authors_totals, crop_scores, paper_budgets
+from vtr.methods.hired import HiRED, crop_scores
 from vtr.ops.canvas import valid_region
 from vtr.ops.topk import quota
-from vtr.replay import replay_file
 from vtr.types import Budget, Signal
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("hired-*"))
 MORE = [((2, 3), (60, 60)), ((1, 4), (20, 300)), ((7, 1), (200, 20)), ((2, 2), (96, 96)), ((5, 1), (240, 48))]
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def attention_of(signal, view):
@@ -180,7 +172,7 @@ def test_signals_and_errors():
     (step,) = HiRED(early=1).steps(NEXT)
     assert [(need.layer, need.tower) for need in step.needs] == [(1, True), (NEXT.feature_layer, True)]
     assert len(HiRED().steps(LLAVA)[0].needs) == 1, "one view shares nothing out"
-    assert HiRED().budget == Budget(keep_ratio=0.2) and HiRED().position_ids == "renumber"
+    assert HiRED().budget == Budget(keep_ratio=0.2) and HiRED.published_positions == "renumber"
     assert HiRED().steps(SIGLIP)[0].needs[0].kind == "cls_row", "refused by the plan, since there is no CLS"
     with pytest.raises(vtr.VtrError, match="leave compat out"):
         HiRED(compat="authors").steps(NEXT)

@@ -16,7 +16,7 @@ def test_every_visual_token_goes_and_the_budget_is_not_asked() -> None:
 
 
 def test_positions_and_newlines_are_those_of_a_prompt_without_image() -> None:
-    assert Nothing().position_ids == "renumber" and Nothing().newlines == "none"
+    assert Nothing.published_positions == "renumber" and Nothing().newlines == "none"
     assert Nothing.identity(36) == Nothing()
 
 

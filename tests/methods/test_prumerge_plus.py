@@ -1,7 +1,5 @@
 """PruMerge+: which tokens it adds; merging is tested with PruMerge."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,16 +10,8 @@ from tests.methods.test_prumerge import check_row, fence_of
 from tests.methods.towers import random_layer, tower_view
 from vtr.methods.prumerge_plus import PruMergePlus, prumerge_plus
 from vtr.registry import create_method
-from vtr.replay import replay_file
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("prumerge-plus-*"))
 SIZES = [36, 20, 1, 7]
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def ones(n, rows=1):

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -7,17 +5,9 @@ import vtr
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.pyramiddrop import PyramidDrop
-from vtr.replay import replay_file
 from vtr.types import Budget, PerToken
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("pyramiddrop-*"))
 DEEP = LLAVA.__class__(**{**vars(LLAVA), "llm_layers": 32, "most_tokens": 576})
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def projected(view, heads):

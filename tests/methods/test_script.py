@@ -1,22 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 import vtr
+from scripts.replay.script import chosen_segments, released_order, released_relevance
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, chosen, make_view, select_without_sync
-from vtr.methods.script import Script, chosen_segments, released_order, released_relevance, script
+from vtr.methods.script import Script, script
 from vtr.ops.dpp import greedy_dpp
 from vtr.ops.redundancy import graph_redundancy
-from vtr.replay import replay_file
-
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("script-*"))
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def random_row(n=40, width=24, seed=0):

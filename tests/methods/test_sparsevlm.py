@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,19 +9,11 @@ from tests.test_contract import retained_of
 from tests.tiny_models import batch_of, model_of
 from vtr.methods.sparsevlm import TABLES, SparseVLM, kept_count, recycled_counts
 from vtr.ops.gather import take
-from vtr.replay import replay_file
 from vtr.types import Budget
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("sparsevlm-[vc][1l]*"))
 DEEP = replace(LLAVA, llm_layers=32, most_tokens=576)
 PUBLISHED = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 """The authors' tables of kept tokens, without clusters."""
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 @pytest.mark.parametrize("table", TABLES)

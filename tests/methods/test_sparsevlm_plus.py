@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scripts.replay._llama import rope
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from vtr.methods.sparsevlm_plus import TABLES, SparseVLMPlus, corrected_score, gravity
-from vtr.replay._llama import rope
 from vtr.types import Budget
 
 DEEP = replace(LLAVA, llm_layers=32, most_tokens=576)

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,16 +22,7 @@ from tests.methods.handmade import (
 )
 from tests.tiny_models import batch_of
 from vtr.methods.todre import PIVOTS, ToDRE, cls_pivot, cross_attention_shares, mean_pivot, todre
-from vtr.replay import replay_file
 from vtr.types import Signal
-
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("todre-*"))
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 def attention_of(view):

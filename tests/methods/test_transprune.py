@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,17 +8,9 @@ import vtr
 from tests.methods.handmade import IMAGES, LLAVA, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.transprune import TTV, TransPrune, transition_weight, transprune_score
-from vtr.replay import replay_file
 from vtr.types import PerToken
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("transprune-*"))
 DEEP = replace(LLAVA, llm_layers=32, most_tokens=576)
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda p: p.stem)
-def test_vectors(path):
-    result = replay_file(path)
-    assert result.passed, result.reason
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -69,7 +69,7 @@ def run_compiled(
 def _row(
     host: Host, row: Row, pool: Sequence[Mapping[str, Tensor]], new_tokens: Sequence[int], repeats: int, backend: str | Callable[..., Any]
 ) -> dict[str, Any]:
-    """`length` of the cache in tokens, `warm_up_s` with the compiler in it, `graphs` that it made, and the counted `runs`."""
+    """Returns `length` of the cache in tokens, `warm_up_s` with the compiler in it, `graphs` that it made, and the counted `runs`."""
     from torch._dynamo.utils import counters
     from transformers import StaticCache
 
@@ -95,11 +95,11 @@ def _row(
 
 
 def _step(model: Any, *given: Any) -> Tensor:
-    """`next_token` of the model's forward: hooks on the outermost module read `labels=` only, and stop the compiler."""
+    """Returns `next_token` of the model's forward: hooks on the outermost module read `labels=` only, and stop the compiler."""
     return next_token(model.forward, *given)
 
 
 def _said(error: Exception) -> str:
-    """An error of the compiler is long; its first two lines say what it is."""
+    """Returns the first two lines of an error of the compiler, which say what it is."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
     return f"{type(error).__name__}: {' '.join(said)[:300]}"

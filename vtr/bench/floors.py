@@ -17,12 +17,12 @@ from vtr.hosts._versions import cache_keyword
 
 
 def can_cut(host: Host, schedule: Schedule) -> bool:
-    """Whether there is a floor for these lengths: frozen layers are cut by hand for SDPA only."""
+    """Tells whether there is a floor for these lengths: frozen layers are cut by hand for SDPA only."""
     return not schedule.frozen or host.attention_name(tower=False) == "sdpa"
 
 
 def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
-    """Tower and projector on the lengths of a schedule.
+    """Runs tower and projector on the lengths of a schedule.
 
     Args:
         host: the model.
@@ -38,24 +38,24 @@ def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
         hidden = tower.pre_layrnorm(hidden)
     features = []
     for i, (attention, mlp) in enumerate(schedule.tower):
-        layer = host.tower_layers[i]
+        layer = host.tower.blocks[i]
         hidden = hidden[:, :attention]
         if mlp == attention:
             hidden = layer(hidden, None)
         else:
-            before, after = (getattr(layer, name) for name in host.tower_norms)
-            hidden = (hidden + getattr(layer, host.tower_attention)(before(hidden), attention_mask=None)[0])[:, :mlp]
-            hidden = hidden + getattr(layer, host.tower_mlp)(after(hidden))
+            before, after = host.tower.before_attention(layer), host.tower.before_mlp(layer)
+            hidden = (hidden + host.tower.attention(layer)(before(hidden), attention_mask=None)[0])[:, :mlp]
+            hidden = hidden + host.tower.mlp(layer)(after(hidden))
         if i in host.feature_layers:
             features.append(hidden)
-    stop = host.prefix_tokens + schedule.projector
-    return host.projector(torch.cat([f[:, host.prefix_tokens : stop] for f in features], -1))
+    stop = host.tower.prefix_tokens + schedule.projector
+    return host.projector(torch.cat([f[:, host.tower.prefix_tokens : stop] for f in features], -1))
 
 
 def prefill(
     host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual: Tensor, span: tuple[int, int], static: Any = None
 ) -> tuple[Tensor, Any]:
-    """The LLM on the lengths of a schedule.
+    """Runs the LLM on the lengths of a schedule.
 
     Args:
         host: the model.
@@ -70,7 +70,7 @@ def prefill(
     """
     ids, (start, stop) = inputs["input_ids"], span
     behind = ids.shape[1] - stop
-    embed = host.language_model.get_input_embeddings()
+    embed = host.language.module.get_input_embeddings()
     text = embed(torch.cat([ids[:, :start], ids[:, stop:]], 1))  # (B, T, D)
     count = schedule.llm[0] - text.shape[1]
     tokens = visual.reshape(len(ids), -1, visual.shape[-1])[:, :count]
@@ -78,10 +78,10 @@ def prefill(
         tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, count - tokens.shape[1], -1)], 1)
     hidden = torch.cat([text[:, :start], tokens, text[:, start:]], 1)
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    rope = host.language_model.rotary_emb(hidden, position_ids=positions)
+    rope = host.language.module.rotary_emb(hidden, position_ids=positions)
     cache = host.new_cache() if static is None else static
     mask = None
-    for i, layer in enumerate(host.layers):
+    for i, layer in enumerate(host.language.blocks):
         length = schedule.llm[i]
         if static is not None and (not i or hidden.shape[1] != length):  # columns behind the prompt are hidden, as in the model itself
             mask = host.causal_mask(hidden[:, :length], ids.new_ones(len(ids), length, dtype=torch.bool), cache, i, True)
@@ -92,17 +92,17 @@ def prefill(
             hidden = _frozen(host, layer, i, hidden, rope, cache, (start, length - behind))
         else:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, use_cache=True, **{cache_keyword(): cache})
-    return host.model.lm_head(host.language_model.norm(hidden[:, -1:])), cache
+    return host.model.lm_head(host.language.module.norm(hidden[:, -1:])), cache
 
 
 def _cut(tensor: Tensor, length: int, behind: int) -> Tensor:
-    """Along dimension 1, the first tokens and the `behind` last."""
+    """Returns, along dimension 1, the first tokens and the `behind` last."""
     return torch.cat([tensor[:, : length - behind], tensor[:, tensor.shape[1] - behind :]], 1)
 
 
 def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, Tensor], cache: Any, span: tuple[int, int]) -> Tensor:
-    """A layer that computes text tokens only: keys and values of all tokens, queries and MLP of the text."""
-    attention, normed = getattr(layer, host.llm_attention), getattr(layer, host.llm_norm)(hidden)
+    """Runs a layer that computes text tokens only: keys and values of all tokens, queries and MLP of the text."""
+    attention, normed = host.language.attention(layer), host.language.before_attention(layer)(hidden)
     start, stop = span
     length = hidden.shape[1]
     rows = torch.cat([torch.arange(start, device=hidden.device), torch.arange(stop, length, device=hidden.device)])
@@ -115,22 +115,22 @@ def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, 
         query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     text = hidden[:, rows] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    text = text + getattr(layer, host.llm_mlp)(layer.post_attention_layernorm(text))
+    text = text + host.language.mlp(layer)(layer.post_attention_layernorm(text))
     return torch.cat([text[:, :start], hidden[:, start:stop], text[:, start:]], 1)
 
 
 def _heads(tensor: Tensor, head_dim: int) -> Tensor:
-    """`(B, S, H * d)` -> `(B, H, S, d)`."""
+    """Splits heads: `(B, S, H * d)` -> `(B, H, S, d)`."""
     return tensor.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def _rotate(tensor: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor | None) -> Tensor:
-    """The rotary embedding of `tensor (B, H, S, d)` in half-split order, as Llama has it."""
+    """Returns the rotary embedding of `tensor (B, H, S, d)` in half-split order, as Llama has it."""
     cos, sin = (table[:, None] if rows is None else table[:, None, rows] for table in rope)
     first, second = tensor.chunk(2, -1)
     return tensor * cos + torch.cat([-second, first], -1) * sin
 
 
 def next_token(model: Any, cache: Any, token: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """One decode step of the model as it stands, hooks included if it has any; `(B, 1, vocabulary)`."""
+    """Runs one decode step of the model as it stands, hooks included if it has any; `(B, 1, vocabulary)`."""
     return model(input_ids=token, position_ids=position, attention_mask=mask, use_cache=True, **{cache_keyword(): cache}).logits

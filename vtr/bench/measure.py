@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vtr.bench.floors import can_cut, encode, next_token, prefill
+from vtr.bench.record import FLOOR, KEPT, METHOD
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
 from vtr.engine.llm.entry import swap
@@ -23,8 +24,7 @@ from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.models.devices import synchronize
 from vtr.reduction import Reduction, reduced
 from vtr.types import Method, VtrError
-
-FULL, KEPT, FLOOR, METHOD = "full", "kept floor", "schedule floor", "method"
+from vtr.types.naming import FULL
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Row:
         schedule: lengths it runs on; given for floors, seen in the warm-up for the others.
         runs: one dict of numbers per counted round, see `_once`.
         peak_bytes: of a prefill, on top of weights and prompts.
-        compiled: the same with a compiled decode step, where that was asked for, see `vtr.bench.compiled`.
+        compiled: the same with a compiled decode step, None unless `Asked.compiled`; see `vtr.bench.compiled`.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
-        settings = {k: v for k, v in asdict(self.method).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
+        settings = {k: v for k, v in asdict(self.method.resolved()).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
         return {
             "kind": self.kind,
             "name": self.name,
@@ -79,7 +79,7 @@ def run_cell(
     after: Callable[[list[Row]], None] = lambda rows: None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[Row]:
-    """One cell: a budget at a batch size.
+    """Times one cell: a budget at a batch size.
 
     Args:
         model: with random or trained weights, on its device.
@@ -130,12 +130,12 @@ def run_cell(
 
 
 def image_span(host: Host, ids: Tensor) -> tuple[int, int]:
-    """First position of the image and the one behind its last, the same in every row.
+    """Returns the first position of the image and the one behind its last, the same in every row.
 
     Raises:
         VtrError: rows differ, or have several images.
     """
-    visual = torch.stack([ids == p for p in host.placeholder_ids]).any(0)
+    visual = torch.stack([ids == p for p in host.placeholder_ids.values()]).any(0)
     start, count = int(visual[0].to(torch.uint8).argmax()), int(visual[0].sum())
     expected = torch.zeros_like(visual)
     expected[:, start : start + count] = True
@@ -145,7 +145,7 @@ def image_span(host: Host, ids: Tensor) -> tuple[int, int]:
 
 
 def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequence[int]) -> None:
-    """A prefill that is not counted: its lengths and its memory."""
+    """Runs a prefill that is not counted, for its lengths and its memory."""
     if inputs["input_ids"].is_cuda:  # kernels are loaded and chosen by the first call
         _once(host, row, inputs, (min(max(new_tokens), 3),))
     watch = Watch(host)
@@ -169,11 +169,11 @@ def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Seq
 def _floor_prefill(
     host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], watch: Stopwatch | None = None, static: Any = None
 ) -> Callable[[], Any]:
-    """A prefill cut by hand, ready to run; pixel values are made small here, outside of it."""
+    """Returns a prefill cut by hand, ready to run; pixel values are made small here, outside of it."""
     span, pixels = image_span(host, inputs["input_ids"]), inputs["pixel_values"]
     pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
     if schedule.grid:
-        size = [side * host.patch_size for side in schedule.grid]
+        size = [side * host.tower.patch_size for side in schedule.grid]
         pixels = torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)
 
     def run() -> tuple[Tensor, Any]:
@@ -186,7 +186,7 @@ def _floor_prefill(
 
 
 def _once(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Sequence[int]) -> dict[str, Any]:
-    """One answer with a reduction that is applied for it; `apply_ms` is how long that took."""
+    """Makes one answer with a reduction that is applied for it; `apply_ms` is how long that took."""
     apart = Stopwatch(torch.device("cpu"))
     with ExitStack() as stack:
         stack.enter_context(choosing_in_process_time())
@@ -206,7 +206,7 @@ def answer(
     static: Any = None,
     step: Callable[..., Tensor] = next_token,
 ) -> dict[str, Any]:
-    """One answer of a model that is reduced as the row asks: milliseconds of its parts.
+    """Makes one answer of a model that is reduced as the row says, and returns the milliseconds of its parts.
 
     Args:
         host: the model.
@@ -260,7 +260,7 @@ def answer(
 
 
 def _masks(ids: Tensor, length: int, longest: int, static: Any) -> Callable[[int], Tensor]:
-    """Attention mask of every decode step: of all tokens so far, or for a static cache of one shape, `(B, 1, 1, columns)` bool."""
+    """Returns the attention mask of every decode step: of all tokens so far, or for a static cache of one shape, `(B, 1, 1, columns)` bool."""
     if static is None:
         given = ids.new_ones(len(ids), length + longest)
         return lambda step: given[:, : length + step]
@@ -270,7 +270,8 @@ def _masks(ids: Tensor, length: int, longest: int, static: Any) -> Callable[[int
 
 def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:
     """Marks `tower` and `encoded` around the base model's image encoding; returns what undoes it."""
-    original = getattr(host.base, host.encode)
+    name = host.encode["image"]
+    original = getattr(host.base, name)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
         watch.mark("tower")
@@ -278,4 +279,4 @@ def _timed_encode(host: Host, watch: Stopwatch) -> Callable[[], None]:
         watch.mark("encoded")
         return output
 
-    return swap(host.base, host.encode, encode)
+    return swap(host.base, name, encode)

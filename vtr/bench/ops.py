@@ -120,7 +120,7 @@ def time_ops(
     kernels: bool | None = None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Milliseconds of every op at every size, or why a size was left out.
+    """Times every op at every size, and says why a size was left out.
 
     Args:
         device, dtype: of the tokens.

@@ -1,4 +1,4 @@
-"""The JSON that `vtr bench` leaves: where it ran, what was asked for, and every counted round."""
+"""The JSON that `vtr bench` leaves: where it ran, the options, and every counted round."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ import vtr
 from vtr.bench.stopwatch import clock_name
 
 FORMAT, SCHEMA = "vtr-bench", 1
+KEPT, FLOOR, METHOD = "kept floor", "schedule floor", "method"
+"""Kinds of rows, beside `FULL`."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions, clock and date."""
+    """Returns device, driver, versions, clock and date."""
     import transformers
 
     cuda = device.type == "cuda"
@@ -44,17 +46,17 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def make_record(kind: str, facts: Mapping[str, Any], **content: Any) -> dict[str, Any]:
-    """One document: `kind` is `model` (cells of a model) or `ops` (functions by themselves), `facts` from `environment`."""
+    """Returns one record: `kind` is `model` (cells of a model) or `ops` (functions by themselves), `facts` from `environment`."""
     return {"format": FORMAT, "schema": SCHEMA, "kind": kind, "environment": dict(facts), **content}
 
 
 def to_text(record: Mapping[str, Any]) -> str:
-    """JSON with milliseconds rounded to four digits behind the point."""
+    """Returns JSON with milliseconds rounded to four digits behind the point."""
     return json.dumps(_rounded(record), indent=1, allow_nan=False) + "\n"
 
 
 def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Name and content of all records of a folder, by name.
+    """Returns the name and content of all records of a folder, by name.
 
     Raises:
         ValueError: a `*.json` there is no record of this schema.
@@ -65,10 +67,15 @@ def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"bench: {path.name} is not complete JSON ({error}); measure it again") from None
-        if not isinstance(content, dict) or (content.get("format"), content.get("schema")) != (FORMAT, SCHEMA):
+        if not is_record(content):
             raise ValueError(f"bench: {path.name} is not a result of vtr bench with schema {SCHEMA}; measure it again or take it away")
         found.append((path.stem, content))
     return found
+
+
+def is_record(content: Any) -> bool:
+    """Tells whether the content of a JSON file is a record of this schema."""
+    return isinstance(content, dict) and (content.get("format"), content.get("schema")) == (FORMAT, SCHEMA)
 
 
 def _rounded(value: Any) -> Any:

@@ -51,13 +51,12 @@ class Watch:
         patches = host.tower.embeddings.patch_embedding
         self._undo.append(patches.register_forward_pre_hook(self._see_pixels).remove)
         self._undo.append(host.projector.register_forward_pre_hook(self._see_projector).remove)
-        for table, layers, part in (
-            (self.attention, host.tower_layers, None),
-            (self.mlp, host.tower_layers, host.tower_norms[1]),
-            (self.llm, host.layers, None),
+        for table, modules in (
+            (self.attention, host.tower.blocks),
+            (self.mlp, [host.tower.before_mlp(block) for block in host.tower.blocks]),
+            (self.llm, host.language.blocks),
         ):
-            for i, layer in enumerate(layers):
-                module = layer if part is None else getattr(layer, part)
+            for i, module in enumerate(modules):
                 self._undo.append(module.register_forward_pre_hook(self._see(table, i), with_kwargs=True).remove)
         return self
 
@@ -78,15 +77,15 @@ class Watch:
         self.projector = args[0].shape[1]
 
     def schedule(self, lengths: Sequence[int] | None = None, frozen: Iterable[int] = ()) -> Schedule:
-        """What was seen.
+        """Returns the lengths that were seen.
 
         Args:
             lengths: of the LLM's layers when some of them are frozen, whose input is shorter than the sequence.
             frozen: those layers.
         """
-        rows, cols = (side // self.host.patch_size for side in self.pixels)
+        rows, cols = (side // self.host.tower.patch_size for side in self.pixels)
         return Schedule(
-            grid=None if (rows, cols) == self.host.patch_grid else (rows, cols),
+            grid=None if (rows, cols) == self.host.tower.patch_grid else (rows, cols),
             tower=tuple((self.attention[i], self.mlp[i]) for i in sorted(self.attention)),
             projector=self.projector,
             llm=tuple(lengths) if lengths is not None else tuple(self.llm[i] for i in sorted(self.llm)),
@@ -96,7 +95,7 @@ class Watch:
 
 @torch.no_grad()
 def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | None) -> Schedule:
-    """The lengths of one prefill, with a method or of the full model (None)."""
+    """Returns the lengths of one prefill, with a method or of the full model (None)."""
     host = host_of(model)
     if method is None:
         with Watch(host) as watch:
@@ -109,12 +108,12 @@ def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | 
 
 
 def kept_schedule(full: Schedule, text: int, keep: int) -> Schedule:
-    """The kept floor: the whole tower, then an LLM that is given `keep` visual tokens from the start."""
+    """Returns the kept floor: the whole tower, then an LLM that is given `keep` visual tokens from the start."""
     return replace(full, llm=(text + keep,) * len(full.llm))
 
 
 def decides_itself(method: Method, geometry: Geometry) -> list[Step]:
-    """Steps with which a method removes as many tokens as the images ask for, whatever its budget says."""
+    """Returns the steps with which a method removes as many tokens as the images ask for, whatever its budget says."""
     if method.budget is None:
         return []
     return [s for s in method.steps(geometry) if s.action in ("remove", "merge") and not s.counted]
@@ -122,7 +121,7 @@ def decides_itself(method: Method, geometry: Geometry) -> list[Step]:
 
 @torch.no_grad()
 def measure_shares(model: Any, prompts: Iterable[Mapping[str, Tensor]], method: Method) -> tuple[float, ...]:
-    """What the steps that decide for themselves leave, one after the other, as shares of the tokens in front of the first of them.
+    """Returns what the steps that decide for themselves leave, one after the other, as shares of the tokens in front of the first of them.
 
     Args:
         model: a trained checkpoint.
@@ -149,7 +148,7 @@ def measure_shares(model: Any, prompts: Iterable[Mapping[str, Tensor]], method: 
 
 
 def forced(method: Method, shares: Sequence[float], geometry: Geometry) -> Method:
-    """The method with its own counts replaced by given ones; it still computes everything it computes.
+    """Returns the method with its own counts replaced by given ones; it still computes everything it computes.
 
     Args:
         method: with steps that decide for themselves.
@@ -176,7 +175,7 @@ _START = "bench_start"
 
 
 def _stretch(values: Sequence[float], count: int) -> list[float]:
-    """`values` at `count` places of the same relative depth, linear in between."""
+    """Returns `values` at `count` places of the same relative depth, linear in between."""
     if count == len(values):
         return list(values)
     found = []
@@ -189,7 +188,7 @@ def _stretch(values: Sequence[float], count: int) -> list[float]:
 
 
 def _rewired(method: Method, change: Callable[[int, View, Selection], Selection]) -> Method:
-    """A copy whose self-deciding steps hand their Selection through `change(number of the step, view, selection)`."""
+    """Returns a copy whose self-deciding steps hand their Selection through `change(number of the step, view, selection)`."""
     cls: Any = type(method)
 
     def steps(self: Method, geometry: Geometry) -> tuple[Step, ...]:
@@ -210,5 +209,5 @@ def _through(select: Callable[[View], Selection], change: Callable[[int, View, S
 
 
 def scaled(method: Method, here: int, there: int) -> Method:
-    """The method with an int `keep` of images of `here` tokens turned into the same share of `there` tokens."""
+    """Returns the method with an int `keep` of images of `here` tokens turned into the same share of `there` tokens."""
     return method if method.keep is None or here == there else with_settings(method, keep=max(round(method.keep * there / here), 1))

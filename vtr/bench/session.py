@@ -61,12 +61,12 @@ class Counts:
 
 
 def make(name: str, keep: int, asked: Asked, layers: int) -> Method:
-    """A method with a budget and the settings asked for."""
+    """Returns a method with a budget and the user's settings."""
     cls = method_class(name)
     settings = dict(asked.settings.get(name, {}))
     if name == "shortv" and not settings and ALL in asked.methods:
         settings["layers"] = tuple(range(layers - round(FROZEN_SHARE * layers), layers))
-    return create_method(name, **({"keep": keep} if cls.default_budget is not None else {}), **settings)
+    return create_method(name, **({"keep": keep} if cls.takes_budget else {}), **settings)
 
 
 def find_counts(model: Any, asked: Asked, tokens: int, source: str, trained: Any, prompts: Sequence[Any], there: int) -> Counts:
@@ -75,10 +75,10 @@ def find_counts(model: Any, asked: Asked, tokens: int, source: str, trained: Any
     Args:
         model: what will be timed, with images of `tokens` visual tokens.
         asked: methods and budgets.
-        tokens: see above.
-        source, trained: name and model of the checkpoint, whose images have `there` tokens.
+        tokens: visual tokens of an image of `model`.
+        source, trained: name and model of the checkpoint.
         prompts: its inputs.
-        there: see above.
+        there: visual tokens of an image of the checkpoint.
     """
     counts, geometry = Counts(source), host_of(model).geometry()
     for name in asked.names:
@@ -103,7 +103,7 @@ def bench_model(
     save: Callable[[dict[str, Any]], None] = lambda record: None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Runs every cell and gives the record of all.
+    """Runs every cell and returns the record of all.
 
     Args:
         model: on its device.
@@ -159,7 +159,7 @@ def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused:
 
     for name in asked.names:
         try:
-            method = make(name, keep, asked, len(host.layers))
+            method = make(name, keep, asked, host.llm_layers)
             make_plan(host, method)
         except (TypeError, ValueError, VtrError) as error:
             if ALL not in asked.methods:
@@ -171,6 +171,6 @@ def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused:
 
 
 def dtype_of(name: str, device: str, stored: str) -> torch.dtype:
-    """`auto` = float32 on the CPU, elsewhere as the checkpoint is stored."""
+    """Returns the dtype of a name; `auto` = float32 on the CPU, elsewhere as the checkpoint is stored."""
     chosen = ("float32" if device == "cpu" else stored) if name == "auto" else name
     return getattr(torch, chosen)

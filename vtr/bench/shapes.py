@@ -68,7 +68,7 @@ SHAPES = sorted([*_FROM_RECIPES, *(f"llava-{kind}{size}" for kind in ("", "next-
 
 
 def find_shape(name: str) -> Shape:
-    """The shape called `name`; image geometry of the 7B and 13B shapes comes from their recipes.
+    """Returns the shape called `name`; image geometry of the 7B and 13B shapes comes from their recipes.
 
     Raises:
         ValueError: no such shape, with the closest names.
@@ -86,7 +86,7 @@ def find_shape(name: str) -> Shape:
 
 
 def build(shape: Shape, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa", seed: int = 0) -> Any:
-    """A random model of that shape in eval mode.
+    """Returns a random model of that shape in eval mode.
 
     Args:
         shape: sizes.
@@ -116,12 +116,12 @@ def build(shape: Shape, dtype: torch.dtype, device: str = "cpu", attention: str 
 
 
 def placeholder_id(shape: Shape) -> int:
-    """Id of the placeholder."""
+    """Returns the id of the placeholder."""
     return shape.vocabulary - 64 if shape.vocabulary > 64 else shape.vocabulary - 1
 
 
 def prompts(shape: Shape, dtype: torch.dtype, device: str, batch: int, count: int) -> list[dict[str, torch.Tensor]]:
-    """`count` batches that share no image and no text: system text, one image, a question.
+    """Returns `count` batches that share no image and no text: system text, one image, a question.
 
     Args:
         shape: of the model.
@@ -145,7 +145,7 @@ def prompts(shape: Shape, dtype: torch.dtype, device: str, batch: int, count: in
 
 
 def needed_gib(shape: Shape, dtype: torch.dtype, batch: int, new_tokens: int) -> float:
-    """GiB (2^30 bytes) that the full model takes: exact for weights and KV cache, an upper estimate for activations."""
+    """Returns the GiB (2^30 bytes) that the full model takes: exact for weights and KV cache, an upper estimate for activations."""
     weights = sum(p.numel() for p in build(shape, dtype, "meta").parameters())
     width, inner, layers, heads = shape.llm
     llm = TransformerShape(layers, width, inner, heads, heads, width // heads)
@@ -158,7 +158,7 @@ def needed_gib(shape: Shape, dtype: torch.dtype, batch: int, new_tokens: int) ->
 
 
 def free_gib(device: str) -> float:
-    """GiB that are free on a device: of a GPU as its driver says, of the machine as the kernel and the process's memory limit say."""
+    """Returns the free GiB of a device: of a GPU as its driver says, of the machine as the kernel and the process's memory limit say."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0] / GIB
     limits = []

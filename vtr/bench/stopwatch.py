@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vtr.engine.llm.call import Clock
+from vtr.engine.clock import Clock
 from vtr.models.devices import cuda_devices, synchronize
 
 
@@ -31,7 +31,7 @@ class Stopwatch:
         self._marks: dict[str, Any] = {}
 
     def mark(self, name: str) -> None:
-        """The work queued so far, on all devices, ends here."""
+        """Notes that the work queued so far, on all devices, ends here."""
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
             for other in self._others:
@@ -43,13 +43,13 @@ class Stopwatch:
             self._marks[name] = time.process_time()
 
     def ms(self, first: str, second: str) -> float:
-        """Milliseconds between two marks; `vtr.models.devices.synchronize` first."""
+        """Returns the milliseconds between two marks; call `vtr.models.devices.synchronize` first."""
         begin, end = self._marks[first], self._marks[second]
         return begin.elapsed_time(end) if self.device.type == "cuda" else (end - begin) * 1e3
 
 
 def clock_name(device: torch.device) -> str:
-    """What `Stopwatch` reads, in words."""
+    """Returns what `Stopwatch` reads, in words."""
     return "CUDA events" if device.type == "cuda" else "process time, all threads"
 
 
@@ -64,7 +64,7 @@ def choosing_in_process_time() -> Iterator[None]:
 
 
 def peak_bytes(run: Callable[[], Any], place: Any) -> int:
-    """Most bytes that were allocated at once during `run`, on top of what was there before; over all devices of `place`, a device or a model."""
+    """Returns the most bytes allocated at once during `run`, on top of what was there before, over all devices of `place`, a device or a model."""
     devices = cuda_devices(place)
     if devices:
         synchronize(place)
@@ -95,7 +95,7 @@ def peak_bytes(run: Callable[[], Any], place: Any) -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Stderr of the process to nowhere: the profiler announces every start and stop there."""
+    """Sends the stderr of the process nowhere: the profiler announces every start and stop there."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from vtr.bench.measure import FLOOR, FULL, KEPT, METHOD
+from vtr.bench.record import FLOOR, KEPT, METHOD
+from vtr.types.naming import FULL
 
 Cell = Mapping[str, Any]
 Line = Mapping[str, Any]
@@ -14,13 +15,13 @@ MIB = 2**20
 
 
 def runs_of(row: Line, name: str) -> list[float]:
-    """One number of every counted round; `total_ms.64` reads a total."""
+    """Returns one number of every counted round; `total_ms.64` reads a total."""
     name, _, key = name.partition(".")
     return [run[name][key] if key else run[name] for run in row["runs"] if name in run]
 
 
 def spread(values: Sequence[float]) -> str:
-    """`12.3 ± 0.4`: the median and the largest distance of a round from it; `12.3` of a single round."""
+    """Returns `12.3 ± 0.4`: the median and the largest distance of a round from it; `12.3` of a single round."""
     middle = median(values)
     off = max(abs(value - middle) for value in values)
     digits = 0 if middle >= 1000 else 1 if middle >= 10 else 2
@@ -28,12 +29,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def row_of(cell: Cell, kind: str) -> Line | None:
-    """The first row of a kind."""
+    """Returns the first row of a kind."""
     return next((row for row in cell["rows"] if row["kind"] == kind), None)
 
 
 def floor_of(cell: Cell, row: Line) -> Line | None:
-    """The floor with the row's own lengths; the kept floor where they are the same."""
+    """Returns the floor with the row's own lengths; the kept floor where they are the same."""
     return next((f for f in cell["rows"] if f["kind"] in (KEPT, FLOOR) and f["schedule"] == row["schedule"]), None)
 
 
@@ -43,14 +44,14 @@ def paired(row: Line, other: Line, name: str, change: Callable[[int, float], flo
 
 
 def compiled_cell(cell: Cell) -> Cell | None:
-    """The cell as it is with a compiled decode step; rows that could not be compiled are not in it, None where the full model is not."""
+    """Returns the cell as it is with a compiled decode step; rows that could not be compiled are not in it, None where the full model is not."""
     rows = [{**row, "runs": row["compiled"]["runs"]} for row in cell["rows"] if "runs" in row.get("compiled", {})]
     found = {**cell, "rows": [{name: value for name, value in row.items() if name != "peak_bytes"} for row in rows]}
     return found if row_of(found, FULL) is not None else None
 
 
 def not_compiled(cell: Cell) -> dict[str, str]:
-    """Rows that were to be compiled and were not, with the reason."""
+    """Returns the rows that were to be compiled and were not, with the reason."""
     return {row["name"]: row["compiled"]["not_run"] for row in cell["rows"] if "not_run" in row.get("compiled", {})}
 
 
@@ -64,7 +65,7 @@ def heads(cell: Cell) -> list[str]:
 
 
 def lines(cell: Cell) -> list[list[str]]:
-    """The rows of a cell's table: full, kept floor, then the methods by prefill time."""
+    """Returns the rows of a cell's table: full, kept floor, then the methods by prefill time."""
     fixed = [row for row in cell["rows"] if row["kind"] in (FULL, KEPT)]
     methods = [row for row in cell["rows"] if row["kind"] == METHOD]
     return [_line(cell, row) for row in [*fixed, *sorted(methods, key=lambda row: median(runs_of(row, "prefill_ms")))]]
@@ -91,7 +92,7 @@ def _line(cell: Cell, row: Line) -> list[str]:
 
 
 def _times(slow: Line, fast: Line, longest: str) -> str:
-    """Ratio of prefill, and of the longest answer's total behind a slash."""
+    """Returns the ratio of prefill, and of the longest answer's total behind a slash."""
     first = f"{median(paired(slow, fast, 'prefill_ms')):.2f}"
     return first if longest == "1" else f"{first} / {median(paired(slow, fast, f'total_ms.{longest}')):.2f}"
 
@@ -101,15 +102,10 @@ def _longest(cell: Cell) -> str:
 
 
 def ops_table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of an ops record: one line per op, one column per size; and what was left out."""
+    """Returns the head and lines of an ops record: one line per op, one column per size; and what was left out."""
     sizes = list(dict.fromkeys((row["tokens"], row["batch"]) for row in rows))
     found: dict[str, dict[tuple[int, int], str]] = {}
     for row in rows:
         text = f"({row['left_out']})" if "left_out" in row else spread(row["ms"])
         found.setdefault(row["op"], {})[row["tokens"], row["batch"]] = text
     return ["ms", *(f"N = {n}, B = {b}" for n, b in sizes)], [[op, *(own.get(size, "") for size in sizes)] for op, own in found.items()]
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(line) + " |" for line in body)]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vtr.ops.sharpness import auto_tau
 from vtr.reduction import reduced
 from vtr.registry import create_method
-from vtr.types import Geometry, Method, Selection, Step, View
+from vtr.types import Geometry, Method, Selection, Step, Tower, View
 
 Inputs = Tensor | Mapping[str, Any]
 Grid = tuple[int, int] | float
@@ -49,13 +49,13 @@ class _Watch(Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         merge, restore = self.method.steps(geometry)
         if self.full:
-            merge = replace(merge, layer=restore.layer - 1, select=_nothing, grid=lambda grid: grid)
+            merge = replace(merge, where=Tower(restore.layer - 1), select=_nothing, grid=lambda grid: grid)
             return merge, replace(restore, select=lambda view: self._end(view.tokens))
         first = replace(merge, select=lambda view: self._begin(view, merge.select))
         return first, replace(restore, select=lambda view: self._end(restore.select(view)))
 
     def _begin(self, view: View, select: Any) -> Selection:
-        grid, image = view.patch_grid, (view.cells[:, 0, 0] == 0).cumsum(0) - 1
+        grid, image = view.grid(0), (view.cells[:, 0, 0] == 0).cumsum(0) - 1
         clusters = self.method.clusters(grid)
         self.sizes.append((grid[0] * grid[1], clusters[0] * clusters[1]))
         if self.method.tau == "auto":
@@ -69,7 +69,7 @@ class _Watch(Method):
 
 def _nothing(view: View) -> Selection:
     every = torch.arange(view.tokens.shape[1], device=view.tokens.device).expand(len(view.tokens), -1)
-    return Selection(index=every, tokens=view.tokens, assign=every, grid=view.patch_grid)
+    return Selection(index=every, tokens=view.tokens, assign=every, grid=view.grid(0))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Direction = Literal["frozen||full", "full||frozen"]
 
 
 def layer_contribution(full: Tensor, frozen: Tensor, direction: Direction = "frozen||full") -> Tensor:
-    """KL divergence between the answers with and without one frozen layer.
+    """Returns the KL divergence between the answers with and without one frozen layer.
 
     Args:
         full: logits at the last prompt position `(S, V)` of each sample, any float dtype; computed in float32 at least.
@@ -42,13 +42,13 @@ def layer_contribution(full: Tensor, frozen: Tensor, direction: Direction = "fro
 
 
 def layer_order(contribution: Tensor) -> Tensor:
-    """Layers by rising mean contribution: `(S, L)` -> `(L,)` int64. Ties: lowest layer. The first N are the ones to freeze."""
+    """Returns layers by rising mean contribution: `(S, L)` -> `(L,)` int64. Ties: lowest layer. The first N are the ones to freeze."""
     return contribution.mean(0).argsort(stable=True)
 
 
 @torch.no_grad()
 def measure(model: Any, prompts: Iterable[Mapping[str, Any]], advance: Callable[[int], None] = lambda count: None) -> Tensor:
-    """Layer contributions of a model, by one forward without and one with each layer frozen per prompt.
+    """Returns the layer contributions of a model, by one forward without and one with each layer frozen per prompt.
 
     Args:
         model: with a host; in eval mode.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import bench, calibrate, demo, doctor, eval, floors, info, list_, models, report, run, sweep
+from vtr.cli import bench, calibrate, demo, doctor, eval, info, list_, models, report, run, sweep
 from vtr.cli._common import EXIT_CODES
 
 app = typer.Typer(
@@ -21,7 +21,6 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("eval")(eval.eval)
-app.command("floors")(floors.floors)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("bench")(bench.bench)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import logging
 import sys
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.registry import registering_packages
+from vtr.mistakes import is_refusal
 from vtr.types import VtrError
 from vtr.types.settings import setting_value
 
@@ -25,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 it failed while running (network, disk, memory, a model that cannot do it, a missed floor); "
+    "Exit codes: 0 done; 1 it failed while running (network, disk, memory, a model that cannot do it); "
     "2 what was given is wrong (options, names, images, checkpoints); 130 stopped by Ctrl-C."
 )
 
@@ -40,14 +39,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only re
 
 
 def reported(command: Callable[P, T]) -> Callable[P, T]:
-    """Decorator of a command: what a user can cause becomes one line on stderr and an exit code, never a traceback."""
+    """Decorates a command: what a user can cause becomes one line on stderr and an exit code, never a traceback."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            if not _is_the_users(error):
+            if not is_refusal(error):
                 raise
             fail(error, 2)
         except (VtrError, OSError) as error:
@@ -61,30 +60,14 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def fail(error: BaseException, code: int) -> NoReturn:
-    """Print the error and leave; with `vtr --debug` the traceback as well."""
+    """Prints the error and leaves; with `vtr --debug` the traceback as well."""
     logging.getLogger("vtr").debug("traceback", exc_info=error)
     err.print(f"[bold red]error:[/] {_escape(str(error) or type(error).__name__)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _is_the_users(error: BaseException) -> bool:
-    """Tells whether a `raise` statement of vtr, or of a package that registered a method or host, made the error.
-
-    Those check what was given. All else is somebody's bug and keeps its traceback: what a library below raises (transformers, torch), and
-    what the interpreter raises in our own code (a failed unpacking, a wrong number of arguments).
-    """
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None:
-        return False
-    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    package = last.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    return raised and package in registering_packages()
-
-
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, and not only in the defaults."""
+    """Tells whether an option was written on the command line, and not only in the defaults."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
@@ -108,7 +91,7 @@ def refuse_unused(context: typer.Context, mode: str, used: Collection[str], inst
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["layer=2", "newlines=all"]` -> `{"layer": 2, "newlines": "all"}`; values are JSON where they can be, else text.
+    """Parses settings: `["layer=2", "newlines=all"]` -> `{"layer": 2, "newlines": "all"}`; values are JSON where they can be, else text.
 
     Raises:
         ValueError: no `=`, an empty name, or a name twice.
@@ -125,8 +108,23 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """Parses settings of several methods: `["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`.
+
+    Raises:
+        ValueError: a name without a method in front.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_settings(pairs).items():
+        method, dot, setting = name.partition(".")
+        if not dot or not setting or not method:
+            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
+        found.setdefault(method, {})[setting] = value
+    return found
+
+
 def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
-    """`"192,64"` -> `[192, 64]`, without repetitions.
+    """Parses a list: `"192,64"` -> `[192, 64]`, without repetitions.
 
     Raises:
         ValueError: empty, or an entry that is not of that kind.
@@ -150,7 +148,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done and for how long; the function it gives changes the text."""
+    """Yields a line that says what is being done and for how long, as a function that changes its text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as line:
         task = line.add_task(what, total=None)
@@ -158,7 +156,7 @@ def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool) -> tuple[Any, Any]:
-    """`vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
+    """Calls `vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
     from vtr.models.loading import find_checkpoint, load_model
 
     checkpoint = find_checkpoint(model)

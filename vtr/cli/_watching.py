@@ -13,7 +13,7 @@ from vtr.cli._common import err, progress
 
 
 class Watcher:
-    """Shows what `vtr.eval.work.run_jobs` tells; use it as a context manager.
+    """Shows what `vtr.eval.run.work.run_jobs` tells; use it as a context manager.
 
     Args:
         quiet: only problems.
@@ -34,22 +34,22 @@ class Watcher:
         self._stack.close()
 
     def problem(self, text: str) -> None:
-        """A line about something that is not trusted."""
+        """Prints a line about something that is not trusted."""
         err.print(f"[yellow]ignored:[/] {escape(text)}", soft_wrap=True)
 
     def planned(self, total: int, finished: int, failed: int) -> None:
-        """How much there is to do."""
+        """Begins a bar and says how much there is to do."""
         self._total = self._bars.add_task("all cells", total=total - finished - failed)
         if not self._quiet and finished + failed:
             err.print(f"{finished} of {total} cells are finished already" + (f", {failed} failed earlier" if failed else ""), style="dim")
 
     def started(self, job: Any) -> Callable[[int], None]:
-        """A bar for a cell."""
+        """Returns a bar for a cell."""
         bar = self._own[id(job)] = self._bars.add_task(escape(job.cell.label), total=None)
         return lambda count: self._bars.advance(bar, count)
 
     def ended(self, job: Any, failure: Any) -> None:
-        """The bar goes; a log gets a line."""
+        """Takes a cell's bar away; a log gets a line."""
         self._bars.remove_task(self._own.pop(id(job)))
         self._bars.advance(self._total)
         self._waiting = False
@@ -59,14 +59,14 @@ class Watcher:
             err.print(f"finished: {escape(job.cell.label)}", soft_wrap=True)
 
     def waiting(self, count: int) -> None:
-        """Said once, until a cell ends."""
+        """Says once that other processes run what is left, until a cell ends."""
         if not self._waiting and not self._quiet:
             err.print(f"{count} cells are being run by another process; waiting for it", style="dim")
         self._waiting = True
 
 
 def print_failures(failures: Sequence[tuple[Any, Any]], folder: Path, hint: str = "") -> None:
-    """How many cells failed and each reason once."""
+    """Prints how many cells failed, and each reason once."""
     err.print(f"[bold red]error:[/] {len(failures)} cells failed, details in {folder}/failed{hint}", soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for job, failure in failures:

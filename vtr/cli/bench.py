@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, parse_settings, progress, refuse_unused, reported, spinner
+from vtr.cli._common import Attention, Device, Dtype, Quiet, method_settings, out, parse_list, progress, refuse_unused, reported, spinner
 
 SAMPLES = 5
 USED = {
@@ -16,7 +16,6 @@ USED = {
         *("threads", "file", "device", "dtype", "attention", "quiet"),
     ),
     "--ops": ("ops", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
-    "--page": ("page", "records", "quiet"),
 }
 """Parameters that each of the things to do reads."""
 
@@ -48,10 +47,6 @@ def bench(
     longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write this page from the records of --records; without --model nothing is timed.")
-    ] = None,
-    records: Annotated[Path, typer.Option(help="Folder of records for --page.")] = Path("eval/speed"),
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -63,14 +58,12 @@ def bench(
     from vtr.bench.session import Asked
     from vtr.models.loading import check_attention, check_device
 
-    if model is None and not ops and page is None:
-        raise ValueError("bench: nothing to do; give --model, --ops or --page")
+    if model is None and not ops:
+        raise ValueError("bench: nothing to do; give --model or --ops")
     if ops and model is not None:
         raise ValueError(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
-    modes = {"--model": model is not None, "--ops": ops, "--page": page is not None}
-    used = {name for mode, chosen in modes.items() if chosen for name in USED[mode]}
-    way = "; methods are timed on a model, with --model" if ops else ""
-    refuse_unused(context, " with ".join(mode for mode, chosen in modes.items() if chosen), used, way)
+    mode, way = ("--ops", "; methods are timed on a model, with --model") if ops else ("--model", "")
+    refuse_unused(context, mode, USED[mode], way)
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"--json: no folder {str(file.parent)!r}; make it first")
     if threads:
@@ -84,7 +77,7 @@ def bench(
         repeats,
         floors,
         minutes,
-        _by_method(settings or []),
+        method_settings(settings or []),
         compiled,
     )
     for name in asked.settings:
@@ -96,13 +89,6 @@ def bench(
         _ops(place, dtype, repeats, longest, file, quiet)
     if model is not None:
         _model(model, asked, place, dtype, check_attention(attention), schedule, file, quiet)
-    if page is not None:
-        from vtr.bench.page import page as make_page
-        from vtr.bench.record import read_records
-
-        found = read_records(records)
-        _write(page, make_page(found))
-        out.print(f"{len(found)} records written to {page}", soft_wrap=True)
 
 
 def _model(name: str, asked: Any, device: str, dtype: str, attention: str, schedule: str | None, file: Path | None, quiet: bool) -> None:
@@ -153,7 +139,7 @@ def _trained(name: str, device: str, dtype: str, attention: str) -> tuple[Any, A
 def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dict[str, Any]]:
     """Batches of scenes of `shapes`, all with one question so that prompts have one length."""
     from vtr.data.shapes import split_samples
-    from vtr.eval.asking import encode, to_model
+    from vtr.eval.run.asking import encode, to_model
 
     samples = split_samples("validation", limit=-(-size * count // 5))
     images = [sample.image for sample in samples[: size * count]]
@@ -163,7 +149,7 @@ def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dic
 
 
 def _pool_size(asked: Any) -> int:
-    """Different batches of prompts: one per round, four at most."""
+    """Returns the different batches of prompts: one per round, four at most."""
     return min(asked.repeats + 1, 4)
 
 
@@ -227,18 +213,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _by_method(pairs: list[str]) -> dict[str, dict[str, Any]]:
-    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in parse_settings(pairs).items():
-        method, mark, key = name.partition(".")
-        if not mark:
-            raise ValueError(f"--set: must look like method.key=value, got {name!r}")
-        found.setdefault(method, {})[key] = value
-    return found
-
-
 def _write(path: Path, text: str) -> None:
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.results import write_atomic
 
     write_atomic(path, text)

@@ -33,8 +33,8 @@ def shortv(
     import yaml
 
     from vtr.calibrate.shortv import layer_order, measure
-    from vtr.eval.asking import encode, to_model
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.asking import encode, to_model
+    from vtr.eval.run.results import write_atomic
     from vtr.models.loading import load_model
 
     questions = _validation(samples)
@@ -87,7 +87,7 @@ def expedit(
 ) -> None:
     """Find the tau, and on request the depth and grid, that change an encoder's output least (arXiv 2210.01035)."""
     from vtr.calibrate.expedit import TIMES, search
-    from vtr.eval.results import write_atomic
+    from vtr.eval.run.results import write_atomic
     from vtr.models.encoders import is_encoder
     from vtr.models.recipes import with_settings
 
@@ -122,7 +122,7 @@ def expedit(
 
 
 def _show(found: Any) -> None:
-    """The candidates as a table, the best marked."""
+    """Prints the candidates as a table, the best marked."""
     from rich.table import Table
 
     table = Table("alpha", "grid", "tau", "error", "tokens", "ms", "", box=None, header_style="bold", pad_edge=False)
@@ -156,13 +156,13 @@ def _clusters(word: str) -> tuple[int, int] | float:
 
 
 def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
-    """The model, an encoder or one with an LLM, and one input per picture."""
+    """Returns the model, an encoder or one with an LLM, and one input per picture."""
     from vtr.models.encoders import is_encoder, load_encoder
 
     if is_encoder(model):
         encoder, prepare = load_encoder(model, device, dtype)
         return encoder, (prepare(picture) for picture in pictures)
-    from vtr.eval.asking import encode, to_model
+    from vtr.eval.run.asking import encode, to_model
     from vtr.models.loading import load_model
 
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
@@ -170,10 +170,10 @@ def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, att
 
 
 def _pictures(folder: Path, samples: int) -> list[Any]:
-    """The first pictures of a folder by name."""
+    """Returns the first pictures of a folder by name."""
     from PIL import Image
 
-    from vtr.eval.asking import open_image
+    from vtr.eval.run.asking import open_image
 
     if samples < 1:
         raise ValueError(f"--samples: must be at least 1, got {samples}")
@@ -185,7 +185,7 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
 
 
 def _validation(samples: int) -> list[Any]:
-    """That many validation scenes with their questions, the families in equal parts."""
+    """Returns that many validation scenes with their questions, the families in equal parts."""
     from vtr.data.shapes import FAMILIES, PER_FAMILY, split_samples
 
     most = PER_FAMILY * len(FAMILIES)

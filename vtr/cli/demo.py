@@ -24,7 +24,7 @@ def demo(
     """Ask about the shipped scenes with all visual tokens and with few; print a table and draw a contact sheet."""
     chosen = [create_method(name, keep=keep) for name in parse_list(methods, str, "--methods")]
     from vtr.eval.examples import answer_examples, demo_sheet, load_examples
-    from vtr.eval.results import prepare_folder
+    from vtr.eval.run.results import prepare_folder
 
     examples = load_examples()
     prepare_folder(picture.parent)

@@ -47,7 +47,7 @@ def doctor(
 
 
 def packages() -> list[dict[str, Any]]:
-    """One row per package: `package`, `installed` and `tested` release (None = not installed, not known), and a `verdict`."""
+    """Returns one row per package: `package`, `installed` and `tested` release (None = not installed, not known), and a `verdict`."""
     from vtr.versions import PACKAGES, compared, installed, tested_release
 
     rows: list[dict[str, Any]] = [{"package": "vtr", "installed": vtr.__version__, "tested": None, "verdict": ""}]
@@ -59,7 +59,7 @@ def packages() -> list[dict[str, Any]]:
 
 
 def devices() -> list[str]:
-    """Devices that torch finds, the CPU last."""
+    """Returns the devices that torch finds, the CPU last."""
     import torch
 
     found = [

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, out, parse_list, parse_settings, reported
+from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, method_settings, out, parse_list, reported
 from vtr.cli._watching import Watcher
 from vtr.registry import method_class
 from vtr.types import BUDGETS, VtrError
 from vtr.types.settings import default_settings
+
+if TYPE_CHECKING:
+    from vtr.eval.run.workers import Setup
 
 
 @reported
@@ -38,7 +41,8 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
-    from vtr.eval.cells import plan_cells
+    from vtr.eval.run.cells import plan_cells
+    from vtr.eval.run.workers import Setup
     from vtr.eval.tasks import get_task
 
     names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
@@ -55,44 +59,41 @@ def eval(
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
             raise ValueError(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
-    contents = run_cells(cells, model, folder, batch_size, device, dtype, attention, quiet, share_tower)
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
+    contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
 
 
 def _reads(name: str, option: str, own: Mapping[str, Any]) -> bool:
-    """Whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
-    from vtr.eval.cells import FULL
+    """Tells whether a method's cells depend on `keep`, `keep_ratio` or `seeds`; settings of its own win over them."""
+    from vtr.types.naming import FULL
 
     if name == FULL:
         return False
     if option == "seeds":
         return "seed" in default_settings(method_class(name)) and "seed" not in own
-    return method_class(name).default_budget is not None and not set(BUDGETS) & set(own)
+    return method_class(name).takes_budget and not set(BUDGETS) & set(own)
 
 
-def run_cells(
-    cells: Sequence[Any],
-    model: str,
-    folder: Path,
-    batch_size: int,
-    device: str | None,
-    dtype: str,
-    attention: str,
-    quiet: bool,
-    share_tower: bool,
-) -> list[dict[str, Any]]:
-    """Run what is not finished, with progress; returns the contents of all these cells in order."""
-    from vtr.eval import results
-    from vtr.eval.claims import check_locks
-    from vtr.eval.forecast import check_cells
-    from vtr.eval.work import run_jobs
-    from vtr.eval.workers import Job, LocalPool, Setup
+def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> list[dict[str, Any]]:
+    """Runs the cells that have no result yet, with progress, and returns the contents of all result files in order.
 
-    if batch_size < 1:
-        raise ValueError(f"--batch-size: must be at least 1, got {batch_size}")
+    Args:
+        cells: what to run.
+        setup: the model and how it is loaded.
+        folder: for result files.
+        quiet: without progress.
+    """
+    from vtr.eval.run import results
+    from vtr.eval.run.claims import check_locks
+    from vtr.eval.run.forecast import check_cells
+    from vtr.eval.run.work import run_jobs
+    from vtr.eval.run.workers import Job, LocalPool
+
+    if setup.batch_size < 1:
+        raise ValueError(f"--batch-size: must be at least 1, got {setup.batch_size}")
     check_locks("eval")
     results.prepare_folder(folder)
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
     pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet))
     pool.describe(setup)
     check_cells(setup, cells)
@@ -106,7 +107,7 @@ def run_cells(
 
 
 def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
-    """Budgets from the two options.
+    """Returns the budgets from the two options.
 
     Raises:
         ValueError: both given, or an impossible budget.
@@ -122,23 +123,8 @@ def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
     return []
 
 
-def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
-    """`["fastv.layer=3"]` -> `{"fastv": {"layer": 3}}`.
-
-    Raises:
-        ValueError: a name without a method in front.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in parse_settings(pairs).items():
-        method, dot, setting = name.partition(".")
-        if not dot or not setting or not method:
-            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
-        found.setdefault(method, {})[setting] = value
-    return found
-
-
 def print_rows(contents: Sequence[dict[str, Any]]) -> None:
-    """Tables of accuracies, one per task."""
+    """Prints tables of accuracies, one per task."""
     from rich.table import Table
 
     from vtr.eval.summary import make_rows

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import out, reported
+from vtr.markdown import markdown_table
 from vtr.registry import list_methods, method_class
 from vtr.types.naming import closest
 
@@ -32,7 +33,7 @@ def list_(
         out.print_json(json.dumps(rows))
         return
     if markdown:
-        out.print(markdown_table(rows), markup=False, soft_wrap=True)
+        out.print(methods_table(rows), markup=False, soft_wrap=True)
         return
     if not rows:
         out.print(f"no method acts at stage {stage}")
@@ -47,7 +48,7 @@ def list_(
 
 
 def facts(name: str) -> dict[str, Any]:
-    """What `vtr list` says about a method, as JSON."""
+    """Returns what `vtr list` says about a method, as JSON."""
     cls = method_class(name)
     card = cls.card
     marks = [mark for mark in ("ours", "experimental") if getattr(card, mark)]
@@ -62,20 +63,19 @@ def facts(name: str) -> dict[str, Any]:
         "cost": card.cost,
         "needs": [need for need in ("cls", "text", "anyres") if getattr(card, f"needs_{need}")],
         "exact": card.exact,
+        "adaptive": cls.takes_budget and cls.default_budget is None,
         "marks": marks,
     }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """The columns behind the name."""
+    """Returns the columns behind the name."""
     paper = ", ".join(part for part in (row["venue"] or row["paper"], f"arXiv {row['arxiv']}" if row["arxiv"] else "") if part)
     needs = ", ".join({"cls": "CLS", "anyres": "AnyRes"}.get(need, need) for need in row["needs"]) or "-"
-    exact = "yes" if row["exact"] else "not always"
+    exact = "no, at most" if not row["exact"] else "with keep; else the image decides" if row["adaptive"] else "yes"
     return [", ".join(row["stages"]), row["title"], paper, row["signals"], needs, exact, ", ".join(row["marks"]) or "-"]
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, names linked to their pages."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| [`{row['name']}`](docs/methods/{row['name']}.md) | " + " | ".join(_cells(row)) + " |" for row in rows]
-    return "\n".join(lines)
+def methods_table(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table of methods, names linked to their pages."""
+    return markdown_table(COLUMNS, [[f"[`{row['name']}`](docs/methods/{row['name']}.md)", *_cells(row)] for row in rows])

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import Quiet, err, out, progress, refuse_unused, reported
-from vtr.eval.marked import has_block, with_block
 
 
 @reported
@@ -33,8 +32,9 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Scores with 95 % intervals, cost, rankings and plots of what was measured; every method against random at its budget."""
-    from vtr.eval import results
     from vtr.eval.report import build, find_format, read_speed, render, write_figures
+    from vtr.eval.report.marked import has_block, with_block
+    from vtr.eval.run import results
 
     if not timings:
         refuse_unused(context, "--no-timings", ("folders", "form", "target", "plots", "timings", "quiet"))
@@ -66,7 +66,7 @@ def report(
 
 
 def _read(folders: list[Path], quiet: bool) -> tuple[list[Any], list[str]]:
-    """What `read_folders` finds, with progress."""
+    """Returns what `read_folders` finds, with progress."""
     from vtr.eval.report import read_folders
 
     for folder in folders:

@@ -33,15 +33,15 @@ def run(
 ) -> None:
     """Ask once with and once without a reduction; print answers, tokens and milliseconds, and draw what was retained."""
     chosen = make_method(method, keep, keep_ratio, seed, settings or [])
-    from vtr.eval.asking import MARK
-    from vtr.eval.results import prepare_folder
+    from vtr.eval.run.asking import MARK
+    from vtr.eval.run.results import prepare_folder
 
     if not question.replace(MARK, "").strip():
         raise ValueError(f"--question: must not be empty, got {question!r}; ask something about the image")
     images = [_open(path) for path in image]
     prepare_folder(folder)
     loaded, processor = load(model, device, dtype, attention, quiet)
-    from vtr.eval.compare import compare
+    from vtr.eval.run.compare import compare
 
     with spinner("prompt", quiet) as step:
         found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step)
@@ -60,8 +60,8 @@ def run(
 
 
 def _open(path: str) -> Any:
-    """An image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
-    from vtr.eval.asking import open_image
+    """Opens an image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
+    from vtr.eval.run.asking import open_image
 
     try:
         return open_image(path)
@@ -70,7 +70,7 @@ def _open(path: str) -> Any:
 
 
 def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int | None, pairs: list[str]) -> Method:
-    """A method from the options of a command.
+    """Returns a method from the options of a command.
 
     Raises:
         ValueError: unknown method or setting, a setting given twice, or impossible values.
@@ -85,7 +85,7 @@ def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int
 
 
 def scaled(number: float) -> str:
-    """`3.82 T`, `111 M`: three digits and a prefix."""
+    """Returns a number in words, `3.82 T`, `111 M`: three digits and a prefix."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {prefix}"

@@ -39,7 +39,7 @@ def sweep(
 
     Exit code 1: some cell has failed; the others were run.
     """
-    from vtr.eval.claims import check_locks
+    from vtr.eval.run.claims import check_locks
 
     if dry_run:
         refuse_unused(context, "--dry-run", ("file", "overrides", "folder", "dry_run", "quiet"))
@@ -49,9 +49,9 @@ def sweep(
         import pydantic  # noqa: F401
     except ImportError:
         raise VtrError("sweep: needs pydantic, which is not installed; pip install 'visual-token-reduction[eval]'") from None
-    from vtr.eval.results import prepare_folder
+    from vtr.eval.run.results import prepare_folder
+    from vtr.eval.run.work import run_jobs
     from vtr.eval.sweep.grid import load_sweep
-    from vtr.eval.work import run_jobs
 
     plan = load_sweep(file, overrides or [], here=not dry_run and ray in (None, "local"))
     folder = folder or plan.folder
@@ -75,21 +75,21 @@ def sweep(
 
 
 def _pool(workers: Any, ray: str | None, jobs: int | None) -> AbstractContextManager[Any]:
-    """In this process, unless Ray or several workers are asked for."""
+    """Returns workers in this process, or of Ray where that or several workers are wanted."""
     if ray is None and (jobs or 1) == 1:
-        from vtr.eval.workers import LocalPool
+        from vtr.eval.run.workers import LocalPool
 
         return nullcontext(LocalPool())
-    from vtr.eval.cluster import RayPool
+    from vtr.eval.run.cluster import RayPool
 
     return RayPool(ray or "local", jobs or 1, workers.cpus, workers.gpus, workers.threads)
 
 
 def print_plan(plan: Any, folder: Path) -> None:
-    """The cells with tokens and cost, and what is finished of them."""
+    """Prints the cells with tokens and cost, and what is finished of them."""
     from rich.table import Table
 
-    from vtr.eval.forecast import estimate
+    from vtr.eval.run.forecast import estimate
 
     found = estimate(plan.jobs, folder)
     table = Table("model", "cell", "task", "tokens left", "average", "GFLOPs", "samples", "TFLOPs", "", box=None, header_style="bold")
@@ -122,7 +122,7 @@ def print_plan(plan: Any, folder: Path) -> None:
 
 
 def to_go(found: Any) -> str:
-    """What the cells that are not finished cost, as far as it is known."""
+    """Returns what the cells that are not finished cost, as far as it is known."""
     of_all = len(found.lines) - found.finished
     if found.unknown and found.unknown == of_all:
         return "unknown TFLOPs to go: how many samples the tasks have is not known here"

@@ -50,5 +50,5 @@ ALPHABET = "".join(_ART)
 
 @cache
 def glyph(character: str) -> np.ndarray:
-    """Bitmap `(7, 5)` bool of one character of `ALPHABET`, True for ink."""
+    """Returns the bitmap `(7, 5)` bool of one character of `ALPHABET`, True for ink."""
     return np.array([[cell == "#" for cell in row] for row in _ART[character].split()])

@@ -36,7 +36,7 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def _levels(image: Image.Image) -> Image.Image:
-    """An image of one channel with more than 8 bits, as one of mode L."""
+    """Returns an image of one channel with more than 8 bits, as one of mode L."""
     values = np.asarray(image)
     if not values.size:
         return image.convert("L")
@@ -53,7 +53,7 @@ def _levels(image: Image.Image) -> Image.Image:
 
 
 def _limits(image: Image.Image, least: float, most: float) -> tuple[float, float]:
-    """The values that are shown black and white."""
+    """Returns the values that are shown black and white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # Pillow opens some 16-bit files as I
         return 0, _SIXTEEN_BITS
     scales, slack = ((1, 255, _SIXTEEN_BITS), _OVERSHOOT) if image.mode == "F" else ((255, _SIXTEEN_BITS), 0)

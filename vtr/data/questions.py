@@ -45,7 +45,7 @@ def existence(dice: Dice, scene: Scene) -> list[Question]:
 
 
 def attribute(dice: Dice, scene: Scene) -> list[Question]:
-    """Color (or shape) of the only item with a shape (or color) and a size."""
+    """Returns the color (or shape) of the only item with a shape (or color) and a size."""
     by_shape = Counter((item.size, item.shape) for item in scene.items)
     by_color = Counter((item.size, item.color) for item in scene.items)
     found = []
@@ -58,7 +58,7 @@ def attribute(dice: Dice, scene: Scene) -> list[Question]:
 
 
 def counting(dice: Dice, scene: Scene) -> list[Question]:
-    """How many items have a shape or a color, from 1 to 4."""
+    """Returns how many items have a shape or a color, from 1 to 4."""
     shapes = Counter(item.shape for item in scene.items)
     colors = Counter(item.color for item in scene.items)
     found = [Question("counting", f"how many {PLURALS[shape]} are there?", str(n)) for shape, n in sorted(shapes.items())]
@@ -72,7 +72,7 @@ def _unique(scene: Scene) -> list[Item]:
 
 
 def direction(a: tuple[int, int], b: tuple[int, int]) -> str | None:
-    """Where the point `a` is, seen from `b`; None where two answers could be defended (neither axis is twice the other)."""
+    """Returns where the point `a` is, seen from `b`; None where two answers could be defended (neither axis is twice the other)."""
     dx, dy = a[0] - b[0], a[1] - b[1]
     if abs(dx) >= 2 * abs(dy):
         return "left" if dx < 0 else "right"
@@ -82,7 +82,7 @@ def direction(a: tuple[int, int], b: tuple[int, int]) -> str | None:
 
 
 def spots(scene: Scene) -> dict[str, tuple[int, int]]:
-    """Middle of everything with a name of its own: items that are the only ones of their color and shape, and the sign."""
+    """Returns the middle of everything with a name of its own: items that are the only ones of their color and shape, and the sign."""
     named = {f"{item.color} {item.shape}": (item.x, item.y) for item in _unique(scene)}
     for sign in scene.signs:
         named["sign"] = (sign.left + sign.width // 2, sign.top + sign.height // 2)
@@ -90,7 +90,7 @@ def spots(scene: Scene) -> dict[str, tuple[int, int]]:
 
 
 def relation(dice: Dice, scene: Scene) -> list[Question]:
-    """Where an item is, seen from the sign or from another item, as many of either."""
+    """Asks where an item is, seen from the sign or from another item, as many of either."""
     named = spots(scene)
     found = [
         Question("relation", f"where is the {a} seen from the {b}?", direction(named[a], named[b]) or "")
@@ -104,12 +104,12 @@ def relation(dice: Dice, scene: Scene) -> list[Question]:
 
 
 def text(dice: Dice, scene: Scene) -> list[Question]:
-    """What the sign says; answers are in lower case."""
+    """Returns what the sign says; answers are in lower case."""
     return [Question("text", "what does the sign say?", sign.text.lower()) for sign in scene.signs]
 
 
 def locate(scene: Scene, left: int = 0, top: int = 0) -> list[Question]:
-    """In which ninth of a full picture an item is, the scene's corner being at (left, top); a training aid outside the benchmark."""
+    """Returns in which ninth of a full picture an item is, the scene's corner being at (left, top); a training aid outside the benchmark."""
     rows, cols = ("top", "middle", "bottom"), ("left", "center", "right")
     return [
         Question(
@@ -125,7 +125,7 @@ ASKERS = {"existence": existence, "attribute": attribute, "counting": counting, 
 
 
 def print_text(dice: Dice, free: bool) -> str:
-    """What a sign says: a number of two to four digits or a word; with `free`, half of the words are random letters."""
+    """Returns what a sign says: a number of two to four digits or a word; with `free`, half of the words are random letters."""
     if dice.below(2):
         return str(dice.between(10, 99) if dice.below(3) == 0 else dice.between(100, 9999))
     if free and dice.below(2):
@@ -134,7 +134,7 @@ def print_text(dice: Dice, free: bool) -> str:
 
 
 def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int = 0) -> Scene:
-    """A random scene with one shape or color that occurs one to four times.
+    """Returns a random scene with one shape or color that occurs one to four times.
 
     Args:
         dice: randomness.

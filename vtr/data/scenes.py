@@ -39,26 +39,26 @@ class Dice:
         self._words: list[int] = []
 
     def below(self, n: int) -> int:
-        """An integer in `[0, n)`."""
+        """Returns an integer in `[0, n)`."""
         if not self._words:
             self._words = self._bits.random_raw(64).tolist()
         return (self._words.pop() >> 11) % n
 
     def between(self, low: int, high: int) -> int:
-        """An integer in `[low, high]`."""
+        """Returns an integer in `[low, high]`."""
         return low + self.below(high - low + 1)
 
     def pick(self, options):
-        """One of a sequence."""
+        """Returns one of a sequence."""
         return options[self.below(len(options))]
 
     def shuffled(self, options) -> list:
-        """A permutation of a sequence."""
+        """Returns a permutation of a sequence."""
         rest = list(options)
         return [rest.pop(self.below(len(rest))) for _ in range(len(rest))]
 
     def bytes(self, count: int) -> np.ndarray:
-        """`(count,)` uint8."""
+        """Returns `(count,)` uint8."""
         return self._bits.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
 
 
@@ -94,7 +94,7 @@ class Sign:
         return PITCH * (len(self.text) + 1)
 
     def middle(self, n: int) -> tuple[int, int]:
-        """Middle of character `n`, (x, y)."""
+        """Returns the middle of character `n`, (x, y)."""
         return self.left + PITCH * (n + 1), self.top + self.height // 2
 
     @property
@@ -119,7 +119,7 @@ def _free(box: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]]
 
 
 def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: list[Sign], tries: int = 30) -> Scene | None:
-    """Place shapes and signs without overlap.
+    """Places shapes and signs without overlap.
 
     Args:
         dice: randomness.
@@ -159,7 +159,7 @@ def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: li
 
 
 def mask(shape: str, radius: int) -> np.ndarray:
-    """Ink of a shape `(2 * radius + 1, 2 * radius + 1)` bool."""
+    """Returns the ink of a shape `(2 * radius + 1, 2 * radius + 1)` bool."""
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     if shape == "circle":
         return x * x + y * y <= radius * radius
@@ -177,7 +177,7 @@ def mask(shape: str, radius: int) -> np.ndarray:
 
 
 def _background(dice: Dice, size: int) -> np.ndarray:
-    """Grey texture `(size, size, 3)` int16: soft clouds, stripes or checks, and fine grain."""
+    """Returns grey texture `(size, size, 3)` int16: soft clouds, stripes or checks, and fine grain."""
     cells = size // 32 + 1
     along = np.arange(size)
     weights = np.zeros((size, cells), dtype=np.float32)  # integers below 2^24 stay exact in float32, whatever the order of sums
@@ -200,7 +200,7 @@ def _background(dice: Dice, size: int) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """Draw a scene.
+    """Draws a scene.
 
     Returns:
         `(size, size, 3)` uint8 RGB.

@@ -12,7 +12,7 @@ MOST_TEST_SCENES = len(FAMILIES) * PER_FAMILY
 
 
 def segment(scene: Scene, zoom: int = 1) -> np.ndarray:
-    """The class of every pixel; objects do not overlap.
+    """Returns the class of every pixel; objects do not overlap.
 
     Args:
         scene: what was drawn.
@@ -36,14 +36,14 @@ def segment(scene: Scene, zoom: int = 1) -> np.ndarray:
 
 
 def confusion(target: np.ndarray, guess: np.ndarray) -> np.ndarray:
-    """How often each class was taken for each: `(classes, classes)` int64, rows are the truth."""
+    """Returns how often each class was taken for each: `(classes, classes)` int64, rows are the truth."""
     count = len(CLASSES)
     pairs = target.astype(np.int64).ravel() * count + guess.ravel()
     return np.bincount(pairs, minlength=count * count).reshape(count, count)
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class `(classes,)` from 0 to 1 for `confusion` counts; NaN for classes that never occur."""
+    """Returns the intersection over union of each class `(classes,)` from 0 to 1 for `confusion` counts; NaN for classes that never occur."""
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
     return np.where(union > 0, counts.diagonal() / np.maximum(union, 1), np.nan)
 
@@ -51,7 +51,7 @@ def iou(counts: np.ndarray) -> np.ndarray:
 def score(
     classify: Callable[[list[np.ndarray]], np.ndarray], pictures: Sequence[np.ndarray], targets: Sequence[np.ndarray], batch: int = 10
 ) -> np.ndarray:
-    """`confusion` of a model on each picture `(pictures, classes, classes)`.
+    """Returns `confusion` of a model on each picture `(pictures, classes, classes)`.
 
     Args:
         classify: pictures `(size, size, 3)` uint8 to classes `(B, h, w)`.
@@ -67,7 +67,7 @@ def score(
 
 
 def test_scenes(count: int = 200) -> Sequence[Scene]:
-    """Scenes of the test split of `shapes`, as many of each family; never drawn in training.
+    """Returns the scenes of the test split of `shapes`, as many of each family; never drawn in training.
 
     Args:
         count: a multiple of 5 up to 2500.

@@ -32,7 +32,7 @@ _ANSWERS = {  # asked for in turn, so that every answer is as frequent as its sh
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one scene; the image is drawn when it is asked for (about 5 ms)."""
+    """One question about one scene; the image is drawn when it is needed (about 5 ms)."""
 
     id: str
     family: str
@@ -47,7 +47,7 @@ class Sample:
 
 
 def _sample(split: str, family: str, index: int) -> Sample:
-    """Draw scenes until one allows a question with the answer whose turn it is."""
+    """Draws scenes until one allows a question with the answer whose turn it is."""
     dice = Dice(STREAMS[split], (FAMILIES.index(family) << 32) | index)
     turns = _ANSWERS[family]
     answer = turns[index % len(turns)]
@@ -65,7 +65,7 @@ def _family(split: str, family: str, count: int) -> tuple[Sample, ...]:
 
 
 def split_samples(split: str, family: str | None = None, limit: int | None = None) -> list[Sample]:
-    """Samples of one random stream, see `test_samples`.
+    """Returns the samples of one random stream, see `test_samples`.
 
     Raises:
         ValueError: unknown split or family, or a limit outside 1 to 500.
@@ -80,7 +80,7 @@ def split_samples(split: str, family: str | None = None, limit: int | None = Non
 
 
 def test_samples(family: str | None = None, limit: int | None = None) -> list[Sample]:
-    """The test split.
+    """Returns the test split.
 
     Args:
         family: one of `FAMILIES`; None for all, in that order.
@@ -102,7 +102,7 @@ def _chunks() -> Iterator[bytes]:
 
 
 def test_digest() -> str:
-    """sha256 over pixels, ids, questions and answers of the test split (takes about 15 s); must equal `TEST_SHA256`."""
+    """Returns the sha256 over pixels, ids, questions and answers of the test split (takes about 15 s); must equal `TEST_SHA256`."""
     digest = hashlib.sha256()
     for chunk in _chunks():
         digest.update(chunk)
@@ -113,7 +113,7 @@ test_digest.__test__ = False  # type: ignore[attr-defined]
 
 
 def is_correct(prediction: str, answer: str) -> bool:
-    """Exact match after lower case, stripped blanks and one trailing full stop."""
+    """Tells whether two answers are equal after lower case, stripped blanks and one trailing full stop."""
     return _normal(prediction) == _normal(answer)
 
 
@@ -122,6 +122,6 @@ def _normal(text: str) -> str:
 
 
 def constant_accuracy(family: str) -> float:
-    """Accuracy in percent (0 to 100) of the best constant answer to one family of the test split."""
+    """Returns the accuracy in percent (0 to 100) of the best constant answer to one family of the test split."""
     answers = Counter(sample.answer for sample in test_samples(family))
     return 100 * answers.most_common(1)[0][1] / answers.total()

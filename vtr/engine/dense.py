@@ -19,7 +19,7 @@ from vtr.dense_report import DenseReport
 from vtr.engine import checkpointing
 from vtr.engine.dense_run import DenseRun
 from vtr.engine.llm.entry import swap
-from vtr.engine.merge import instead_of
+from vtr.engine.merge import merge_hooks
 from vtr.hosts._dense import DenseHost, Grid
 from vtr.planning import make_plan
 from vtr.plans import Plan
@@ -79,7 +79,8 @@ class DenseHooks:
         plan, geometry = self.first_plan, self.host.geometry()
         for item in plan.at("tower", action="merge"):
             ends = [s.step.layer for s in plan.at("tower", action="restore") if s.method == item.method]
-            small = item.step.grid(geometry.patch_grid) if item.step.grid is not None and geometry.fixed_grid else None
+            known = geometry.patch_grid if geometry.fixed_grid else None
+            small = item.step.grid(known) if item.step.grid is not None and known is not None else None
             yield from self.host.swaps(item.name, item.step.layer, min(ends, default=len(self.host.blocks)), small)
 
     def clear(self) -> None:
@@ -175,7 +176,7 @@ class DenseHooks:
                 rest, kwargs = self.host.arguments(run, rest, kwargs)
                 point = self.host.merge_point
                 if run.masked and point is not None and point.mask and point.attention is None:
-                    bias = run.bias(hidden.dtype)
+                    bias = run.mask(hidden.dtype)
                     rest, kwargs = ((bias, *rest[1:]), kwargs) if rest else (rest, {**kwargs, point.mask: bias})
             if hidden is given and not run.short:
                 return None
@@ -184,18 +185,12 @@ class DenseHooks:
         return hook
 
     def _shorten(self, run: DenseRun, steps: Sequence[Any], hidden: Tensor) -> Tensor:
-        host = self.host
-        if run.short:
-            prefix, tokens = host.split_short(hidden, run.grid, run.small)
-        else:
-            prefix, tokens, row_grid = host.split(hidden, run.grid)
-            run.begin(tokens, row_grid)
-        before = tokens
+        tokens = before = self.host.units(hidden, run)
+        if not run.short:
+            run.begin(tokens, self.host.row_grid(run.grid))
         for item in steps:
-            tokens = run.shorten(item, tokens)
-        if tokens is before:
-            return hidden
-        return host.join(prefix, tokens, run.grid, run.small)
+            tokens = run.run_step(item, tokens)
+        return hidden if tokens is before else self.host.hidden(tokens, hidden, run)
 
     def _leave(self, i: int) -> Any:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
@@ -203,14 +198,10 @@ class DenseHooks:
             if run is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            if i in run.pending:
-                short = run.pending.pop(i)[1].shape[1]
-                hidden = hidden[:, :short]
             ends = len(run.plan.at("tower", i + 1, action="restore"))  # torch 2.11 cannot compile bool() of a list
             final = ends > 0 or i == len(self.host.blocks) - 1
-            if run.short and (final or i in run.taps):
-                prefix, tokens = self.host.split_short(hidden, run.grid, run.small)
-                full = self.host.join(prefix, run.lengthen(tokens), run.grid, None)
+            if run.short and (final or i in run.shown):
+                full = self.host.hidden(run.lengthen(self.host.units(hidden, run)), hidden, run, full=True)
                 if final:
                     run.short = False
                 else:
@@ -240,30 +231,17 @@ class DenseHooks:
                 output = output if point.project is None else point.project(block, output)
                 run.keys[i] = output if output.ndim == 4 else output.unflatten(-1, (point.heads, -1)).transpose(1, 2)
 
-        def before_norm(_module: nn.Module, args: tuple) -> tuple | None:
-            run = self.runs.get(self._me)
-            steps = run.plan.at("tower", i, at="mlp") if run is not None else []
-            if run is None or not steps:
-                return None
-            merged = self._shorten(run, steps, args[0])
+        def merge(run: DenseRun, hidden: Tensor) -> Tensor:
+            steps = run.plan.at("tower", i, at="mlp")
+            merged = self._shorten(run, steps, hidden) if steps else hidden
             run.keys.pop(i, None)
-            if merged is args[0]:
-                return None
-            run.pending[i] = (args[0], merged)
-            return (merged,)
-
-        def after_branch(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
-            run = self.runs.get(self._me)
-            if run is None or i not in run.pending:
-                return None
-            before, merged = run.pending[i]
-            return instead_of(before, merged + output)
+            return merged
 
         def weigh(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.runs.get(self._me)
             if run is None or not (run.short and run.masked):
                 return None
-            return args, {**kwargs, str(point.mask): run.bias(args[0].dtype).flatten(1)}
+            return args, {**kwargs, str(point.mask): run.mask(args[0].dtype).flatten(1)}
 
         weighing = [] if point.attention is None else [point.attention(block).register_forward_pre_hook(weigh, with_kwargs=True).remove]
         if not self.first_plan.at("tower", at="mlp"):
@@ -271,6 +249,5 @@ class DenseHooks:
         return [
             *weighing,
             point.keys(block).register_forward_hook(see_keys).remove,
-            point.norm(block).register_forward_pre_hook(before_norm).remove,
-            point.branch(block).register_forward_hook(after_branch).remove,
+            *merge_hooks(block, point.norm(block), point.branch(block), i, lambda: self.runs.get(self._me), merge),
         ]

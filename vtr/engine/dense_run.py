@@ -1,4 +1,4 @@
-"""One run of a dense ViT: which tokens are left, Views of them, and the way back to the full grid."""
+"""One run of a ViT without an LLM: its rows of tokens, and what stands around the steps that shorten them."""
 
 from __future__ import annotations
 
@@ -7,222 +7,137 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.images import to_device
-from vtr.engine.llm.call import Clock
-from vtr.engine.selections import check_counts, check_selection
-from vtr.hosts._dense import DenseHost, Grid
-from vtr.ops.gather import compaction, take
+from vtr.engine.images import Images
+from vtr.engine.restore import restored, spread
+from vtr.engine.selections import check_counts
+from vtr.engine.shrinking import Shrinking
+from vtr.engine.tokens import Groups, Spots, Tokens
+from vtr.engine.views import make_view
+from vtr.hosts._dense import DenseHost
+from vtr.hosts._layout import Grid, Layout
 from vtr.ops.hashing import checksum
 from vtr.plans import Plan, PlanStep, signal_layer
-from vtr.types import Selection, Signal, View, VtrError
+from vtr.types import Selection, View, VtrError
 
 
-class DenseRun:
+class DenseRun(Shrinking):
     """State of one run. A row is what is clustered on its own: an image, or an attention window of one.
 
     Attributes:
-        grid: token grid of the images; row_grid: of a row; small: of a short row, None where the tokens left form no grid.
+        grid: token grid of the images; small: of a short row, None where the tokens left form no grid.
         images, rows: how many; n: full tokens of a row.
-        patch: `(G, K)` int64, original token that stands at each place; owner: `(G, n)` int64, place that holds each original token, -1 none.
-        counts: tokens left of each row; real: `(G, K)` bool where rows differ, else None; checks: what steps with a budget kept, for the report.
-        sizes: `(G, K)` float32 original tokens that a token stands for; sized: they weigh in the attention.
-        taps: blocks whose outputs must be full length.
-        inside: the short hidden states behind a tapped block and the full ones shown outside; prefix: prefix tokens beside the rows.
+        counts: tokens left of each row.
+        keys: layer -> keys of a merging block, `(B, heads, prefix + S, d)`.
+        shown: blocks whose outputs are read, so that they must be full length.
+        inside: the short hidden states behind such a block and the full ones shown outside.
         lengths: tokens of an image at the input of each block.
         trained: the block that runs may be asked for gradients.
+        short: tokens are merged now, and not given back yet.
     """
 
-    def __init__(self, host: DenseHost, plan: Plan, grid: Grid, pixels: Tensor, taps: frozenset[int]) -> None:
-        self.host, self.plan, self.grid, self.taps = host, plan, grid, taps
+    def __init__(self, host: DenseHost, plan: Plan, grid: Grid, pixels: Tensor, shown: frozenset[int]) -> None:
+        super().__init__(plan)
+        self.host, self.grid, self.shown = host, grid, shown
         self.images, self.pixels = len(pixels), pixels
         self.rows, self.n = 0, grid[0] * grid[1]
-        self.row_grid: Grid = grid
         self.small: Grid | None = None
-        self.short = False
-        self.sized = False
-        self.trained = False
-        self.patch: Tensor
-        self.owner: Tensor
-        self.sizes: Tensor
+        self.short = self.trained = False
         self.counts: list[int] = []
-        self.real: Tensor | None = None
-        self.checks: list[tuple[PlanStep, Tensor, list[int]]] = []
         self.keys: dict[int, Tensor] = {}
-        self.pending: dict[int, tuple[Tensor, Tensor]] = {}
         self.inside: tuple[Tensor, Tensor] | None = None
-        self.memory: dict[int, dict[str, Any]] = {}
-        self.per_token: dict[tuple[int, str], Tensor] = {}
         self.notes: dict[Any, Any] = {}
         self.lengths: list[int] = []
-        self.clock = Clock()
-        self.checksum: Tensor | None = None
 
     def begin(self, tokens: Tensor, row_grid: Grid) -> None:
-        """Makes the tables when the first rows `(G, n, D)` are seen."""
+        """Makes the tables when the first rows `(R, n, D)` are seen."""
         self.rows, self.n = tokens.shape[:2]
-        self.row_grid = row_grid
         self.counts = [self.n] * self.rows
-        self.patch = torch.arange(self.n, device=tokens.device).expand(self.rows, -1)
-        self.owner = self.patch
-        self.sizes = torch.ones(self.rows, self.n, device=tokens.device)
-        if any(hasattr(method, "seed") for method in self.plan.methods):
-            self.checksum = checksum(self.pixels).repeat_interleave(self.rows // self.images)
-        del self.pixels
-
-    def view(self, item: PlanStep, tokens: Tensor, keeps: list[int]) -> View:
-        """The View of rows `(G, K, D)` that are to keep so many tokens each."""
-        device, rows = tokens.device, self.rows
-        window = torch.arange(rows, device=device) % (rows // self.images)
-        cells = torch.stack([window[:, None].expand_as(self.patch), self.patch // self.row_grid[1], self.patch % self.row_grid[1]], -1)
-        prefix = self.host.prefix_tokens
-        signals: dict[Signal, Any] = {s: self.keys[signal_layer(s, item.step)][:, :, prefix:].transpose(1, 2) for s in item.step.needs}
-        return View(
-            tokens=tokens,
-            real=torch.ones(tokens.shape[:2], dtype=torch.bool, device=device) if self.real is None else self.real,
-            keep=torch.full((rows,), keeps[0], device=device) if len(set(keeps)) == 1 else to_device(keeps, device),
-            counts=list(self.counts),
-            keeps=keeps,
-            most=max(keeps),
-            row=torch.arange(rows, device=device) // (rows // self.images),
-            cells=cells,
-            patch=self.patch,
-            patch_grid=self.row_grid,
-            crop_grids=[(0, 0)] * rows,
-            image_sizes=[(0, 0)] * rows,
-            sizes=self.sizes,
-            checksum=self.checksum if self.checksum is not None else torch.zeros(rows, dtype=torch.int64, device=device),
-            layer=item.step.layer,
-            signals=signals,
-            memory=self.memory.setdefault(item.method, {}),
-            per_token={name: value for (method, name), value in self.per_token.items() if method == item.method},
+        device, count, windows = tokens.device, self.rows * self.n, self.rows // self.images
+        ids, numbers = torch.arange(count, device=device), list(range(self.images))
+        images = Images(
+            [Layout((row_grid,) * windows, ids[: windows * self.n], ids[: windows * self.n])] * self.images,
+            numbers,
+            [0] * self.images,
+            numbers,
+            windows * self.n,
+            torch.ones(count, dtype=torch.bool, device=device),
+            torch.ones(count, device=device),
+            assign=ids,
+            whole=True,
+            grid=row_grid,
         )
+        if any(hasattr(method, "seed") for method in self.plan.methods):
+            images.checksum = checksum(self.pixels)
+        del self.pixels
+        gid_of = ids.view(self.rows, self.n)
+        columns = torch.arange(self.n, device=device).expand_as(gid_of)
+        owner = [row // windows for row in range(self.rows)]
+        self.groups = Groups(owner, [row * self.n for row in range(self.rows)], [self.n] * self.rows, rows=True)
+        self.tokens = Tokens(columns, torch.ones_like(gid_of, dtype=torch.bool), gid_of, images, full=True)
 
-    def shorten(self, item: PlanStep, tokens: Tensor) -> Tensor:
-        """Runs a merging step on rows `(G, K, D)`; returns them shorter, or themselves when there is nothing to do.
+    # ---- what stands around a step
+    def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
+        return [self.n] * self.rows, list(self.counts)
 
-        Raises:
-            ValueError: the answer does not fit the View.
-            VtrError: it does not fit the budget, or this host cannot go on with what the step left.
-        """
-        keeps = self.plan.targets(item, [self.n] * self.rows, self.counts)
-        if self.plan.counted(item) and keeps == self.counts:
-            return tokens
-        started = self.clock.start(tokens.device) if not torch.compiler.is_compiling() else None
-        view = self.view(item, tokens, keeps)
-        assert item.step.select is not None
-        selection = item.step.select(view)
-        if started is not None:
-            self.clock.stop(started, tokens.device)
-            check_selection(item.name, selection, view)  # looks at values, which a compiled run does not have
-        return self._settle(item, view, selection, tokens)
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+        spots = self.tokens.locate(self.groups, max(self.counts))
+        view = make_view(hidden, spots, self.tokens.images, self.groups, list(self.counts), target, item.method, item.step.layer)
+        for signal in item.step.needs:
+            keys = self.keys[signal_layer(signal, item.step)][:, :, self.host.prefix_tokens :].transpose(1, 2)
+            view.signals = {**view.signals, signal: keys if spots.whole else keys.flatten(0, 1)[spots.flat]}
+        return view, spots
 
-    def _settle(self, item: PlanStep, view: View, selection: Selection, tokens: Tensor) -> Tensor:
-        index, merged, real = self._chosen(item, view, selection, tokens)
-        place = torch.arange(index.shape[1], device=index.device).expand_as(index)
-        count = view.real.shape[1]
-        target = index if real is None else torch.where(real, index, count)
-        moved = torch.full((self.rows, count + 1), -1, device=index.device).scatter(1, target, place)[:, :-1]  # (G, N): new place, -1 none
-        if selection.assign is not None:
-            into = torch.where(view.real, selection.assign, -1)
-            moved = torch.where(into >= 0, moved.gather(1, into.clamp_min(0)), -1)
-            total = self.sizes.new_zeros(self.rows, count + 1).scatter_add(1, torch.where(into >= 0, into, count), self.sizes)
-            self.sizes = total.gather(1, index)
+    def answered(self, selection: Selection) -> Selection:
+        """Tokens that form a grid stay in its order."""
+        if selection.grid is None:
+            return selection
+        return Selection(None, selection.index, selection.real, selection.tokens, selection.assign, "given", selection.grid)
+
+    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
+        if not self.tokens.full:
+            keep = keep & self.tokens.valid
+        if self.plan.counted(item) and selection.grid is None:
+            self.counts = list(view.keeps)
+        elif selection.index is not None and selection.real is None:
+            self.counts = [selection.index.shape[1]] * self.rows
         else:
-            self.sizes = self.sizes.gather(1, index)
-        self.owner = torch.where(self.owner >= 0, moved.gather(1, self.owner.clamp_min(0)), -1)
-        self.patch = self.patch.gather(1, index)
-        for name, value in view.per_token.items():
-            self.per_token[item.method, name] = take(value, index)
-        self.real = real
-        self.small = selection.grid if real is None else None
-        self.sized = self.sized or item.step.proportional
-        self.short = True
-        self._check_pruned(item)
-        return merged.to(tokens.dtype)
-
-    def _chosen(self, item: PlanStep, view: View, selection: Selection, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What stays: `index (G, K)` into the View, values `(G, K, D)`, and `real (G, K)` where rows keep different numbers, filled on the left.
-
-        Tokens stay in position order, or as given where `order` says so or they form a grid.
-        """
-        asked = view.keeps if self.plan.counted(item) else None
-        if selection.index is None:
-            assert selection.keep is not None
-            keep = selection.keep & view.real
-            index, real = compaction(keep, None if asked is None else max(asked))
-            counts = real.sum(1).tolist() if asked is None else asked
-            if asked is not None:
-                self._check_counts(item, keep.sum(1), asked)
-            merged = take(tokens if selection.tokens is None else selection.tokens, index)
-        else:
-            index, filled = selection.index, selection.real
-            places = torch.arange(index.shape[1], device=index.device).expand_as(index)
-            as_given = selection.order == "given" or selection.grid is not None
-            if filled is not None or not as_given:
-                key = places if as_given else index
-                order = (key if filled is None else key.masked_fill(~filled, -1)).argsort(dim=1, stable=True)
-                index, places = index.gather(1, order), order
-            real = torch.ones_like(index, dtype=torch.bool) if filled is None else filled.gather(1, places)
-            counts = [index.shape[1]] * self.rows if filled is None else real.sum(1).tolist()
-            if asked is not None and selection.grid is None:
-                self._check_counts(item, torch.tensor(counts), asked)
-            merged = take(tokens, index) if selection.tokens is None else take(selection.tokens, places)
-            most = max(counts)
-            index, real, merged = (t[:, t.shape[1] - most :] for t in (index, real, merged))
-        self.counts = list(counts)
-        if len(set(counts)) == 1:
-            return index, merged, None
-        if self.host.merge_point is None or self.host.merge_point.mask is None:
+            self.counts = keep.sum(1).tolist()
+        most, least = max(self.counts), min(self.counts)
+        if most > least and (self.host.merge_point is None or self.host.merge_point.mask is None):
             raise VtrError(
-                f"{item.name}: leaves {min(counts)} to {max(counts)} tokens of an image, and the blocks of {self.host.name!r} take no mask that "
+                f"{item.name}: leaves {least} to {most} tokens of an image, and the blocks of {self.host.name!r} take no mask that "
                 "could hide the difference; leave equally many"
             )
-        return index, merged, real
+        return keep, most
 
-    def _check_counts(self, item: PlanStep, kept: Tensor, asked: list[int]) -> None:
-        """Notes how many tokens rows really keep; looks at once where that costs no sync, else `DenseReport` does."""
-        if torch.compiler.is_compiling():
-            return
-        if kept.device.type == "cpu":
-            check_counts([(item, kept, asked)])
-        else:
-            self.checks.append((item, kept, asked))
-
-    def _check_pruned(self, item: PlanStep) -> None:
+    def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
+        self.tokens.full, self.short = len(set(self.counts)) == 1, True
+        self.small = selection.grid if self.tokens.full else None
         restores = any(s.step.action == "restore" and s.step.select is not None for s in self.plan.steps)
-        if restores or torch.compiler.is_compiling() or self.owner.device.type != "cpu":
-            return  # elsewhere looking would cost a sync: such tokens come back as NaN
-        if bool((self.owner < 0).any()):
+        assign = self.tokens.images.assign
+        if torch.compiler.is_compiling() or index.device.type != "cpu":  # elsewhere looking would cost a sync
+            return  # the report compares the counts; tokens without a pivot come back as NaN
+        self._check_now()
+        if not restores and assign is not None and bool((assign < 0).any()):
             raise VtrError(
-                f"{item.name}: prunes tokens without trace, but {self.host.name!r} needs its full token grid at the end; name a pivot for each "
-                "in Selection.assign, or give a restoring step a select"
+                f"{item.name}: prunes tokens without trace, but {self.host.name!r} needs its full token grid at the end; name a pivot for "
+                "each in Selection.assign, or give a restoring step a select"
             )
 
-    @property
-    def masked(self) -> bool:
-        """Whether attention needs `bias`."""
-        return self.sized or self.real is not None
+    def _check_now(self) -> None:
+        check_counts(self.checks)
+        self.checks = []
 
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        """Additive mask of every key `(B, 1, 1, prefix + K)`: `log(size)` for proportional attention, the least number for filler."""
-        bias = self.sizes.log().to(dtype) if self.sized else self.sizes.new_zeros(self.sizes.shape, dtype=dtype)
-        if self.real is not None:
-            bias = bias.masked_fill(~self.real, torch.finfo(dtype).min)
-        return torch.nn.functional.pad(bias, (self.host.prefix_tokens, 0))[:, None, None]
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Returns the additive mask of every key `(B, 1, 1, prefix + K)`."""
+        return self.bias(self.host.prefix_tokens, dtype)[:, None, None]
 
     def lengthen(self, tokens: Tensor) -> Tensor:
-        """Full rows `(G, n, D)` of short ones `(G, K, D)`: by the restoring step of the plan, else every token gets its pivot's value."""
+        """Returns full rows `(R, n, D)` of short ones `(R, K, D)`, by the restoring step of the plan if it has a `select`."""
         item = next((s for s in self.plan.steps if s.step.action == "restore"), None)
         if item is None or item.step.select is None:
-            known = torch.nn.functional.pad(tokens, (0, 0, 0, 1), value=torch.nan)  # the last row is for tokens without a pivot
-            return take(known, torch.where(self.owner >= 0, self.owner, tokens.shape[1]))
-        started = self.clock.start(tokens.device) if not torch.compiler.is_compiling() else None
-        full = item.step.select(self.view(item, tokens, [self.n] * self.rows))
-        if started is not None:
-            self.clock.stop(started, tokens.device)
-        if not isinstance(full, Tensor) or full.shape[:2] != (self.rows, self.n):
-            got = tuple(full.shape) if isinstance(full, Tensor) else type(full).__name__
-            raise VtrError(
-                f"{item.name}: a restoring step must return ({self.rows}, {self.n}, D), got {got}; return all tokens of the grid"
-            )
-        return full.to(tokens.dtype)
+            return spread(self, tokens)
+        images, spots = self.tokens.images, self.tokens.in_place()
+        full = [self.n] * self.rows
+        view = make_view(tokens, spots, images, self.groups, list(self.counts), full, item.method, item.step.layer)
+        return restored(self, item, view)

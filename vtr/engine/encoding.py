@@ -1,74 +1,84 @@
-"""One run of the tower: its rows of patches, and the steps that shorten them."""
+"""One run of the vision tower of a multimodal LLM: its rows of patches, and what stands around the steps that shorten them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtr.engine.images import Images, to_device
-from vtr.engine.llm.call import Clock
-from vtr.engine.selections import check_selection, chosen_mask, limited, settle
-from vtr.engine.signals import Tap, scaling_of, tower_signal
-from vtr.engine.tokens import Located, Sequence, locate
-from vtr.engine.views import make_view, remember
-from vtr.hosts._host import Host, ImageLayout
-from vtr.ops.gather import take
+from vtr.engine.shrinking import Shrinking
+from vtr.engine.signals import scaling_of, tower_signal
+from vtr.engine.tokens import Groups, Spots, Tokens
+from vtr.engine.views import by_image, by_view, make_view, quotas
+from vtr.hosts._host import Host
+from vtr.hosts._layout import Grid, Layout
 from vtr.ops.hashing import checksum
-from vtr.ops.topk import quota
 from vtr.plans import Plan, PlanStep, signal_layer
-from vtr.types import Selection, View
+from vtr.types import Selection, View, VtrError
 
 
-class Encoding:
+class Encoding(Shrinking):
     """State of one run of the tower. A row is one view; its columns are patches, prefix tokens excluded.
 
     Attributes:
         image, view: of every row, on the host.
         alive: tokens of every row that will reach the LLM; there: tokens of every row in the tower.
-        keys: `(V, S)` bool of real tokens, None while every row is full.
-        sized: merged tokens weigh by their size; short: something was removed.
+        begun: the tower has seen its pixel values.
+        short: something was removed.
+        grids, pixels: of the rows, while the input stage makes images smaller.
     """
 
-    def __init__(self, layouts: list[ImageLayout], area: int) -> None:
-        self.layouts, self.area = layouts, area
-        self.image = [i for i, layout in enumerate(layouts) for _ in range(layout.views)]
-        self.view = [v for layout in layouts for v in range(layout.views)]
-        self.alive = [n for layout in layouts for n in layout.view_tokens()]
-        self.there = [area] * len(self.image)
-        self.images: Images
-        self.sequence: Sequence | None = None
-        self.keys: Tensor | None = None
-        self.sized = False
-        self.short = False
-        self.grids: list[tuple[int, int]] | None = None
+    def __init__(self, host: Host, plan: Plan, layouts: list[Layout]) -> None:
+        super().__init__(plan)
+        self.host, self.layouts, self.area = host, layouts, host.tower.area
+        self.image = [image for image, layout in enumerate(layouts) for _ in layout.grids]
+        self.view = [view for layout in layouts for view in range(layout.views)]
+        self.begun = self.short = False
+        self.grids: list[Grid] | None = None
         self.pixels: Tensor | None = None
-        self.taps: dict[int, Tap] = {}
-        self.pending: dict[int, tuple[Tensor, Tensor]] = {}
-        self.clock = Clock()
-        self.checks: list[tuple[Any, Tensor, list[int]]] = []
+        self._fill()
+
+    def _fill(self) -> None:
+        """Makes every row a full one, on the host."""
+        self.alive = [count for layout in self.layouts for count in layout.view_tokens]
+        self.there = [self.area] * len(self.image)
+        self.short = False
 
     def start(self, pixels: Tensor) -> None:
         """Makes the tables once the pixel values `(V, 3, H, W)` are seen."""
         device = pixels.device
-        self.images = Images.of(self.layouts, device)
-        base = to_device([i * self.images.slots + v * self.area for i, v in zip(self.image, self.view, strict=True)], device)
-        columns = torch.arange(self.area, device=device).expand(len(self.image), -1)
-        self.sequence = Sequence(columns, torch.ones_like(columns, dtype=torch.bool), base[:, None] + columns)
-        sums = checksum(pixels) * to_device([2 * v + 1 for v in self.view], device)
+        images = Images.of(self.layouts, device)
+        sums = checksum(pixels) * to_device([2 * view + 1 for view in self.view], device)
         total = torch.zeros(len(self.layouts), dtype=torch.int64, device=device)
-        self.images.checksum = total.scatter_add_(0, to_device(self.image, device), sums)
+        images.checksum = total.scatter_add_(0, to_device(self.image, device), sums)
+        start = by_view(self.layouts, images.slots).start
+        columns = torch.arange(self.area, device=device).expand(len(self.image), -1)
+        gid_of = to_device(start, device)[:, None] + columns
+        self.tokens = Tokens(columns, torch.ones_like(columns, dtype=torch.bool), gid_of, images, full=True)
+        self.begun = True
 
-    def by_image(self, per_row: list[int]) -> list[int]:
-        """Sums of a per-row list over the views of each image."""
+    def refill(self) -> None:
+        """Makes every row a full one again, after a restoring step."""
+        images = self.tokens.images
+        images.assign, images.sizes = None, torch.ones_like(images.sizes)
+        columns = torch.arange(self.area, device=images.sizes.device).expand(len(self.image), -1)
+        self.tokens = Tokens(columns, torch.ones_like(columns, dtype=torch.bool), self.tokens.gid_of, images, full=True)
+        self._fill()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Real tokens of every row `(V, S)` bool, None while every row is full."""
+        return None if self.tokens.full else self.tokens.valid
+
+    def per_image(self, per_row: list[int]) -> list[int]:
+        """Returns sums of a per-row list over the views of each image."""
         sums = [0] * len(self.layouts)
         for image, value in zip(self.image, per_row, strict=True):
             sums[image] += value
         return sums
 
     def rows(self) -> Tensor:
-        """Tower row of each (image, view), on the CPU; the row of view 0 where an image has fewer views."""
+        """Returns the tower row of each (image, view), on the CPU; the row of view 0 where an image has fewer views."""
         most = max(layout.views for layout in self.layouts)
         starts = [self.image.index(i) for i in range(len(self.layouts))]
         return torch.tensor(
@@ -76,134 +86,83 @@ class Encoding:
         )
 
     def kept(self) -> Tensor | None:
-        """Which global ids are still there, or None when all are."""
-        if not self.short or self.sequence is None:
+        """Returns which global ids are still there, or None when all are."""
+        if not self.short:
             return None
-        gid, total = self.sequence.gid(), len(self.images.alive)
+        gid, total = self.tokens.gid(), len(self.tokens.images.alive)
         kept = torch.zeros(total + 1, dtype=torch.bool, device=gid.device)
         kept[torch.where(gid >= 0, gid, total).flatten()] = True
-        return kept[:-1] & self.images.alive
+        return kept[:-1] & self.tokens.images.alive
 
-    def bias(self, prefix: int, dtype: torch.dtype) -> Tensor:
-        """Additive bias `(V, prefix + S)` on the keys: log of the sizes of merged tokens, and the least number for filler."""
-        assert self.sequence is not None
-        gid = self.sequence.gid()
-        bias = torch.zeros(gid.shape, dtype=dtype, device=gid.device)
-        if self.sized:
-            sizes = self.images.sizes[gid.clamp_min(0)].clamp_min(1)
-            bias = bias + sizes.to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
-        bias = bias.masked_fill(gid < 0, torch.finfo(dtype).min)
-        return torch.nn.functional.pad(bias, (prefix, 0))
+    # ---- what stands around a step
+    def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
+        return [layout.tokens for layout in self.layouts], self.per_image(self.alive)
+
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+        if item.method in self.plan.restoring and self.short:
+            rows, cols = self.host.tower.patch_grid
+            raise VtrError(
+                f"{item.name}: needs the whole token grid of {rows} x {cols}, got {hidden.shape[1]} tokens; it must come before methods that "
+                "remove tokens in the tower"
+            )
+        slots = self.tokens.images.slots
+        if item.step.per == "view":
+            groups, counts, keep = by_view(self.layouts, slots, rows=True), self.alive, quotas(target, self.image, self.alive)
+            spots = self.tokens.locate(groups, max(self.there))
+        else:
+            groups, counts, keep = by_image(self.layouts, slots), self.per_image(self.alive), target
+            groups.rows = len(groups.owner) == len(self.image)
+            spots = self.tokens.locate(groups, max(self.per_image(self.there)))
+        return self._view(item, hidden, groups, spots, counts, keep), spots
+
+    def look_in_place(self, item: PlanStep, tokens: Tensor) -> View:
+        """Returns the View of a restoring step: the rows `(V, K, D)` as they are."""
+        groups = by_view(self.layouts, self.tokens.images.slots, rows=True)
+        return self._view(item, tokens, groups, self.tokens.in_place(), self.there, [self.area] * len(self.image))
+
+    def _view(self, item: PlanStep, hidden: Tensor, groups: Groups, spots: Spots, counts: list[int], keep: list[int]) -> View:
+        images, needs = self.tokens.images, item.step.needs
+        view = make_view(hidden, spots, images, groups, list(counts), keep, item.method, item.step.layer)
+        if needs:
+            by_row = item.step.per == "view"
+            rows = torch.arange(len(groups.owner))[:, None] if by_row else self.rows()
+            rows, total, prefix = rows.to(hidden.device), len(images.alive), self.host.tower.prefix_tokens
+            taps = {signal: self.taps[signal_layer(signal, item.step)] for signal in needs}
+            view.scaling = {s: factor for need in needs for s, factor in scaling_of(need, taps[need]).items()}
+            view.signals = {s: tower_signal(s, taps[s], spots.gid, prefix, total, rows) for s in needs}
+        return view
+
+    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
+        if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
+            assert selection.index is not None
+            self.there = [selection.index.shape[1]] * len(self.image)
+            return keep, max(self.there)
+        images, known = self.tokens.images, self.plan.counted(item) and selection.grid is None
+        rows = [False] * len(self.image)
+        if known:  # a group that keeps all its tokens keeps its padding patches too: it runs as in the full model
+            untouched = [k == n for k, n in zip(view.keeps, view.counts, strict=True)]
+            rows = untouched if item.step.per == "view" else [untouched[image] for image in self.image]
+        gid = self.tokens.gid()
+        alive = (gid >= 0) & images.alive[gid.clamp_min(0)]
+        stays = keep & (alive | (gid >= 0) & to_device(rows, gid.device, torch.bool)[:, None]) if any(rows) else keep & alive
+        if known and len(view.keeps) == len(self.image):
+            self.alive = list(view.keeps)
+        else:
+            self.alive = (stays & alive).sum(1).tolist()  # the one sync of this removal
+        self.there = [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
+        return stays, max(self.there)
+
+    def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
+        self.tokens.full, self.short = len(set(self.there)) == 1, True
 
 
-def run_tower_step(host: Host, plan: Plan, run: Encoding, item: PlanStep, hidden: Tensor, prefix: int) -> Tensor:
-    """Runs one step on `hidden (V, prefix + S, D)`; returns it shorter, or itself when nothing is removed."""
-    assert run.sequence is not None
-    patches = hidden[:, prefix:]
-    started = run.clock.start(hidden.device)
-    made = _view(host, plan, run, item, patches)
-    if made is None:
-        return hidden
-    view, located, keep = made
-    assert item.step.select is not None
-    selection = item.step.select(view)
-    remember(view, located, run.images, item.method)
-    run.clock.stop(started, hidden.device)
-    if item.step.action == "observe":
-        return hidden
-    check_selection(item.name, selection, view)
-    counted = plan.counted(item)
-    chosen = chosen_mask(selection, view)
-    if counted:
-        chosen = limited(chosen & view.real, view.keep, item, keep, run.checks)
-    return _shorten(run, item, hidden, prefix, view, located, keep if counted else None, selection, chosen)
-
-
-def input_view(run: Encoding, item: PlanStep, plan: Plan, pixels: Tensor) -> View | None:
-    """The View of a step at the pixel values: cells without tokens; None when it has nothing to do."""
-    assert run.sequence is not None
-    now = run.by_image(run.alive)
-    target = plan.targets(item, [layout.tokens for layout in run.layouts], now)
+def input_view(run: Encoding, item: PlanStep, pixels: Tensor) -> View | None:
+    """Returns the View of a step at the pixel values: cells without tokens; None when it has nothing to do."""
+    original, now = run.counts_now(item)
+    target, slots = run.plan.targets(item, original, now), run.tokens.images.slots
     if target == now:
         return None
-    located = locate(run.sequence, len(run.layouts), run.images.slots, run.images.slots)
-    empty = pixels.new_zeros(len(run.image), run.area, 0)
-    return make_view(empty, located, run.images, list(range(len(run.layouts))), now, target, item.method, 0)
-
-
-def _view(host: Host, plan: Plan, run: Encoding, item: PlanStep, patches: Tensor) -> tuple[View, Located, list[int]] | None:
-    """The View of a step and the tokens each of its rows is to keep; None when every image keeps all it has."""
-    images, sequence, step = run.images, run.sequence, item.step
-    assert sequence is not None
-    now = run.by_image(run.alive)
-    target = plan.targets(item, [layout.tokens for layout in run.layouts], now)
-    if item.removes and plan.counted(item) and target == now:
-        return None
-    if step.per == "view":
-        owner, counts = run.image, run.alive
-        weights = torch.zeros(len(run.layouts), max(run.view) + 1, dtype=torch.int64)
-        weights[run.image, run.view] = torch.tensor(run.alive)
-        keep = quota(weights.double(), weights, torch.tensor(target))[run.image, run.view].tolist()
-        located = locate(_row_groups(sequence, run.area), len(owner), run.area, max(run.there))
-        located.gid = torch.where(located.present, sequence.gid().flatten()[located.flat], 0)
-        rows = torch.arange(len(owner), device=patches.device)[:, None]
-    else:
-        owner, counts, keep = list(range(len(run.layouts))), now, target
-        located = locate(sequence, len(owner), images.slots, max(run.by_image(run.there)))
-        rows = run.rows().to(patches.device)
-    view = make_view(patches, located, images, owner, list(counts), keep, item.method, step.layer)
-    total = len(images.alive)
-    view.scaling = {s: f for need in step.needs for s, f in scaling_of(need, run.taps[signal_layer(need, step)]).items()}
-    view.signals = {s: tower_signal(s, run.taps[signal_layer(s, step)], located.gid, host.prefix_tokens, total, rows) for s in step.needs}
-    return view, located, keep
-
-
-def row_view(host: Host, plan: Plan, run: Encoding, item: PlanStep, tokens: Tensor) -> View:
-    """The View of full rows, one per view, with `tokens (V, K, D)` in their place (K tokens made of all of them, or all)."""
-    made = _view(host, plan, run, item, tokens.new_zeros(len(tokens), run.area, 0))
-    assert made is not None
-    made[0].tokens = tokens
-    return made[0]
-
-
-def _row_groups(sequence: Sequence, area: int) -> Sequence:
-    """The same rows with ids `row * area + patch`, so that every row is a group of its own."""
-    ids = torch.arange(len(sequence.column), device=sequence.column.device)[:, None] * area
-    return Sequence(sequence.column, sequence.valid, ids + torch.arange(area, device=ids.device))
-
-
-def _shorten(
-    run: Encoding,
-    item: PlanStep,
-    hidden: Tensor,
-    prefix: int,
-    view: View,
-    located: Located,
-    keep: list[int] | None,
-    selection: Selection,
-    chosen: Tensor,
-) -> Tensor:
-    """Applies a Selection to the rows of the tower; `keep` per View row where the host knows it."""
-    images, sequence = run.images, run.sequence
-    assert sequence is not None
-    patches, stays = settle(selection, chosen, view, located, images, hidden[:, prefix:], sequence)
-    gid = sequence.gid()
-    alive = (gid >= 0) & images.alive[gid.clamp_min(0)]
-    rows = [False] * len(run.image)
-    if keep is not None:  # a group that keeps all its tokens keeps its padding patches too: it runs as in the full model
-        untouched = [k == n for k, n in zip(keep, view.counts, strict=True)]
-        rows = untouched if item.step.per == "view" else [untouched[i] for i in run.image]
-    if any(rows):
-        stays = stays & (alive | (gid >= 0) & to_device(rows, gid.device, torch.bool)[:, None])
-    else:
-        stays = stays & alive
-    if keep is not None and len(keep) == len(run.image):
-        run.alive = list(keep)
-    else:
-        run.alive = (stays & alive).sum(1).tolist()  # the one sync of this removal
-    run.there = [t if same else a for t, same, a in zip(run.there, rows, run.alive, strict=True)]
-    index, real = sequence.compact(stays, max(run.there))
-    run.keys = real if len(set(run.there)) > 1 else None
-    run.sized = run.sized or (item.step.action == "merge" and item.step.proportional)
-    run.short = True
-    return torch.cat([hidden[:, :prefix], take(patches, index)], 1)
+    groups = by_image(run.layouts, slots)
+    spots = run.tokens.locate(groups, slots)
+    spots.whole = False
+    return make_view(pixels.new_zeros(len(run.image), run.area, 0), spots, run.tokens.images, groups, now, target, item.method, 0)

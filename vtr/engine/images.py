@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import ImageLayout, by_patch
+from vtr.hosts._layout import Grid, Layout, by_patch
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -25,16 +25,17 @@ class Images:
         row: prompt row of each image (all 0 in the tower, which does not know).
         number: index of the image inside its row.
         source: index of the image among those the tower encoded (beams repeat it).
-        slots: global ids per image, `most views * area`.
-        alive: `(images * slots,)` bool, patches that reach the LLM (survive unpadding).
+        slots: global ids per image, those of the image that has most.
+        alive: `(images * slots,)` bool, patches that reach the LLM (survive unpadding); whole: all of them do, known on the host.
         sizes: `(images * slots,)` float32, original tokens that a token stands for.
         assign: `(images * slots,)` int64, global id an original token was merged into, -1 pruned; None before any merge.
         tables: per-token memory of methods, keyed `(method number, name)`.
         memory: per-call memory of methods, keyed by method number.
-        checksum: `(images,)` int64.
+        checksum: `(images,)` int64 of pixel values, None where they were not seen.
+        grid: `(rows, cols)` of every view, None where views differ.
     """
 
-    layouts: list[ImageLayout]
+    layouts: list[Layout]
     row: list[int]
     number: list[int]
     source: list[int]
@@ -45,14 +46,41 @@ class Images:
     tables: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     memory: dict[int, dict[str, Any]] = field(default_factory=dict)
     checksum: Tensor | None = None
+    whole: bool = False
+    grid: Grid | None = None
+    _cells: Tensor | None = None
 
     @classmethod
-    def of(cls, layouts: list[ImageLayout], device: torch.device) -> Images:
+    def of(cls, layouts: list[Layout], device: torch.device) -> Images:
         """Fresh tables for images that nothing has been removed from."""
-        slots = max(layout.views for layout in layouts) * layouts[0].patch_grid[0] * layouts[0].patch_grid[1]
-        count = len(layouts)
+        slots, count = max(layout.slots for layout in layouts), len(layouts)
         alive = by_patch(layouts, [layout.patch >= 0 for layout in layouts], slots, False).to(device, non_blocking=True)
-        return cls(layouts, [0] * count, list(range(count)), list(range(count)), slots, alive, torch.ones(count * slots, device=device))
+        numbers, grids = list(range(count)), {grid for layout in layouts for grid in layout.grids}
+        return cls(
+            layouts,
+            [0] * count,
+            numbers,
+            numbers,
+            slots,
+            alive,
+            torch.ones(count * slots, device=device),
+            whole=all(layout.tokens == slots for layout in layouts),
+            grid=grids.pop() if len(grids) == 1 else None,
+        )
+
+    def cells(self, gid: Tensor) -> Tensor:
+        """Returns view, row and column `(..., 3)` int64 of global ids."""
+        patch = gid % self.slots
+        if self.grid is not None:
+            area = self.grid[0] * self.grid[1]
+            inside = patch % area
+            return torch.stack([patch // area, inside // self.grid[1], inside % self.grid[1]], -1)
+        if self._cells is None:
+            table = torch.zeros(len(self.layouts), self.slots, 3, dtype=torch.int64)
+            for row, layout in zip(table, self.layouts, strict=True):
+                row[: layout.slots] = layout.cells
+            self._cells = table.flatten(0, 1).to(gid.device, non_blocking=True)
+        return self._cells.to(gid.device)[gid]
 
     def select(self, source: list[int], row: list[int], number: list[int], device: torch.device) -> Images:
         """The same images as the LLM sees them: repeated for beams, with their prompt rows."""
@@ -84,4 +112,6 @@ class Images:
             {key: table(t) for key, t in self.tables.items()},
             memory,
             None if self.checksum is None else self.checksum.to(device)[pick],
+            self.whole,
+            self.grid,
         )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine.encoding import Encoding
-from vtr.hosts._host import Host, by_patch
+from vtr.hosts._host import Host
+from vtr.hosts._layout import by_patch
 
 Grid = tuple[int, int]
 
@@ -25,20 +26,18 @@ def plan_resize(host: Host, run: Encoding, grids: list[Grid], pixels: Tensor) ->
         grids: `(rows, cols)` of the views of each image.
         pixels: `(V, 3, H, W)`, kept until the embedding asks for them.
     """
-    assert run.sequence is not None
     run.pixels, run.grids = pixels, [grids[i] for i in run.image]
-    chosen = {grid: _centres(grid, host.patch_grid) for grid in set(grids)}
+    chosen = {grid: _centres(grid, host.tower.patch_grid) for grid in set(grids)}
     run.there = [len(chosen[grid]) for grid in run.grids]
     width = max(run.there)
     column = torch.stack([torch.nn.functional.pad(chosen[grid], (width - len(chosen[grid]), 0)) for grid in run.grids])
     valid = torch.arange(width) >= width - torch.tensor(run.there)[:, None]
     tokens = [layout.patch >= 0 for layout in run.layouts]
-    alive = by_patch(run.layouts, tokens, run.images.slots, False).view(len(tokens), -1)
+    alive = by_patch(run.layouts, tokens, run.tokens.images.slots, False).view(len(tokens), -1)
     run.alive = [int(alive[i, chosen[grid] + v * run.area].sum()) for i, v, grid in zip(run.image, run.view, run.grids, strict=True)]
-    device = run.sequence.column.device
-    run.sequence.column, run.sequence.valid = column.to(device, non_blocking=True), valid.to(device, non_blocking=True)
-    run.keys = run.sequence.valid if len(set(run.there)) > 1 else None
-    run.short = True
+    device = run.tokens.column.device
+    run.tokens.column, run.tokens.valid = column.to(device, non_blocking=True), valid.to(device, non_blocking=True)
+    run.tokens.full, run.short = len(set(run.there)) == 1, True
 
 
 def _centres(grid: Grid, full: Grid) -> Tensor:
@@ -63,7 +62,7 @@ def embed_hooks(host: Host, current: Any) -> list[Any]:
         run = current()
         if run is None or run.grids is None or id(run) in busy:
             return None
-        prefix, width = host.prefix_tokens, max(run.there)
+        prefix, width = host.tower.prefix_tokens, max(run.there)
         full = output.new_zeros(len(run.grids), prefix + width, output.shape[-1])
         busy.add(id(run))
         try:
@@ -87,7 +86,7 @@ def _small(host: Host, run: Encoding, grid: Grid) -> Tensor:
     """Pixel values of the rows of one grid, resized (bicubic with antialiasing, as CLIP's own preprocessing)."""
     assert run.pixels is not None and run.grids is not None
     pixels = run.pixels[[i for i, g in enumerate(run.grids) if g == grid]]
-    size = (grid[0] * host.patch_size, grid[1] * host.patch_size)
+    size = (grid[0] * host.tower.patch_size, grid[1] * host.tower.patch_size)
     small = torch.nn.functional.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
     return small.to(pixels.dtype)
 

@@ -1,67 +1,42 @@
-"""Methods that merge tokens in the tower and give all of them back: the rest of the model sees the full grid and never knows."""
+"""Gives back all tokens of a grid after a method has merged them; the rest of the model sees the full grid."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vtr.engine.encoding import Encoding, row_view
-from vtr.hosts._host import Host
-from vtr.plans import Plan, PlanStep
-from vtr.types import VtrError
-
-
-def restore_hooks(host: Host, plan: Plan, current: Any) -> list[Any]:
-    """Hooks of all merging and restoring steps of such methods; `current()` is the run of this thread. Returns what undoes them."""
-    undo = []
-    for item in (s for s in plan.steps if s.method in plan.restoring):
-        if item.step.action == "restore":
-            layer = host.tower_layers[item.step.layer - 1]
-            hook = layer.register_forward_hook(_lengthen(host, plan, item, current), prepend=True)  # before transformers records the output
-        else:
-            layer = host.tower_layers[item.step.layer]
-            hook = layer.register_forward_pre_hook(_shorten(host, plan, item, current), with_kwargs=True)
-        undo.append(hook.remove)
-    return undo
+from vtr.engine.shrinking import Shrinking
+from vtr.ops.gather import take
+from vtr.plans import PlanStep
+from vtr.types import View, VtrError
 
 
-def _shorten(host: Host, plan: Plan, item: PlanStep, current: Any) -> Any:
-    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        run: Encoding | None = current()
-        if run is None or run.sequence is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        prefix, tokens = hidden[:, : host.prefix_tokens], hidden[:, host.prefix_tokens :]
-        if tokens.shape[1] != run.area or run.short:
-            raise VtrError(
-                f"{item.name}: needs the whole token grid of {host.patch_grid[0]} x {host.patch_grid[1]}, got {tokens.shape[1]} tokens; it must "
-                "come before methods that remove tokens in the tower"
-            )
-        started = run.clock.start(hidden.device)
-        assert item.step.select is not None
-        selection = item.step.select(row_view(host, plan, run, item, tokens))
-        run.clock.stop(started, hidden.device)
-        hidden = torch.cat([prefix, selection.tokens.to(hidden.dtype)], 1)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    return hook
+def spread(run: Shrinking, tokens: Tensor) -> Tensor:
+    """Returns full rows `(R, S0, D)` of short ones `(R, S, D)`: every token gets its pivot's value, NaN one that was pruned without trace."""
+    places, total = run.tokens, len(run.tokens.images.alive)
+    assign, gid = places.images.assign, places.gid()
+    assert assign is not None
+    position = torch.arange(gid.shape[1], device=gid.device).expand_as(gid)
+    place = torch.full((total + 1,), tokens.shape[1], device=gid.device).scatter_(
+        0, torch.where(gid >= 0, gid, total).flatten(), position.flatten()
+    )
+    known = torch.nn.functional.pad(tokens, (0, 0, 0, 1), value=torch.nan)  # the last token is for those without a pivot
+    pivot = assign[places.gid_of]
+    return take(known, torch.where(pivot >= 0, place[pivot.clamp_min(0)], tokens.shape[1]))
 
 
-def _lengthen(host: Host, plan: Plan, item: PlanStep, current: Any) -> Any:
-    def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-        run: Encoding | None = current()
-        if run is None or run.sequence is None:
-            return None
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        prefix, tokens = hidden[:, : host.prefix_tokens], hidden[:, host.prefix_tokens :]
-        started = run.clock.start(hidden.device)
-        assert item.step.select is not None
-        full = item.step.select(row_view(host, plan, run, item, tokens))
-        run.clock.stop(started, hidden.device)
-        run.images.memory.pop(item.method, None)  # whole activations
-        hidden = torch.cat([prefix, full.to(hidden.dtype)], 1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+def restored(run: Shrinking, item: PlanStep, view: View) -> Tensor:
+    """Returns full rows `(R, S0, D)` that the restoring step `item` makes of what is left.
 
-    return hook
+    Raises:
+        VtrError: the method returned another number of tokens.
+    """
+    assert item.step.select is not None
+    started = run.clock.start(view.tokens.device)
+    full = item.step.select(view)
+    run.clock.stop(started, view.tokens.device)
+    rows, count = run.tokens.gid_of.shape
+    if not isinstance(full, Tensor) or full.shape[:2] != (rows, count):
+        got = tuple(full.shape) if isinstance(full, Tensor) else type(full).__name__
+        raise VtrError(f"{item.name}: a restoring step must return ({rows}, {count}, D), got {got}; return all tokens of the grid")
+    return full.to(view.tokens.dtype)

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.tokens import Sequence
+from vtr.engine.tokens import Places
 from vtr.ops.attention_rows import attention_rows
 from vtr.types import PerToken, Signal
 
 
 @dataclass
 class Tap:
-    """What was seen at one layer of one call: q, k, v `(R, H, S, d)`, block inputs and outputs, and the sequence as it was then.
+    """What was seen at one layer of one call: q, k, v `(R, H, S, d)`, block inputs and outputs, and where the tokens stood then.
 
     `keys (R, K)` bool says which key columns are real, or is None when all are; `bias (R, K)` is added to logits (proportional attention);
     `first` is the key column of the first token of this call (tokens of earlier turns come before). In a sliding-window layer whose window is
     shorter than the prompt, `where (R, K)` has the logical column of every key, and a query sees those less than `window` before it.
     """
 
-    sequence: Sequence
+    places: Places
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
@@ -50,7 +50,7 @@ def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int,
     if signal.kind == "cls_v":
         assert tap.value is not None
         return tap.value[:, :, 0][rows]
-    spot = _positions(tap.sequence, gid, total)
+    spot = _positions(tap.places, gid, total)
     if signal.kind in ("cls_row", "pooled_row"):
         assert tap.query is not None and tap.key is not None
         query = tap.query[:, :, :1]
@@ -75,9 +75,9 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         row: `(G,)` prompt row of each group.
         read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
     """
-    inverse = tap.sequence.inverse()[row]
+    inverse = tap.places.inverse()[row]
     spot = {"visual": inverse.gather(1, visual), "text": inverse.gather(1, text)}
-    length = tap.sequence.column.shape[1]
+    length = tap.places.column.shape[1]
     if signal.kind != "rows":
         flat = {name: s + row[:, None] * length for name, s in spot.items()}
         both = [_per_token(signal, tap, flat[name], 0) for name in ("visual", "text")]
@@ -87,12 +87,12 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
     assert tap.query is not None and tap.key is not None
     if signal.queries == "last":
         position = torch.arange(length, device=row.device)
-        there = tap.sequence.valid & read.gather(1, tap.sequence.column)
+        there = tap.places.valid & read.gather(1, tap.places.column)
         wanted = torch.where(there, position, -1).argmax(1)[row][:, None]  # (G, 1)
     else:
         wanted = spot[signal.queries]
     columns = spot[signal.keys] + tap.first
-    keys = torch.ones_like(tap.sequence.valid) if tap.keys is None else tap.keys
+    keys = torch.ones_like(tap.places.valid) if tap.keys is None else tap.keys
     found = []
     for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
         query = tap.query[row].gather(2, chunk[:, None, :, None].expand(-1, tap.query.shape[1], -1, tap.query.shape[-1]))
@@ -114,13 +114,13 @@ def scaling_of(signal: Signal, tap: Tap) -> dict[Signal, float]:
     return {signal: tap.scaling} if signal.kind in ("q", "k", "v", "next_q", "next_k") else {}
 
 
-def _positions(sequence: Sequence, gid: Tensor, total: int) -> Tensor:
-    """Flat positions `(G, N)` of global ids (below `total`) in a tower sequence."""
-    rows, columns = sequence.gid_of.shape
+def _positions(places: Places, gid: Tensor, total: int) -> Tensor:
+    """Flat positions `(G, N)` of global ids (below `total`) in a tower places."""
+    rows, columns = places.gid_of.shape
     original = torch.zeros(total, dtype=torch.int64, device=gid.device)
-    original.scatter_(0, sequence.gid_of.flatten(), torch.arange(rows * columns, device=gid.device))
+    original.scatter_(0, places.gid_of.flatten(), torch.arange(rows * columns, device=gid.device))
     where = original[gid]
-    return where // columns * sequence.column.shape[1] + sequence.inverse().flatten()[where]
+    return where // columns * places.column.shape[1] + places.inverse().flatten()[where]
 
 
 def _per_token(signal: Signal, tap: Tap, flat: Tensor, prefix: int) -> Any:
@@ -129,7 +129,7 @@ def _per_token(signal: Signal, tap: Tap, flat: Tensor, prefix: int) -> Any:
         source = {"q": tap.query, "k": tap.key, "v": tap.value, "next_q": tap.query, "next_k": tap.key}[signal.kind]
         assert source is not None
         first = prefix + (tap.first if signal.kind in ("k", "v", "next_k") else 0)
-        length = tap.sequence.column.shape[1]
+        length = tap.places.column.shape[1]
         return source[:, :, first : first + length].transpose(1, 2).flatten(0, 1)[flat]
     stored = tap.blocks[signal.kind]
     if isinstance(stored, tuple):

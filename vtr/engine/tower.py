@@ -1,4 +1,4 @@
-"""The hooks on the vision tower: shorter inside, full length with tombstones at its border.
+"""The hooks on the vision tower: rows are shorter inside and full length at its border.
 
 Survivors run through the later layers and the projector; then they are scattered into a full-length buffer whose other rows are NaN, so
 that the family's own packing needs no change. The LLM side removes exactly those rows.
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine import checkpointing
-from vtr.engine.encoding import Encoding, input_view, run_tower_step
-from vtr.engine.llm.call import Encoded
-from vtr.engine.llm.entry import swap
+from vtr.engine.encoding import Encoding, input_view
+from vtr.engine.llm.entry import Encoded, swap
 from vtr.engine.llm.hooks import ENCODED, LlmHooks
 from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
-from vtr.engine.restore import restore_hooks
+from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host, feature_layers
 from vtr.hosts._taps import TAPS
-from vtr.plans import Plan, signal_layer
+from vtr.plans import Plan, PlanStep, signal_layer
 
 
 class TowerHooks:
@@ -35,30 +34,31 @@ class TowerHooks:
         self.host, self.plan, self.llm = host, plan, llm
         self.runs: dict[int, Encoding] = {}
         self.watched = plan.signals(tower=True)
-        self.layer_steps = [s for s in plan.steps if s.step.stage == "tower" and s.method not in plan.restoring]
+        self.layer_steps = [s for s in plan.steps if s.step.stage == "tower" and s.step.action != "restore"]
         self.edge_steps = plan.at("boundary", side="before_projector")
         self.inputs = plan.at("input")
-        self.acts = bool(self.layer_steps or self.edge_steps or self.inputs or plan.restoring)
+        self.acts = bool(self.layer_steps or self.edge_steps or self.inputs)
         self.last_use = {  # tower layer -> last tower layer whose steps read it; its tap is dropped after that
             i: max((s.step.layer for s in self.layer_steps if any(signal_layer(n, s.step) == i for n in s.step.needs)), default=-1)
             for i in self.watched
         }
-        self.kept_taps = {i for i, signals in self.watched.items() if any(s.tower for s in signals)}
-        self.kept_taps |= {signal_layer(n, s.step) for s in self.edge_steps for n in s.step.needs}
+        later = [s.step for s in plan.steps if s.step.stage not in ("tower", "input")]
+        self.kept_taps = {signal_layer(need, step) for step in later for need in step.needs if need.tower}
 
     def run(self) -> Encoding | None:
-        """The run of this thread."""
-        return self.runs.get(threading.get_ident())
+        """Returns the run of this thread, once its tower has begun."""
+        run = self.runs.get(threading.get_ident())
+        return run if run is not None and run.begun else None
 
     def install(self, undo: list[Any]) -> None:
         """Registers every hook; what `remove()` must undo is appended as it happens."""
         host = self.host
         undo.append(self._wrap_encode())
-        undo.append(host.tower.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+        undo.append(host.tower.module.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
         for i, signals in self.watched.items():
             kinds = {s.kind for s in signals}
-            layer = host.tower_layers[i]
-            attention, mlp = getattr(layer, host.tower_attention), getattr(layer, host.tower_mlp)
+            layer = host.tower.blocks[i]
+            attention, mlp = host.tower.attention(layer), host.tower.mlp(layer)
             if kinds - {"attention_io", "mlp_io"}:
                 undo.append(TAPS.watch(attention, self._record(i, kinds)))
             for kind, block in (("attention_io", attention), ("mlp_io", mlp)):
@@ -66,20 +66,24 @@ class TowerHooks:
                     undo.append(block.register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
         if not self.acts:
             return
-        first = 0 if self.inputs else min((s.step.layer for s in self.layer_steps), default=len(host.tower_layers))
+        first = 0 if self.inputs else min((s.step.layer for s in self.layer_steps), default=len(host.tower.blocks))
         if self.inputs:
             undo += embed_hooks(host, self.run)
-        for i in range(first, len(host.tower_layers)):
-            undo.append(host.tower_layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
-            if self.plan.at("tower", i, at="mlp"):
-                undo += merge_hooks(host, self.plan, i, self.run)
-        undo += restore_hooks(host, self.plan, self.run)
+        for i in range(first, len(host.tower.blocks)):
+            undo.append(host.tower.blocks[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
+            if items := self.plan.at("tower", i, at="mlp"):
+                layer = host.tower.blocks[i]
+                norm, mlp = host.tower.before_mlp(layer), host.tower.mlp(layer)
+                undo += merge_hooks(layer, norm, mlp, i, self.run, partial(self._shorten_all, items))
+        for item in self.plan.at("tower", action="restore"):
+            layer = host.tower.blocks[item.step.layer - 1]
+            undo.append(layer.register_forward_hook(partial(self._lengthen, item), prepend=True).remove)  # before transformers records it
         undo.append(host.projector.register_forward_pre_hook(self._edge).remove)
         undo.append(host.projector.register_forward_hook(self._restore).remove)
 
     def _wrap_encode(self) -> Any:
         """Swaps the instance's `get_image_features` for one that lays the images out and files the result on the output."""
-        host, base, name = self.host, self.host.base, self.host.encode
+        host, base, name = self.host, self.host.base, self.host.encode["image"]
         original = getattr(base, name)
         signature = inspect.signature(original)
 
@@ -89,21 +93,21 @@ class TowerHooks:
             self._check_features(given)
             me = threading.get_ident()
             outer = self.runs.get(me)
-            run = self.runs[me] = Encoding(host.layouts(given), host.area)
+            run = self.runs[me] = Encoding(host, self.plan, host.layouts("image", given))
             try:
                 output = original(*args, **kwargs)
             finally:
                 self.runs.pop(me)
                 if outer is not None:  # a hook of the user's encodes another image in the middle of this one
                     self.runs[me] = outer
-            if run.sequence is None:
+            if not run.begun:
                 return output
-            taps = {i: tap for i, tap in run.taps.items() if any(s.tower for s in self.watched[i])}
-            encoded = Encoded(run.images, run.kept(), run.by_image(run.alive), taps, run.rows(), run.clock, run.checks)
+            taps = {i: tap for i, tap in run.taps.items() if i in self.kept_taps}
+            encoded = Encoded(run.tokens.images, run.kept(), run.per_image(run.alive), taps, run.rows(), run.clock, run.checks)
             if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
                 output[ENCODED] = encoded
-            if self.llm.call is not None:
-                self.llm.call.encoded = encoded
+            if self.llm.entry is not None:
+                self.llm.entry.encoded = encoded
             return output
 
         return swap(base, name, encode)
@@ -112,16 +116,16 @@ class TowerHooks:
         asked = given.get("vision_feature_layer")
         if asked is None or not self.acts:
             return
-        layers = feature_layers(asked, len(self.host.tower_layers))
-        if layers != self.host.feature_layers:
+        layers = feature_layers(asked, len(self.host.tower.blocks))
+        if layers != self.host.tower.feature_layers:
             raise ValueError(
-                f"vtr: vision_feature_layer={asked} reads tower layers {layers}, but the reduction was applied for {self.host.feature_layers}; "
+                f"vtr: vision_feature_layer={asked} reads tower layers {layers}, but the reduction was applied for {self.host.tower.feature_layers}; "
                 "set it in the config before vtr.apply"
             )
 
     def enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The tower begins: pixel values are known."""
-        run = self.run()
+        run = self.runs.get(threading.get_ident())
         if run is None:
             return
         pixels = args[0] if args else kwargs["pixel_values"]
@@ -129,13 +133,13 @@ class TowerHooks:
             raise ValueError(
                 f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass all outputs of the processor"
             )
-        inside = self.inputs or self.plan.restoring or any(s.removes for s in self.layer_steps)
+        inside = self.inputs or any(s.removes for s in self.layer_steps)
         if inside and checkpointing.wants_gradients(pixels):
-            for layer in self.host.tower_layers:
+            for layer in self.host.tower.blocks:
                 checkpointing.refuse_switched_on(layer)
         run.start(pixels)
         for item in self.inputs:
-            view = input_view(run, item, self.plan, pixels)
+            view = input_view(run, item, pixels)
             if view is not None:
                 assert item.step.select is not None
                 plan_resize(self.host, run, item.step.select(view), pixels)
@@ -145,56 +149,61 @@ class TowerHooks:
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.run()
-            if run is None or run.sequence is None:
+            if run is None:
                 return None
             hidden = given = args[0] if args else kwargs["hidden_states"]
             for item in steps:
-                hidden = run_tower_step(self.host, self.plan, run, item, hidden, self.host.prefix_tokens)
+                hidden = self._shorten(run, item, hidden)
             for read in [r for r in run.taps if r < i and r not in self.kept_taps and self.last_use[r] <= i]:
                 del run.taps[read]
-            masked = run.keys is not None or run.sized
-            if hidden is given and not masked:
+            if hidden is given and not run.masked:
                 return None
-            rest = args[1:]
-            if masked:
-                mask = self._mask(run, hidden)
-                if len(args) > 1:
-                    rest = (mask, *args[2:])
-                else:
-                    kwargs = {**kwargs, "attention_mask": mask}
+            rest, kwargs = self.host.tower.arguments(hidden, args[1:], kwargs, run)
             return ((hidden, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return hook
 
-    def _mask(self, run: Encoding, hidden: Tensor) -> Tensor:
-        """Attention mask of a ragged or sized run: additive `(V, 1, S, S)`, for FlashAttention `(V, S)` bool."""
-        assert run.sequence is not None
-        prefix = self.host.prefix_tokens
-        if self.host.attention_name(tower=True).startswith("flash"):
-            return torch.nn.functional.pad(run.sequence.valid, (prefix, 0), value=True)
-        return run.bias(prefix, hidden.dtype)[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+    def _shorten(self, run: Encoding, item: PlanStep, hidden: Tensor) -> Tensor:
+        """Runs a step on hidden states of a block."""
+        before = self.host.tower.units(hidden)
+        units = run.run_step(item, before)
+        return hidden if units is before else self.host.tower.hidden(units, hidden)
+
+    def _shorten_all(self, items: list[PlanStep], run: Encoding, hidden: Tensor) -> Tensor:
+        for item in items:
+            hidden = self._shorten(run, item, hidden)
+        return hidden
+
+    def _lengthen(self, item: PlanStep, _module: nn.Module, _args: tuple, output: Any) -> Any:
+        """Gives back all tokens that a method merged, at the output of a layer."""
+        run, tower = self.run(), self.host.tower
+        if run is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        units = tower.units(hidden)
+        full = spread(run, units) if item.step.select is None else restored(run, item, run.look_in_place(item, units))
+        run.tokens.images.memory.pop(item.method, None)  # whole activations
+        run.refill()
+        hidden = tower.hidden(full, hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _edge(self, _module: nn.Module, args: tuple) -> tuple | None:
         run = self.run()
-        if run is None or run.sequence is None or not self.edge_steps:
+        if run is None or not self.edge_steps:
             return None
         hidden = args[0]
         for item in self.edge_steps:
-            hidden = run_tower_step(self.host, self.plan, run, item, hidden, 0)
+            hidden = run.run_step(item, hidden)
         return (hidden, *args[1:])
 
     def _restore(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
-        """Full length again; patches that are gone are NaN rows, removed at the LLM's door."""
+        """Makes the features full length again, NaN where a patch is gone; the LLM's side removes those rows."""
         run = self.run()
-        if run is None or run.sequence is None or not run.short:
-            return None
-        full = output.new_full((len(output), run.area + 1, output.shape[-1]), float("nan"))
-        spot = torch.where(run.sequence.valid, run.sequence.column, run.area)
-        return full.scatter(1, spot[..., None].expand(-1, -1, output.shape[-1]), output)[:, :-1]
+        return None if run is None or not run.short else self.host.tower.full(output, run)
 
     def _tap(self, i: int) -> Tap | None:
         run = self.run()
-        return None if run is None or run.sequence is None else run.taps.setdefault(i, Tap(run.sequence.snapshot()))
+        return None if run is None else run.taps.setdefault(i, Tap(run.tokens.snapshot()))
 
     def _record(self, i: int, kinds: set) -> Any:
         def watcher(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
@@ -208,7 +217,7 @@ class TowerHooks:
             tap.key = key if kinds & {"cls_row", "pooled_row", "k"} else None
             tap.value = value if kinds & {"v", "cls_v"} else None
             tap.scaling = scaling
-            prefix = self.host.prefix_tokens
+            prefix = self.host.tower.prefix_tokens
             if run.keys is not None:
                 tap.keys = torch.nn.functional.pad(run.keys, (prefix, 0), value=True)
             if run.sized:

@@ -1,1 +1,1 @@
-"""Evaluation: tasks, batched greedy answers, one result file per cell, intervals."""
+"""Evaluation: tasks, cells that are run on them, and what tables and reports make of the results."""

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from vtr.data.shapes import is_correct
-from vtr.eval.asking import encode, open_image, to_model
-from vtr.eval.cells import FULL
-from vtr.eval.compare import Outcome, ask, views_of
-from vtr.models.recipes import shared_folders
+from vtr.eval.run.asking import encode, open_image, to_model
+from vtr.eval.run.compare import Outcome, ask, views_of
+from vtr.recipes import shared_folders
 from vtr.types import Method, VtrError
+from vtr.types.naming import FULL
 from vtr.viz import Tile, contact_sheet, draw_patches
 
 
@@ -37,12 +37,12 @@ class Answered:
     pictures: list[Image.Image]
 
     def correct(self, column: int) -> bool:
-        """Whether that column's answer is right."""
+        """Tells whether that column's answer is right."""
         return is_correct(self.outcomes[column].answer, self.example.answer)
 
 
 def load_examples() -> list[Example]:
-    """The entries of `eval/examples/questions.json`.
+    """Returns the entries of `eval/examples/questions.json`.
 
     Raises:
         VtrError: not there.
@@ -58,7 +58,7 @@ def load_examples() -> list[Example]:
 def answer_examples(
     model: Any, processor: Any, examples: Sequence[Example], methods: Sequence[Method], advance: Callable[[int], None] = lambda count: None
 ) -> list[Answered]:
-    """Ask every example with the full model and with each method.
+    """Asks every example with the full model and with each method.
 
     Args:
         model, processor: from `load_model`.
@@ -82,7 +82,7 @@ def answer_examples(
 
 
 def demo_sheet(answered: Sequence[Answered], keep: int, name: str) -> Image.Image:
-    """The contact sheet of the demo: a row per example, a column per method."""
+    """Returns the contact sheet of the demo: a row per example, a column per method."""
     names = [outcome.name for outcome in answered[0].outcomes]
     counts = [sum(outcome.retained) for outcome in answered[0].outcomes]
     columns = [f"{method}: {count} visual tokens" for method, count in zip(names, counts, strict=True)]

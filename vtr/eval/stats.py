@@ -40,7 +40,7 @@ def wilson(correct: int, total: int) -> Interval:
 
 
 def accuracy(outcomes: Sequence[float] | np.ndarray, key: str = "") -> Interval:
-    """Interval of the mean outcome of one group of samples: Wilson where every outcome is 0 or 1, else bootstrap.
+    """Returns the interval of the mean outcome of one group of samples: Wilson where every outcome is 0 or 1, else bootstrap.
 
     Args:
         outcomes: per sample `(n,)`, or per seed and sample `(S, n)`.
@@ -53,7 +53,7 @@ def accuracy(outcomes: Sequence[float] | np.ndarray, key: str = "") -> Interval:
 
 
 def accuracies(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] = ()) -> list[Interval]:
-    """`accuracy` of many rows over the same samples, resampled once; arguments as for `resampled_means`."""
+    """Computes `accuracy` of many rows over the same samples, resampled once; arguments as for `resampled_means`."""
     means = [np.asarray(row, dtype=float).mean(0) for row in rows]
     found = {i: wilson(int(own.sum()), len(own)) for i, own in enumerate(means) if np.isin(own, (0, 1)).all()}
     others = [i for i in range(len(rows)) if i not in found]
@@ -64,12 +64,12 @@ def accuracies(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] 
 
 
 def macro_accuracy(groups: Mapping[str, Sequence[float] | np.ndarray], key: str = "") -> Interval:
-    """Interval of the unweighted mean over groups of their mean outcomes; arguments as for `accuracy`."""
+    """Returns the interval of the unweighted mean over groups of their mean outcomes; arguments as for `accuracy`."""
     return combine([accuracy(values, key) for values in groups.values()])
 
 
 def combine(groups: Sequence[Interval]) -> Interval:
-    """Interval of the unweighted mean of independent estimates.
+    """Returns the interval of the unweighted mean of independent estimates.
 
     The groups' own intervals are combined by their distances from the estimates (MOVER: Zou and Donner, Statistics in Medicine 2008), so that
     groups with all answers right or wrong still count with their uncertainty.
@@ -81,7 +81,7 @@ def combine(groups: Sequence[Interval]) -> Interval:
 
 
 def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> Interval:
-    """Interval of macro accuracy of `first` minus `second` over the same samples, resampled in pairs.
+    """Returns the interval of macro accuracy of `first` minus `second` over the same samples, resampled in pairs.
 
     Args:
         first, second: group -> sample id -> outcome.
@@ -97,7 +97,7 @@ def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[
 
 
 def resampled_means(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] = ()) -> np.ndarray:
-    """Mean outcomes of many rows over the same resampled samples, so that any two columns can be compared in pairs.
+    """Returns the mean outcomes of many rows over the same resampled samples, so that any two columns can be compared in pairs.
 
     Seeds of one row are averaged on each sample before the samples are resampled; what moves a seed on all samples alike is resampled over the
     seeds on top of that. O(RESAMPLES x samples x rows), as a matrix product.
@@ -119,7 +119,7 @@ def resampled_means(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[
 
 
 def _seed_effects(outcomes: np.ndarray) -> np.ndarray:
-    """How much better each seed is on all samples alike `(S,)`, from outcomes `(S, n)`.
+    """Returns how much better each seed is on all samples alike `(S,)`, from outcomes `(S, n)`.
 
     Seeds also differ by chance when they act on every sample independently. The variance of their means is reduced by that part (variance
     components of a two-way layout by the method of moments: Searle, Casella and McCulloch, Variance Components, 1992), to zero at least.
@@ -133,13 +133,13 @@ def _seed_effects(outcomes: np.ndarray) -> np.ndarray:
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:
-    """The percentile interval `(RESAMPLES,)` around an estimate."""
+    """Returns the percentile interval `(RESAMPLES,)` around an estimate."""
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Interval(value, float(low), float(high))
 
 
 def _sample_counts(samples: int, group: str) -> Iterator[np.ndarray]:
-    """How often each sample was drawn: `(some resamples, samples)` float64, all resamples in pieces."""
+    """Yields how often each sample was drawn: `(some resamples, samples)` float64, all resamples in pieces."""
     dice = np.random.default_rng((0, zlib.crc32(group.encode())))
     piece = max(1, _AT_ONCE // samples)
     for start in range(0, RESAMPLES, piece):
@@ -149,6 +149,6 @@ def _sample_counts(samples: int, group: str) -> Iterator[np.ndarray]:
 
 
 def _seed_shares(seeds: int, key: str) -> np.ndarray:
-    """Share of each seed in each resample `(RESAMPLES, seeds)`."""
+    """Returns the share of each seed in each resample `(RESAMPLES, seeds)`."""
     dice = np.random.default_rng((1, zlib.crc32(key.encode())))
     return dice.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds

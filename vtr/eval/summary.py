@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vtr.eval.results import ResultError, content_hash
+from vtr.eval.run.results import ResultError, content_hash
 from vtr.eval.stats import Interval, accuracies, combine
 from vtr.registry import list_methods, method_class
 from vtr.types import BUDGETS
@@ -92,11 +92,11 @@ class Row:
 
     @property
     def keep(self) -> int | None:
-        """The keep count asked for."""
+        """The user's keep count, None without one."""
         return self.fingerprint["settings"].get("keep")
 
     def changed_settings(self) -> dict[str, Any]:
-        """Settings beside the budget that differ from the method's defaults; all of them where the method is not known here."""
+        """Returns the settings beside the budget that differ from the method's defaults; all of them where the method is not known here."""
         given = {k: v for k, v in self.fingerprint["settings"].items() if k not in BUDGETS}
         if self.method not in list_methods():
             return given
@@ -114,11 +114,11 @@ Known = dict[tuple[str, ...], tuple[str, ...]]
 
 
 def condense(content: Mapping[str, Any], known: Known | None = None) -> Condensed:
-    """What tables need of the content of a result file.
+    """Returns what tables need of the content of a result file.
 
     Args:
         content: of the file.
-        known: filled with its sample ids, and asked for equal ones.
+        known: sample ids seen so far; equal ones are shared, new ones added.
 
     Raises:
         ResultError: something that every result has is missing.
@@ -143,7 +143,7 @@ def condense(content: Mapping[str, Any], known: Known | None = None) -> Condense
 
 
 def _outcomes(values: Mapping[str, float], known: Known) -> Outcomes:
-    """Ordered by id; equal ids of many cells are kept once."""
+    """Returns outcomes ordered by id; equal ids of many cells are kept once."""
     ids = tuple(sorted(values))
     return Outcomes(known.setdefault(ids, ids), np.asarray([[values[i] for i in ids]]))
 
@@ -153,7 +153,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def make_rows(cells: Iterable[Mapping[str, Any] | Condensed]) -> list[Row]:
-    """Rows in the order in which their experiments first appear; a cell that comes twice counts once.
+    """Returns rows in the order in which their experiments first appear; a cell that comes twice counts once.
 
     Args:
         cells: contents of result files of one task, or what `condense` left of them.
@@ -181,7 +181,7 @@ def make_rows(cells: Iterable[Mapping[str, Any] | Condensed]) -> list[Row]:
 
 
 def _stack(cells: Sequence[Condensed]) -> dict[str, Outcomes]:
-    """The outcomes of all seeds by family."""
+    """Returns the outcomes of all seeds by family."""
     return {f: Outcomes(own.ids, np.concatenate([cell.families[f].values for cell in cells])) for f, own in cells[0].families.items()}
 
 
@@ -205,5 +205,5 @@ def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def percent(interval: Interval) -> str:
-    """`94.2 (91.8-95.9)`, in percent."""
+    """Returns an interval in percent: `94.2 (91.8-95.9)`."""
     return f"{100 * interval.value:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f})"

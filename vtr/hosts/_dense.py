@@ -83,7 +83,7 @@ class DenseHost:
     rotary: str = ""
     merge_point: MergePoint | None = None
 
-    layers: tuple = ()
+    llm_layers: int = 0
     renumber: bool = True
     default_layout: Any = None
     stages: tuple[str, ...] = ("tower",)
@@ -127,41 +127,37 @@ class DenseHost:
         return str(getattr(getattr(self.model, "config", None), "_attn_implementation", None) or "sdpa")
 
     # ---- what a windowed family overrides
-    def split(self, hidden: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
-        """Takes a full-length block input apart.
+    def row_grid(self, grid: Grid) -> Grid:
+        """Returns the token grid of a row, which is clustered on its own, in a run of the token grid `grid`."""
+        return grid
+
+    def units(self, hidden: Tensor, run: Any) -> Tensor:
+        """Returns the tokens `(R, S, D)` of what a block gets or returns, in raster order of their rows.
 
         Args:
-            hidden: what a block gets, `(B, prefix + rows*cols, D)`.
-            grid: token grid of this run.
-
-        Returns:
-            `prefix (B, P, D)` that passes by, `tokens (G, N, D)` in raster order (G rows that are clustered each on its own), and the grid
-            of such a row.
+            hidden: hidden states, `(B, prefix + rows*cols, D)` while they are full.
+            run: with the token `grid` of the images, whether tokens are `short`, and the grid that they form then in `small`.
 
         Raises:
             VtrError: the input has another number of tokens than the grid.
         """
-        expected = self.prefix_tokens + grid[0] * grid[1]
-        if hidden.ndim != 3 or hidden.shape[1] != expected:
+        expected = self.prefix_tokens + run.grid[0] * run.grid[1]
+        if not run.short and (hidden.ndim != 3 or hidden.shape[1] != expected):
             raise VtrError(
-                f"{self.name}: a block should get {expected} tokens ({self.prefix_tokens} prefix tokens and a grid of {grid[0]} x {grid[1]}), "
-                f"got {tuple(hidden.shape)}; tokens were dropped or added outside the reduction, switch that off"
+                f"{self.name}: a block should get {expected} tokens ({self.prefix_tokens} prefix tokens and a grid of "
+                f"{run.grid[0]} x {run.grid[1]}), got {tuple(hidden.shape)}; tokens were dropped or added outside the reduction, switch that off"
             )
-        return hidden[:, : self.prefix_tokens], hidden[:, self.prefix_tokens :], grid
+        return hidden[:, self.prefix_tokens :]
 
-    def join(self, prefix: Tensor, tokens: Tensor, grid: Grid, small: Grid | None) -> Tensor:
-        """The opposite of `split`.
+    def hidden(self, units: Tensor, given: Tensor, run: Any, full: bool = False) -> Tensor:
+        """Returns hidden states that hold `units`, the opposite of `units`.
 
         Args:
-            prefix, tokens: as from `split`, the latter short or full.
-            grid: full token grid of this run.
-            small: `(rows, cols)` of a short row where its tokens form a grid; None for full rows and for tokens without a grid.
+            units: `(R, S, D)`, short as the run is now, or all tokens of a row.
+            given: hidden states whose prefix tokens pass by.
+            run: as in `units`; full: `units` are all tokens.
         """
-        return torch.cat([prefix, tokens], 1)
-
-    def split_short(self, hidden: Tensor, grid: Grid, small: Grid | None) -> tuple[Tensor, Tensor]:
-        """`prefix` and `tokens (G, K, D)` of a short block output."""
-        return hidden[:, : self.prefix_tokens], hidden[:, self.prefix_tokens :]
+        return torch.cat([given[:, : self.prefix_tokens], units], 1)
 
     def swaps(self, method: str, first: int, end: int, small: Grid | None) -> Iterable[tuple[Any, str, Any]]:
         """Attributes that blocks need for fewer tokens (window size, bias tables), swapped while the reduction is installed.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._towers import RowTower, Stack
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
@@ -17,146 +19,83 @@ from vtr.types import STAGES, Geometry, VtrError
 from vtr.types.naming import closest
 
 
-@dataclass(frozen=True)
-class ImageLayout:
-    """Where the tokens of one image lie in the LLM's sequence. All tensors on the CPU.
-
-    Args:
-        views: tower inputs of the image: thumbnail and crops, or 1.
-        patch_grid: `(rows, cols)` of patches of a view.
-        crop_grid: `(rows, cols)` of crops, `(0, 0)` without AnyRes.
-        image_size: original `(height, width)` in pixels, `(0, 0)` when unknown.
-        patch: `(L,)` int64, original patch id of every position of the span, -1 for a newline token.
-        line: `(L,)` int64, which newline token closes the row of this token (the newline's own number on itself), -1 for none.
-    """
-
-    views: int
-    patch_grid: tuple[int, int]
-    crop_grid: tuple[int, int]
-    image_size: tuple[int, int]
-    patch: Tensor
-    line: Tensor
-
-    @property
-    def length(self) -> int:
-        """Positions of the span, newline tokens included."""
-        return len(self.patch)
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens, newline tokens excluded."""
-        return int((self.patch >= 0).sum())
-
-    def view_tokens(self) -> list[int]:
-        """Visual tokens of every view, after unpadding."""
-        area = self.patch_grid[0] * self.patch_grid[1]
-        return torch.bincount(self.patch[self.patch >= 0] // area, minlength=self.views).tolist()
-
-
-def numbered(local: Tensor, image: int, stride: int) -> Tensor:
-    """Numbers within one image, -1 for none, as numbers among all images that have `stride` each."""
-    return torch.where(local >= 0, local + image * stride, -1)
-
-
-def by_patch(layouts: list[ImageLayout], values: list[Tensor], slots: int, blank: int | bool) -> Tensor:
-    """A table over all patches of some images, filled on the host.
-
-    Args:
-        layouts: one per image.
-        values: what each image has for every position of its span `(L,)`; newline tokens are passed over.
-        slots: patch ids per image, `>= views * area` of each.
-        blank: for patches without a token; gives the dtype.
-
-    Returns:
-        `(images * slots,)` on the CPU.
-    """
-    table = torch.full((len(layouts), slots), blank)
-    for row, layout, value in zip(table, layouts, values, strict=True):
-        tokens = layout.patch >= 0
-        row[layout.patch[tokens]] = value[tokens]
-    return table.flatten()
-
-
 @dataclass
 class Host:
-    """One model seen through its family: modules, names and layouts. About ten lines per family fill it.
+    """Says how one multimodal LLM is entered: its stacks, placeholders and layouts. A family fills it in one file.
 
     Args:
         name: model type.
-        model, base, language_model, tower, projector: the modules of those roles.
-        layers, tower_layers: their layers, in order.
-        feature_layers: 0-based tower layers whose outputs become features (usually one).
-        prefix_tokens: CLS and registers in front of the patches; `has_cls`: the first is a CLS token.
-        patch_grid: patches of one view as `(rows, cols)`; `patch_size` in pixels.
-        placeholder_ids: ids in `input_ids` that visual tokens replace.
+        model, base, projector: the modules of those roles.
+        language: the LLM.
+        tower: the vision tower.
+        placeholder_ids: ids in `input_ids` that visual tokens of each kind replace.
+        layouts: `(kind, arguments of its encoding method by name) -> list[Layout]`, one per image or video, host side only.
         most_tokens: the most visual tokens one image can produce.
-        layouts: `(get_image_features arguments by name) -> list[ImageLayout]`, one per image, host side only.
         default_layout: layout of an image when only placeholders are known; None when it depends on the image size.
-        encode: name of the base model's method that encodes images.
+        encode: name of the base model's method that encodes each kind.
+        renumber: survivors may get consecutive positions.
+        stages: where a reduction may act.
     """
 
     name: str
     model: Any
     base: Any
-    language_model: Any
-    tower: Any
     projector: Any
-    layers: Sequence[Any]
-    tower_layers: Sequence[Any]
-    feature_layers: tuple[int, ...]
-    prefix_tokens: int
-    has_cls: bool
-    patch_grid: tuple[int, int]
-    patch_size: int
-    placeholder_ids: tuple[int, ...]
+    language: Stack
+    tower: RowTower
+    placeholder_ids: Mapping[Kind, int]
+    layouts: Callable[[Kind, dict[str, Any]], list[Layout]]
     most_tokens: int
-    layouts: Callable[[dict[str, Any]], list[ImageLayout]]
-    default_layout: ImageLayout | None = None
-    encode: str = "get_image_features"
-    tower_attention: str = "self_attn"
-    tower_norms: tuple[str, str] = ("layer_norm1", "layer_norm2")
-    tower_mlp: str = "mlp"
-    llm_attention: str = "self_attn"
-    llm_norm: str = "input_layernorm"
-    llm_mlp: str = "mlp"
-    llm_down: str = "down_proj"
+    default_layout: Layout | None = None
+    encode: Mapping[Kind, str] = field(default_factory=lambda: {"image": "get_image_features"})
     renumber: bool = True
     stages: tuple[str, ...] = STAGES
 
     @property
-    def area(self) -> int:
-        """Patches of one view."""
-        return self.patch_grid[0] * self.patch_grid[1]
+    def llm_layers(self) -> int:
+        """Layers of the LLM."""
+        return len(self.language.blocks)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the tower has a CLS token."""
+        return self.tower.has_cls
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Tower layers whose outputs become features."""
+        return self.tower.feature_layers
+
+    def attention_name(self, tower: bool) -> str:
+        """Returns the attention backend in use, e.g. `sdpa`."""
+        return (self.tower if tower else self.language).backend
 
     def geometry(self) -> Geometry:
         """The facts that methods may build their steps from."""
-        config = self.language_model.config
+        config, tower = self.language.module.config, self.tower
         names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"]
         names += ["head_dim", "rope_parameters", "layer_types"]
         return Geometry(
             host=self.name,
-            tower_layers=len(self.tower_layers),
-            feature_layer=min(self.feature_layers),
-            prefix_tokens=self.prefix_tokens,
-            has_cls=self.has_cls,
-            patch_grid=self.patch_grid,
-            llm_layers=len(self.layers),
+            tower_layers=len(tower.blocks),
+            feature_layer=min(tower.feature_layers),
+            prefix_tokens=tower.prefix_tokens,
+            has_cls=tower.has_cls,
+            patch_grid=tower.patch_grid,
+            llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
+            anyres=self.most_tokens > tower.area,
+            layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},
-            patch_norm=partial(patch_norm, self.tower),
+            patch_norm=partial(patch_norm, tower.module),
         )
-
-    def attention_name(self, tower: bool) -> str:
-        """Attention backend in use, e.g. `sdpa`."""
-        config = (self.tower if tower else self.language_model).config
-        return str(getattr(config, "_attn_implementation", None) or "eager")
 
     def causal_mask(self, hidden: Tensor, columns: Tensor, cache: Any, layer: int, may_skip: bool = True) -> Any:
         """The mask that this model's layer `layer` takes, made by transformers for `columns (B, keys)` of real keys."""
         from transformers.masking_utils import create_causal_mask
 
         return create_causal_mask(
-            config=self.language_model.config,
+            config=self.language.module.config,
             inputs_embeds=hidden,
             attention_mask=columns,
             position_ids=None,
@@ -167,7 +106,7 @@ class Host:
 
     def layer_kind(self, layer: int) -> str:
         """Type of an LLM layer as its configuration names it, e.g. `full_attention` or `sliding_attention`."""
-        kinds = getattr(self.language_model.config, "layer_types", None)
+        kinds = getattr(self.language.module.config, "layer_types", None)
         return str(kinds[layer]) if kinds else "full_attention" if self.sliding_window() is None else "sliding_attention"
 
     def slides(self, layer: int) -> bool:
@@ -188,7 +127,7 @@ class Host:
         Raises:
             VtrError: the attention backend takes no such mask.
         """
-        window, name = self.sliding_window() or 0, self.attention_name(tower=False)
+        window, name = self.sliding_window() or 0, self.language.backend
         if name not in ("sdpa", "eager"):
             raise VtrError(
                 f"vtr: the prompt is longer than the sliding window of {window}, where distances count removed tokens, and {name} takes no mask "
@@ -208,18 +147,18 @@ class Host:
 
     def rotary(self, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The rotary table `(cos, sin)` of positions `ids (B, S)` in layers of a kind, by the model's own module."""
-        module = self.language_model.rotary_emb
+        module = self.language.module.rotary_emb
         return module(hidden, position_ids=ids, layer_type=kind) if takes_layer_type(module) else module(hidden, position_ids=ids)
 
     def new_cache(self) -> Any:
         """The cache that this model would make for itself."""
         from transformers.cache_utils import DynamicCache
 
-        return DynamicCache(config=self.language_model.config)
+        return DynamicCache(config=self.language.module.config)
 
     def sliding_window(self) -> int | None:
         """Window of the LLM's sliding-window layers, None when every layer sees everything."""
-        config = self.language_model.config
+        config = self.language.module.config
         window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
         slides = any("sliding" in k for k in kinds) if kinds else bool(getattr(config, "use_sliding_window", window is not None))

@@ -61,21 +61,23 @@ class WindowedHost(DenseHost):
             )
         return [swap for block in self.blocks[first:end] for swap in self.shrink(block, small[0])]
 
-    def split(self, hidden: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
-        rows, cols = self._here(grid)
+    def row_grid(self, grid: Grid) -> Grid:
+        return self.window, self.window
+
+    def units(self, hidden: Tensor, run: Any) -> Tensor:
+        if run.short:
+            assert run.small is not None  # `swaps` refused others
+            tokens = hidden.unflatten(1, (self._count(run.grid)[0] * run.small[0], -1)) if self.flat else hidden
+            return to_windows(tokens, run.small[0])
+        rows, cols = self._here(run.grid)
         if hidden.shape[1:-1] != ((rows * cols,) if self.flat else (rows, cols)):
             raise VtrError(f"{self.name}: a block should get a grid of {rows} x {cols} tokens, got {tuple(hidden.shape)}")
-        tokens = hidden.unflatten(1, (rows, cols)) if self.flat else hidden
-        return hidden[:0], to_windows(tokens, self.window), (self.window, self.window)
+        return to_windows(hidden.unflatten(1, (rows, cols)) if self.flat else hidden, self.window)
 
-    def join(self, prefix: Tensor, tokens: Tensor, grid: Grid, small: Grid | None) -> Tensor:
-        hidden = from_windows(tokens, self._count(grid), self._here(grid) if small is None else None)
+    def hidden(self, units: Tensor, given: Tensor, run: Any, full: bool = False) -> Tensor:
+        all_of_it = full or run.small is None
+        hidden = from_windows(units, self._count(run.grid), self._here(run.grid) if all_of_it else None)
         return hidden.flatten(1, 2) if self.flat else hidden
-
-    def split_short(self, hidden: Tensor, grid: Grid, small: Grid | None) -> tuple[Tensor, Tensor]:
-        assert small is not None  # `swaps` refused others
-        tokens = hidden.unflatten(1, (self._count(grid)[0] * small[0], -1)) if self.flat else hidden
-        return hidden[:0], to_windows(tokens, small[0])
 
     def arguments(self, run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if not self.flat:

@@ -8,17 +8,20 @@ Internals used: `model.model.{vision_tower, multi_modal_projector, language_mode
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
 
-from vtr.hosts._host import Host, ImageLayout, check_layer_kinds, feature_layers
+from vtr.hosts._host import Host, check_layer_kinds, feature_layers
+from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._towers import RowTower, Stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
 
 
 def _tower_facts(model: Any) -> dict[str, Any]:
-    """The part of a Host that LLaVA and LLaVA-NeXT share."""
+    """Returns the part of a Host that LLaVA and LLaVA-NeXT share."""
     config, base = model.config, getattr(model, "model", model)
     tower = base.vision_tower
     vision = config.vision_config
@@ -37,21 +40,27 @@ def _tower_facts(model: Any) -> dict[str, Any]:
         )
     check_layer_kinds(config.model_type, base.language_model.config)
     side = vision.image_size // vision.patch_size
+    llm = base.language_model
     return dict(
         name=config.model_type,
         model=model,
         base=base,
-        language_model=base.language_model,
-        tower=tower,
         projector=base.multi_modal_projector,
-        layers=base.language_model.layers,
-        tower_layers=encoder.layers,
-        feature_layers=feature_layers(config.vision_feature_layer, len(encoder.layers)),
-        prefix_tokens=int(has_cls),
-        has_cls=has_cls,
-        patch_grid=(side, side),
-        patch_size=vision.patch_size,
-        placeholder_ids=(config.image_token_id,),
+        language=Stack(
+            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
+            down=attrgetter("mlp.down_proj"),
+            norm=getattr(llm, "norm", None),
+        ),
+        tower=RowTower(
+            **transformers_blocks(tower, encoder.layers, ("layer_norm1", "layer_norm2")),
+            embeddings=getattr(getattr(tower, "vision_model", tower), "embeddings", None),
+            prefix_tokens=int(has_cls),
+            has_cls=has_cls,
+            patch_grid=(side, side),
+            patch_size=vision.patch_size,
+            feature_layers=feature_layers(config.vision_feature_layer, len(encoder.layers)),
+        ),
+        placeholder_ids={"image": config.image_token_id},
     )
 
 
@@ -59,13 +68,13 @@ def _tower_facts(model: Any) -> dict[str, Any]:
 def llava(model: Any) -> Host:
     """LLaVA-1.5: every image is one view, its tokens in raster order."""
     facts = _tower_facts(model)
-    rows, cols = facts["patch_grid"]
-    layout = ImageLayout(1, (rows, cols), (0, 0), (0, 0), torch.arange(rows * cols), torch.full((rows * cols,), -1))
+    area = facts["tower"].area
+    layout = Layout((facts["tower"].patch_grid,), torch.arange(area), torch.full((area,), -1))
 
-    def layouts(arguments: dict[str, Any]) -> list[ImageLayout]:
+    def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
         return [layout] * len(arguments["pixel_values"])
 
-    return Host(**facts, most_tokens=rows * cols, layouts=layouts, default_layout=layout)
+    return Host(**facts, most_tokens=area, layouts=layouts, default_layout=layout)
 
 
 @register_host("llava_next")
@@ -75,12 +84,12 @@ def llava_next(model: Any) -> Host:
 
     facts = _tower_facts(model)
     config, base = model.config, facts["base"]
-    area = facts["patch_grid"][0] * facts["patch_grid"][1]
+    area = facts["tower"].area
     side = config.vision_config.image_size
     pinpoints = [list(p) for p in config.image_grid_pinpoints]
 
     @lru_cache(maxsize=4096)
-    def layout_of(height: int, width: int) -> ImageLayout:
+    def layout_of(height: int, width: int) -> Layout:
         size = torch.tensor([height, width])
         views = image_size_to_num_patches(size, pinpoints, side)
         rows, cols = get_anyres_image_grid_shape(size, pinpoints, side) if views > 1 else (0, 0)
@@ -96,13 +105,13 @@ def llava_next(model: Any) -> Host:
         newline = patch < 0
         closes = newline.long().cumsum(0) - newline.long()  # newlines before this position: the number of the one that closes it
         line = torch.where((torch.arange(len(patch)) < area) & (views > 1), -1, closes)
-        return ImageLayout(views, facts["patch_grid"], (int(rows), int(cols)), (height, width), patch, line)
+        return Layout((facts["tower"].patch_grid,) * int(views), patch, line, (int(rows), int(cols)), (height, width))
 
-    def layouts(arguments: dict[str, Any]) -> list[ImageLayout]:
+    def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
         sizes = arguments.get("image_sizes")
         if sizes is None:
             raise VtrError("llava_next: image_sizes is needed to lay out the crops, got None; pass all outputs of the processor")
         return [layout_of(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
 
     most = max(image_size_to_num_patches(torch.tensor(p), pinpoints, side) for p in pinpoints)
-    return Host(**facts, most_tokens=most * area, layouts=layouts)
+    return Host(**facts, most_tokens=int(most) * area, layouts=layouts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from vtr.ops.gather import left_align, take
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
-from vtr.types import Budget, Geometry, Method, PositionOption, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types.signals import cls_row, keys
 
 PLACE = "place"  # of a token in the authors' order, per token
 
@@ -59,8 +61,8 @@ def merge_chosen(
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
 
     index, used = left_align(chosen & ~whole, min(most, real.shape[1]))
-    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), wide.gather(1, _wide(index, wide)))
-    merged = wide.scatter(1, _wide(index, wide), grown)
+    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), take(wide, index))
+    merged = wide.scatter(1, index[..., None].expand_as(grown), grown)
     share = torch.where(rest, attention, 0).to(wide.dtype)
     remains = (share[:, None] @ wide.masked_fill(~real[..., None], 0)).squeeze(1)  # (G, D)
     merged = torch.where(extra[..., None], remains[:, None], merged).to(tokens.dtype)
@@ -73,50 +75,15 @@ def outliers(attention: Tensor, real: Tensor) -> Tensor:
     return (attention > upper_fence(attention, real)[:, None]) & real
 
 
-def authors_index(attention: Tensor, ratio: float, grid: Literal["none", "adaptive", "fixed"] = "none") -> Tensor:
-    """The released code's index `(B, K)` int64 of `attention (B, N)`: top first, then the grid of PruMerge+, which ends before 575.
-
-    `adaptive` leaves out grid points that are in already (one image); `fixed` does not, so that an index may stand twice.
-    """
-    n = attention.shape[1]
-    top = attention.argsort(dim=1, descending=True, stable=True)[:, : int(n * ratio)]
-    if grid == "none":
-        return top
-    step = int(1 / ratio)
-    if grid == "fixed":
-        return torch.cat([top, torch.arange(step // 2, 575, step).expand(len(top), -1)], 1)
-    points = torch.arange(0, 575, int(step / 3))
-    return torch.cat([top, points[~torch.isin(points, top)].expand(len(top), -1)], 1)
-
-
-def authors_tokens(tokens: Tensor, keys: Tensor, attention: Tensor, index: Tensor, neighbours: int = 32) -> Tensor:
-    """The released code's tokens `(B, K + 1, D)` for its `index (B, K)`: in that order, then the extra one.
-
-    Where entries of `index` repeat, a token can take in itself, and the first few of the others are nowhere.
-    """
-    number = index.shape[1]
-    inside = torch.zeros(attention.shape, dtype=torch.bool).scatter_(1, index, True)
-    others = inside.to(torch.uint8).argsort(dim=1, stable=True)  # ascending, then those inside
-    lost = number - inside.sum(1, keepdim=True)
-    others = others.gather(1, (torch.arange(attention.shape[1] - number) + lost).clamp_max(attention.shape[1] - 1))
-    columns = torch.cat([index, others], 1)
-    tokens, keys, attention = take(tokens, columns), take(keys, columns), attention.gather(1, columns)
-    own = torch.arange(number).expand(len(index), -1)
-    grown = add_nearest(tokens, keys, attention, own, torch.ones_like(attention, dtype=torch.bool), neighbours)
-    return torch.cat([grown, attention[:, None, number:] @ tokens[:, number:]], 1)
-
-
-def _wide(index: Tensor, tokens: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, tokens.shape[2])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Merging(Method):
     """The steps of both; a subclass says which tokens are chosen. Without a budget the number of tokens follows the image."""
 
-    position_ids: PositionOption = "renumber"
     neighbours: int = 32
     compat: Literal["authors"] | None = None
+
+    takes_budget: ClassVar[bool] = True
+    published_positions: ClassVar[PositionOption] = "renumber"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,37 +92,21 @@ class Merging(Method):
         if self.compat not in (None, "authors"):
             raise ValueError(f"{self.name}: compat must be None or 'authors', got {self.compat!r}")
 
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        asked = (self.keep, self.keep_ratio, self.average_keep)
-        return None if asked == (None, None, None) else Budget(*asked)
-
     def choose(self, attention: Tensor, real: Tensor, keep: Tensor | None, most: int) -> Chosen:
         """Which tokens stay, `keep - 1` of them, or by their outliers when `keep` is None. `most` is the largest keep, or number of tokens."""
         raise NotImplementedError
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         last = geometry.tower_layers - 1
-        logits = Signal("cls_row", layer=last, tower=True, heads=True, softmax=False)
-        weights = Signal("cls_row", layer=last, tower=True, heads=True)
-        keys = Signal("k", layer=last, tower=True)
-        merge = Step(
-            "boundary",
-            action="merge",
-            needs=(logits, weights, keys),
-            select=lambda view: self._merge(view, logits, weights, keys),
-            counted=self.budget is not None,
-            per="view",
-            side="before_projector",
-        )
+        needs = cls_row(last, heads=True, softmax=False), cls_row(last, heads=True), keys(last, tower=True)
+        merge = Merge(Boundary(before_projector=True), partial(self._merge, *needs), needs, counted=self.budget is not None, per="view")
         if self.compat is None:
             return (merge,)
-        if geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]:
+        if geometry.anyres:
             raise VtrError(f"{self.name}: compat='authors' knows images of one view only, {geometry.host!r} has crops; leave compat out")
-        return merge, Step("boundary", select=_reorder, counted=False)
+        return merge, Remove(Boundary(), _reorder, counted=False)
 
-    def _merge(self, view: View, logits: Signal, weights: Signal, keys: Signal) -> Selection:
+    def _merge(self, logits: Signal, weights: Signal, key: Signal, view: View) -> Selection:
         attention = one_head_row(view.signals[logits], view.signals[weights], view.real)
         exact = self.budget is not None
         chosen = self.choose(attention, view.real, view.keep if exact else None, view.most if exact else max(view.counts))
@@ -163,8 +114,7 @@ class Merging(Method):
         empty = view.keep == 0 if exact else ~view.real.any(1)
         if exact:
             kept = kept | (view.real & (view.keep == view.real.sum(1))[:, None])
-        key = view.signals[keys].flatten(2)
-        merged = merge_chosen(view.tokens, key, attention, view.real, kept, chosen.most, empty, self.neighbours)
+        merged = merge_chosen(view.tokens, view.signals[key].flatten(2), attention, view.real, kept, chosen.most, empty, self.neighbours)
         if self.compat is not None:
             n = view.real.shape[1]
             falling = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from vtr.ops.dpp import min_max
 from vtr.ops.relevance import clip_relevance, text_similarity
 from vtr.ops.split import gather_parts, join_mask, split
-from vtr.types import Geometry, Method, PositionOption, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types.signals import text_embedding
 
 FEATURES = "features"  # of the tower, per token
 
@@ -20,11 +21,12 @@ FEATURES = "features"  # of the tower, per token
 class Relevant(Method):
     """Relevance by the LLM's input embeddings or by a CLIP text tower, scaled to 0 .. 1 over the image."""
 
-    position_ids: PositionOption = "renumber"
     relevance: Literal["similarity", "clip"] = "similarity"
     text_tower: str | None = None
     sign: Literal[1, -1] | None = None
     compat: Literal["authors"] | None = None
+
+    published_positions: ClassVar[PositionOption] = "renumber"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,11 +52,11 @@ class Relevant(Method):
                 f"{self.name}: compat='authors' is for the replay of vectors; relevance='clip' is the authors' choice on a model"
             )
         if self.text_tower is None:
-            return (Step("boundary", select=lambda view: self._select(view, self._similarity(view))),)
-        question = Signal("text_embedding", source=self.text_tower)
+            return (Remove(Boundary(), lambda view: self._select(view, self._similarity(view))),)
+        question = text_embedding(self.text_tower)
         return (
-            Step("boundary", action="observe", select=_note_features, side="before_projector"),
-            Step("boundary", needs=(question,), select=lambda view: self._select(view, self._clip(view, question))),
+            Observe(Boundary(before_projector=True), _note_features),
+            Remove(Boundary(), lambda view: self._select(view, self._clip(view, question)), (question,)),
         )
 
     def _similarity(self, view: View) -> Tensor:
@@ -67,9 +69,8 @@ class Relevant(Method):
 
     def _select(self, view: View, relevance: Tensor) -> Selection:
         quality = min_max(relevance, view.real)
-        area = view.patch_grid[0] * view.patch_grid[1]
-        views = max(rows * cols for rows, cols in view.crop_grids) + 1
-        parts = split(view.cells[..., 0], view.real, view.keep, views, min(area, view.real.shape[1]))
+        area = max(rows * cols for grids in view.grids for rows, cols in grids)
+        parts = split(view.cells[..., 0], view.real, view.keep, view.views, min(area, view.real.shape[1]))
         tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)
         kept = self.choose(tokens, weights, parts.real.flatten(0, 1), parts.keep.flatten(), min(view.most, tokens.shape[1]))
         return Selection(keep=join_mask(kept, parts, view.real.shape[1]))

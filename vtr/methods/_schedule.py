@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtr.ops.schedule import checked_counts, checked_layers, table_schedule
+from vtr.ops.schedule import checked_counts, checked_layers, shares_of, table_schedule
 from vtr.types import Budget, Geometry, Method
 
 
@@ -27,6 +27,24 @@ class Scheduled(Method):
     @property
     def budget(self) -> Budget | None:
         return Budget(keep=self.counts[-1]) if self.counts is not None else super().budget
+
+    def most_tokens(self, geometry: Geometry) -> int:
+        """Returns the most tokens that an image of this model can have.
+
+        Raises:
+            ValueError: nobody knows.
+        """
+        if geometry.most_tokens is None:
+            given = next((name for name in ("counts", "keep", "average_keep") if getattr(self, name) is not None), "its schedule")
+            raise ValueError(
+                f"{self.name}: {given} is measured against the most visual tokens of an image, which host {geometry.host!r} does not limit; "
+                "give keep_ratio"
+            )
+        return geometry.most_tokens
+
+    def shares(self, geometry: Geometry, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        """Returns the share of the way from keep to N that each removal leaves: by `counts`, or by the published `ratios`."""
+        return shares_of(ratios, 1) if self.counts is None else shares_of(self.counts, self.most_tokens(geometry))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +69,9 @@ class Tabled(Scheduled):
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers, and the share of the way from keep to N that each removal leaves."""
-        budget, most = self.budget, geometry.most_tokens
+        budget = self.budget
         assert budget is not None
+        most = 1 if budget.keep_ratio is not None else self.most_tokens(geometry)  # a ratio needs no number
         return table_schedule(
             self.name,
             self.tables,

@@ -31,7 +31,7 @@ from vtr.ops.gather import index_to_mask
 from vtr.ops.kmedoids import Medoids, kmedoids
 from vtr.ops.spectral import heat_affinity, laplacian_eigen
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, Place, Remove, Selection, Stage, Step, Tower, View, at_least
 
 CHOICES = {
     "stage": ("tower", "boundary"),
@@ -117,22 +117,21 @@ class CenterCLIP(Method):
             raise ValueError(f"centerclip: layer must be 0 or more, got {self.layer}")
         if not self.sigma > 0 or self.iterations < 0:
             raise ValueError(f"centerclip: sigma must be above 0 and iterations at least 0, got {self.sigma} and {self.iterations}")
-        if self.neighbours is not None and self.neighbours < 1:
-            raise ValueError(f"centerclip: neighbours must be at least 1, got {self.neighbours}")
+        at_least(self, "neighbours", 1)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        action: Literal["remove", "merge"] = "merge" if self.aggregation == "mean" else "remove"
-        if self.stage == "boundary":
-            return (Step("boundary", action=action, select=self._select),)
         layer = min(geometry.tower_layers // 2, geometry.feature_layer) if self.layer is None else self.layer
-        return (Step("tower", layer, action, select=self._select, per="view", proportional=False),)
+        where: Place = Boundary() if self.stage == "boundary" else Tower(layer)
+        per: Literal["image", "view"] = "image" if self.stage == "boundary" else "view"
+        if self.aggregation == "none":
+            return (Remove(where, self._select, per=per),)
+        return (Merge(where, self._select, per=per, proportional=False),)
 
     def _select(self, view: View) -> Selection:
         n = view.real.shape[1]
         if self.algorithm == "spectral":
-            patches = view.patch_grid[0] * view.patch_grid[1]
-            frames = [1 if self.stage == "tower" else rows * cols + 1 for rows, cols in view.crop_grids]
-            each = [[self.neighbours or automatic_neighbours(patches, count)] for count in frames]
+            own = [[view.grid(group)] if self.stage == "tower" else grids for group, grids in enumerate(view.grids)]
+            each = [[self.neighbours or automatic_neighbours(max(r * c for r, c in grids), len(grids))] for grids in own]
             neighbours = on_device(each, view.tokens.device)[:, 0]
             found = spectral(view.tokens, view.real, view.keep, view.most, neighbours, self.sigma, self.iterations)
         else:

@@ -13,7 +13,7 @@ Stage: prefill. Reads: what enters the MLP's last projection, one layer. Batch: 
 
 Paper to code: Gamma -> active, rho -> rho, beta -> beta, tau -> the elbow's value, l -> layer.
 Departures: this is the paper's definition with tokens really removed. The released code does something else (each of 14 layers overwrites its own KV
-cache with zeros by the neurons shared with one text token, which saves nothing): `released_counts` and `zeroed` have it, a model refuses it. The
+cache with zeros by the neurons shared with one text token, which saves nothing): `scripts/replay/corematching.py` has it, a model refuses it. The
 neuron half of the paper (decoding with core neurons only) is in neither. Its published speed could come from neither.
 """
 
@@ -31,7 +31,8 @@ from vtr.ops.elbow import elbow
 from vtr.ops.outliers import quantile
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View, VtrError, at_least, check_llm_layer
+from vtr.types.signals import mlp_activation
 
 CHUNK = 1 << 22
 """Activations sorted at a time."""
@@ -72,16 +73,6 @@ def shared_neurons(activation: Tensor, core: Tensor) -> Tensor:
     return ((activation > 0) & core[:, None]).sum(2).double()
 
 
-def released_counts(active: Tensor, reference: int = -5) -> Tensor:
-    """Released: neurons active (`active (G, S, I)` bool) in a token and in the one at place `reference` (the last of the question): `(G, S)`."""
-    return (active & active[:, reference, None]).sum(2).double()
-
-
-def zeroed(states: Tensor, gone: Tensor) -> Tensor:
-    """Released: keys or values `(B, H, S, d)` with zeros at the tokens `gone (B, S)`, which stay in the softmax."""
-    return states.masked_fill(gone[:, None, :, None], 0)
-
-
 @register_method("corematching")
 @dataclass(frozen=True, kw_only=True)
 class CoreMatching(Method):
@@ -93,8 +84,7 @@ class CoreMatching(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
-    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
-    """Not used by itself: it says that a budget may be given; without one the method is adaptive."""
+    takes_budget: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning",
         paper="Wang et al., 2025",
@@ -103,7 +93,6 @@ class CoreMatching(Method):
         code="github.com/wangqinsi1/2025-ICML-CoreMatching (Apache-2.0, not used)",
         signals="MLP activations of layer - 1",
         cost="partly sorts the MLP activations of one layer, O(S I log I); layers before `layer` run in full",
-        exact=False,
         settings={
             "layer": "visual tokens are gone from the input of this layer on; activations are those of the layer before",
             "rho": "share of a token's active neurons that are its core",
@@ -114,29 +103,20 @@ class CoreMatching(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1:
-            raise ValueError(f"corematching: layer must be at least 1, got {self.layer}; activations come from the layer before")
+        at_least(self, "layer", 1, "; activations come from the layer before")
         for name in ("rho", "beta"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"corematching: {name} must be in (0, 1], got {getattr(self, name)}; the paper uses 0.2 and 0.4")
         if self.compat not in (None, "authors"):
             raise ValueError(f"corematching: compat must be 'authors' or None, got {self.compat!r}")
 
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        return None if (self.keep, self.keep_ratio, self.average_keep) == (None, None, None) else super().budget
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":
             raise VtrError("corematching: compat='authors' zeroes cached keys and values instead of removing tokens; use compat=None")
-        if self.layer >= geometry.llm_layers:
-            raise ValueError(
-                f"corematching: layer {self.layer} is out of range: this LLM has {geometry.llm_layers} layers; use 1 to {geometry.llm_layers - 1}"
-            )
-        activation = Signal("mlp_activation", layer=self.layer - 1)
+        check_llm_layer(self.name, self.layer, geometry, least=1)
+        activation = mlp_activation(self.layer - 1)
         exact = self.budget is not None
-        return (Step("prefill", self.layer, needs=(activation,), select=partial(self._select, activation, exact), counted=exact),)
+        return (Remove(Layer(self.layer), partial(self._select, activation, exact), (activation,), counted=exact),)
 
     def _select(self, signal: Signal, exact: bool, view: View) -> Selection:
         assert view.text is not None

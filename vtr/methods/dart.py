@@ -14,7 +14,7 @@ With `stage="boundary"` steps 1 and 4 read the input embeddings instead, as serv
 
 Paper to code: K -> layer, R -> keep, P_image and P_text -> pivots_image and pivots_text, M -> quota.
 Departure: `keep` is exact where the code keeps 4 to 11 more or fewer (it counts the image pivots on top of rounded quotas), and pivots are
-visited by position where the code iterates a Python set of positions. `authors_order` and `authors_quota` give the code's versions.
+visited by position where the code iterates a Python set of positions. `scripts/replay/dart.py` has the code's versions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch import Tensor
 from vtr.ops.gather import index_to_mask, left_align, take
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, Remove, Selection, Stage, Step, View, VtrError, at_least
+from vtr.types.signals import keys
 
 
 def dart(tokens: Tensor, candidates: Tensor, pivots: Tensor, quota: Tensor) -> Tensor:
@@ -78,27 +79,11 @@ def exact_quota(budget: Tensor, pivots: Tensor) -> Tensor:
     return torch.where(pivots, (budget // number)[:, None] + (rank < (budget % number)[:, None]), 0)
 
 
-def authors_quota(variant: str, length: int, pivots: int, keep: int | None = None, ratio: float | None = None) -> int:
-    """Tokens per pivot in the released code: `llava` and `llava_next` by count, `qwen` (and `llava` without a count) by ratio pruned."""
-    if variant == "llava_next" and keep is not None:
-        return min(keep, length - 4) // pivots
-    if variant == "llava" and keep is not None:
-        return keep // pivots
-    return int(length * (1 - (ratio or 0.0)) / pivots)
-
-
-def authors_order(positions: Tensor) -> Tensor:
-    """Order in which the released code visits pivots: that of a Python set of their sequence positions. `(G, P)` int64 -> `(G, P)`."""
-    visited = [[row.index(p) for p in set(row)] for row in positions.tolist()]
-    return torch.tensor(visited, dtype=torch.int64, device=positions.device)
-
-
 @register_method("dart")
 @dataclass(frozen=True, kw_only=True)
 class DART(Method):
     """Duplication-aware pruning; the default budget is the paper's 128 of 576 (and 640 of 2880)."""
 
-    position_ids: PositionOption = "keep"
     stage: Literal["prefill", "boundary"] = "prefill"
     layer: int = 2
     pivots_image: int = 4
@@ -129,8 +114,7 @@ class DART(Method):
         super().__post_init__()
         if self.stage not in ("prefill", "boundary"):
             raise ValueError(f"dart: stage must be 'prefill' or 'boundary', got {self.stage!r}")
-        if self.layer < 1:
-            raise ValueError(f"dart: layer must be at least 1, got {self.layer}; use stage='boundary' to prune before layer 0")
+        at_least(self, "layer", 1, "; use stage='boundary' to prune before layer 0")
         if self.pivots_image < 0 or self.pivots_text < 0 or self.pivots_image + self.pivots_text < 1:
             raise ValueError(f"dart: needs at least one pivot, got pivots_image={self.pivots_image}, pivots_text={self.pivots_text}")
         if self.compat not in (None, "authors"):
@@ -140,21 +124,21 @@ class DART(Method):
         if self.compat == "authors":
             raise VtrError(
                 "dart: compat='authors' visits pivots by a Python set of sequence positions, one prompt at a time; it runs in "
-                "vtr.methods.dart and scripts/replay_vectors.py only; leave compat out to reduce a model"
+                "scripts/replay only; leave compat out to reduce a model"
             )
         if self.stage == "boundary":
-            return (Step("boundary", select=self._at_boundary),)
+            return (Remove(Boundary(), self._at_boundary),)
         if self.layer >= geometry.llm_layers:
             raise ValueError(
                 f"dart: layer={self.layer} is not one of the LLM's layers 1 to {geometry.llm_layers - 1}; the paper's 'after the second "
                 "layer' is layer=2"
             )
-        return (Step("prefill", self.layer, needs=(Signal("k", layer=self.layer - 1),), select=self._in_llm, final_norm=True),)
+        return (Remove(Layer(self.layer), self._in_llm, (keys(self.layer - 1),), final_norm=True),)
 
     def _in_llm(self, view: View) -> Selection:
-        (keys,) = view.signals.values()
+        (found,) = view.signals.values()
         assert view.final_norm is not None
-        return self._select(view, keys.visual.flatten(2), keys.text.flatten(2), view.final_norm)
+        return self._select(view, found.visual.flatten(2), found.text.flatten(2), view.final_norm)
 
     def _at_boundary(self, view: View) -> Selection:
         assert view.text is not None

@@ -24,7 +24,7 @@ from torch import Tensor
 from vtr.ops.farthest import cosine_distance_rows, farthest_first
 from vtr.ops.gather import index_to_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
 
 
 def divprune(tokens: Tensor, real: Tensor, keep: Tensor, most: int, repeat: bool = False) -> Tensor:
@@ -56,10 +56,10 @@ class DivPrune(Method):
     """The default budget is the paper's 9.8 % (56 of 576); positions are renumbered as the authors do."""
 
     compat: Literal["authors"] | None = None
-    position_ids: PositionOption = "renumber"
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.098)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
         paper="Alvar et al., 2025",
@@ -77,10 +77,9 @@ class DivPrune(Method):
             raise ValueError(f"divprune: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        rows, cols = geometry.patch_grid
-        if self.compat and geometry.most_tokens > rows * cols:
+        if self.compat and geometry.anyres:
             raise VtrError("divprune: compat='authors' ranks newline tokens, which are no visual tokens here; leave compat out for AnyRes")
-        return (Step("boundary", select=self._select),)
+        return (Remove(Boundary(), self._select),)
 
     def _select(self, view: View) -> Selection:
         return Selection(keep=divprune(view.tokens, view.real, view.keep, view.most, repeat=self.compat is not None))

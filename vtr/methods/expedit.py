@@ -26,14 +26,17 @@ from math import isclose
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
-from vtr.ops.reconstruct import reconstruct, reconstruction
+from vtr.ops.grids import by_grid, together
+from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
-from vtr.registry import calibrated, register_method
-from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
+from vtr.recipes import calibrated
+from vtr.registry import register_method
+from vtr.types import Card, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError, at_least
 
 FULL_SHARE = 10 / 24
 """Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
@@ -43,12 +46,14 @@ SAME_NORM = 1e-3
 
 @dataclass
 class _Clusters:
-    """What restoring needs: tokens before and centres right after clustering; weights once they are known."""
+    """What restoring needs of the groups of one grid: tokens before and centres right after clustering; weights once they are known."""
 
+    groups: list[int]
     tokens: Tensor
     centres: Tensor
     tau: float | Tensor
     weights: Tensor | None = None
+    nearest: tuple[Tensor, Tensor] | None = None
     labels: Tensor | None = None
 
 
@@ -99,23 +104,13 @@ class Expedit(Method):
         elif isinstance(grid, bool) or not isinstance(grid, (int, float)) or not 0 < grid <= 1:
             raise ValueError(f"expedit: grid must be (rows, cols) or a share of each side in (0, 1], got {grid!r}")
         for name, least in (("alpha", 0), ("iterations", 0), ("window", 1), ("blocks", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("alpha", "blocks"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"expedit: {name} must be an integer, got {value!r}")
-            if value < least:
-                raise ValueError(f"expedit: {name} must be at least {least}, got {value}")
+            at_least(self, name, least)
         if self.window % 2 == 0:
             raise ValueError(
                 f"expedit: window must be odd, got {self.window}; {self.window + 1} reaches {self.window // 2} cells to every side"
             )
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int):
-            raise TypeError(f"expedit: neighbours must be an integer, got {self.neighbours!r}")
         if self.neighbours == 0:
             raise ValueError("expedit: neighbours must be at least 1, or negative for all clusters, got 0")
-        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float, str)):
-            raise TypeError(f"expedit: tau must be a number, 'auto' or a file, got {self.tau!r}")
         if not isinstance(self.tau, str) and not 0 < self.tau < float("inf"):
             raise ValueError(f"expedit: tau must be above 0 and finite, got {self.tau}")
         if self.reconstruct not in (True, False, "naive"):
@@ -144,13 +139,13 @@ class Expedit(Method):
             )
         if not self.reconstruct and not geometry.llm_layers:
             raise VtrError(f"expedit: reconstruct=False hands clusters to an LLM, but host {geometry.host!r} has none; leave it out")
-        if geometry.fixed_grid:
+        if geometry.fixed_grid and geometry.patch_grid is not None:
             self.clusters(geometry.patch_grid)
         select = partial(_cluster, method=self, tau=self._sharpness(geometry, alpha))
-        merge = Step("tower", alpha, "merge", select=select, counted=False, per="view", proportional=False, grid=self.clusters)
+        merge = Merge(Tower(alpha), select, counted=False, per="view", proportional=False, grid=self.clusters)
         if not self.reconstruct:
             return (merge,)
-        return merge, Step("tower", end, "restore", select=partial(_restore, method=self), counted=False, per="view")
+        return merge, Restore(Tower(end), partial(_restore, method=self), per="view")
 
     def _sharpness(self, geometry: Geometry, alpha: int) -> float | str:
         """Tau as a number where it is known, `auto` where each image gives its own: for `auto` that of the recipe whose encoder has this
@@ -172,8 +167,8 @@ class Expedit(Method):
                 return stored.tau
         return "auto"
 
-    def _sides(self, geometry: Geometry) -> tuple[int, int]:
-        return self.grid if isinstance(self.grid, tuple) else self.clusters(geometry.patch_grid)
+    def _sides(self, geometry: Geometry) -> tuple[int, int] | float:
+        return self.grid if isinstance(self.grid, tuple) or geometry.patch_grid is None else self.clusters(geometry.patch_grid)
 
     def clusters(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The grid of clusters for a token grid.
@@ -217,36 +212,69 @@ def read_tau(name: str) -> float:
 
 
 def _cluster(view: View, method: Expedit, tau: float | str) -> Selection:
-    grid = view.patch_grid
-    if view.tokens.shape[1] != grid[0] * grid[1]:
+    grids = by_grid([view.grid(group) for group in range(len(view.grids))])
+    most = max((grid for grid, _ in grids), key=lambda grid: grid[0] * grid[1])
+    if view.tokens.shape[1] != most[0] * most[1]:
         raise VtrError(
-            f"expedit: needs the whole token grid of {grid[0]} x {grid[1]}, got {view.tokens.shape[1]} tokens; it must come before methods "
+            f"expedit: needs the whole token grid of {most[0]} x {most[1]}, got {view.tokens.shape[1]} tokens; it must come before methods "
             "that remove tokens in the tower"
         )
-    clusters = method.clusters(grid)
     image = (view.cells[:, 0, 0] == 0).cumsum(0) - 1  # views and windows of an image follow its first
-    sharp = auto_tau(view.tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
-    centres = cluster(view.tokens, grid, clusters, tau=sharp, iterations=method.iterations, window=method.window)
-    home = home_cells(grid, clusters, view.tokens.device)
+    if len(grids) == 1:
+        found, memory = _cluster_grid(view.tokens, view.real, image, most, grids[0][1], method, tau)
+        view.memory["clusters"] = [memory]
+        return found
+    selections, memories = [], []
+    for grid, groups in grids:
+        n = grid[0] * grid[1]
+        first = (image[groups, None] == image[groups]).to(torch.uint8).argmax(1)  # the first of these groups that is of the same image
+        found, memory = _cluster_grid(view.tokens[groups, :n], view.real[groups, :n], first, grid, groups, method, tau)
+        selections.append(found)
+        memories.append(memory)
+    view.memory["clusters"] = memories
+    own = [groups for _, groups in grids]
+    used = [s.real if s.real is not None else s.index >= 0 for s in selections if s.index is not None]  # all of them
+    index, tokens, assign = (together([getattr(s, name) for s in selections], own) for name in ("index", "tokens", "assign"))
+    return Selection(index=index, real=together(used, own), tokens=tokens, assign=assign)
+
+
+def _cluster_grid(
+    tokens: Tensor, real: Tensor, image: Tensor, grid: tuple[int, int], groups: list[int], method: Expedit, tau: float | str
+) -> tuple[Selection, _Clusters]:
+    """Clusters `tokens (G, rows * cols, D)` of one grid; `image (G,)` int64 below G is equal for the rows of one image."""
+    clusters = method.clusters(grid)
+    sharp = auto_tau(tokens, grid, clusters, method.window, image) if isinstance(tau, str) else tau
+    centres = cluster(tokens, grid, clusters, tau=sharp, iterations=method.iterations, window=method.window)
+    home = home_cells(grid, clusters, tokens.device)
     if method.reconstruct:
-        view.memory["clusters"] = _Clusters(view.tokens, centres, sharp)
-        pivot, some = cell_centres(grid, clusters, view.tokens.device).expand(len(centres), -1), None
+        pivot, some = cell_centres(grid, clusters, tokens.device).expand(len(centres), -1), None
     else:  # patches that unpadding cuts off cannot stand for a cluster
-        pivot, some = cell_pivots(grid, clusters, view.real)
-    return Selection(index=pivot, real=some, tokens=centres, assign=pivot[:, home], grid=clusters)
+        pivot, some = cell_pivots(grid, clusters, real)
+    selection = Selection(index=pivot, real=some, tokens=centres, assign=pivot[:, home], grid=clusters)
+    return selection, _Clusters(groups, tokens, centres, sharp)
 
 
 def _restore(view: View, method: Expedit) -> Tensor:
-    kept: _Clusters = view.memory["clusters"]
-    if view.tokens.shape[1] != kept.centres.shape[1]:
-        raise VtrError(
-            f"expedit: made {kept.centres.shape[1]} clusters but {view.tokens.shape[1]} are left to restore; put no other method between"
-        )
+    memories: list[_Clusters] = view.memory["clusters"]
+    most = max(kept.centres.shape[1] for kept in memories)
+    if view.tokens.shape[1] != most:
+        raise VtrError(f"expedit: made {most} clusters but {view.tokens.shape[1]} are left to restore; put no other method between")
+    if len(memories) == 1:
+        return _restored(view.tokens, memories[0], method)
+    parts = [_restored(view.tokens[kept.groups, : kept.centres.shape[1]], kept, method) for kept in memories]
+    return together(parts, [kept.groups for kept in memories])
+
+
+def _restored(tokens: Tensor, kept: _Clusters, method: Expedit) -> Tensor:
+    """Returns all tokens of the groups of one grid, from their refined centres."""
     if method.reconstruct == "naive":
         kept.labels = hard_labels(kept.tokens, kept.centres) if kept.labels is None else kept.labels
-        return take(view.tokens, kept.labels)
+        return take(tokens, kept.labels)
+    if not method.compat and 0 < method.neighbours < kept.centres.shape[1]:
+        kept.nearest = kept.nearest or nearest(kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours)
+        return mean_of_nearest(*kept.nearest, tokens)
     if kept.weights is None:
         kept.weights = reconstruction(
             kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours, normalize="l2" if method.compat else "sum"
         )
-    return reconstruct(kept.weights, view.tokens)
+    return reconstruct(kept.weights, tokens)

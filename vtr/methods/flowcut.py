@@ -21,8 +21,8 @@ softmax runs over CLS and patches per head, the tower's semantic row is not scal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -30,9 +30,27 @@ from torch import Tensor
 
 from vtr.ops.gather import take
 from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.precision import widened
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import (
+    Budget,
+    Card,
+    Geometry,
+    Layer,
+    Method,
+    Observe,
+    PositionOption,
+    Remove,
+    Selection,
+    Signal,
+    Stage,
+    Step,
+    Tower,
+    View,
+    VtrError,
+)
+from vtr.types.signals import LAST, attention, cls_row, cls_values, pooled_row, values
 
 STATE = "flowcut"  # accumulated scores, per token
 KEEP = "keep"  # what each image is to have in the end
@@ -90,7 +108,7 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
 
     `values (G, N, H, d)`, `cls_values (G, P, H, d)`, `part (G, N)`, `real (G, N)` -> `(G, N)` float32.
     """
-    values, cls_values = _wide(values), _wide(cls_values)
+    values, cls_values = widened(values), widened(cls_values)
     views = cls_values if cls_values.shape[1] > 1 else cls_values.expand(-1, 2, -1, -1)  # one column rounds differently in larger batches
     every = values.transpose(1, 2) @ views.permute(0, 2, 3, 1)  # (G, H, N, P)
     logits = every.gather(3, part[:, None, :, None].expand(-1, every.shape[1], -1, -1)).squeeze(3)  # (G, H, N)
@@ -120,9 +138,9 @@ def last_row(last: Tensor, others: Tensor, real: Tensor, scaling: float | None =
 
     `scaling` is the factor on the logits, that of the model's attention; None = `d ** -0.5`.
     """
-    wide = _wide(others)[:, :, :, None]  # (G, N, H', 1, d)
-    grouped = _wide(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
-    logits = (wide * grouped).sum(-1).flatten(2) * (last.shape[-1] ** -0.5 if scaling is None else scaling)  # (G, N, H)
+    spread = widened(others)[:, :, :, None]  # (G, N, H', 1, d)
+    grouped = widened(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
+    logits = (spread * grouped).sum(-1).flatten(2) * (last.shape[-1] ** -0.5 if scaling is None else scaling)  # (G, N, H)
     return logits.masked_fill(~real[..., None], -torch.inf).softmax(1).mean(2)
 
 
@@ -147,7 +165,6 @@ def view_targets(keep: Tensor, available: Tensor, final: bool) -> Tensor:
 class FlowCut(Method):
     """Pruning by information flow; the default budget is the paper's 128 of 576 (and 640 of 2880)."""
 
-    position_ids: PositionOption = "renumber"
     llm_layer: int | None = 2
     history: float = 0.5
     interval: int = 2
@@ -155,6 +172,7 @@ class FlowCut(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=2 / 9)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models",
         paper="Tong et al.: FlowCut",
@@ -183,7 +201,7 @@ class FlowCut(Method):
             raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        feature, anyres = geometry.feature_layer, geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]
+        feature, anyres = geometry.feature_layer, geometry.anyres
         if feature < 1:
             raise VtrError(f"flowcut: needs a tower layer in front of feature layer {feature} of {geometry.host!r}; use a boundary method")
         if self.compat == "authors" and anyres:
@@ -195,47 +213,41 @@ class FlowCut(Method):
         if in_llm and self.average_keep is not None:
             raise VtrError(
                 f"flowcut: average_keep={self.average_keep} cannot be solved where images have several views, each leaves the tower with keep / 2; "
-                "give keep or keep_ratio, or llm_layer=None to finish in the tower"
+                "give keep or keep_ratio, or llm_layer=None to finish in the tower",
+                setting="average_keep",
             )
         if in_llm and not (self.llm_layer or 0) < geometry.llm_layers:
             raise ValueError(
                 f"flowcut: llm_layer={self.llm_layer} is not one of the LLM's layers 1 to {geometry.llm_layers - 1}; the paper's 'after "
                 "layer 1' is llm_layer=2, None finishes in the tower"
             )
-        steps = [Step("tower", 1, action="observe", select=_note_keep)]
+        steps: list[Step] = [Observe(Tower(1), _note_keep)]
         steps += [self._tower_step(geometry.has_cls, layer, feature - 1 - layer, not in_llm) for layer in range(feature)]
         if in_llm:
-            needs = (Signal("rows", layer=(self.llm_layer or 0) - 1, heads=True), Signal("v", layer=(self.llm_layer or 0) - 1))
-            steps.append(Step("prefill", self.llm_layer or 0, needs=needs, select=lambda view: _in_llm(view, *needs)))
+            before = (self.llm_layer or 0) - 1
+            needs = attention(before, queries=LAST, heads=True), values(before)
+            steps.append(Remove(Layer(before + 1), lambda view: _in_llm(view, *needs), needs))
         return tuple(steps)
 
     def _tower_step(self, has_cls: bool, layer: int, remaining: int, final: bool) -> Step:
         """What happens behind tower layer `layer`, that is at the input of the next."""
-        values = Signal("v", layer=layer)
-        row = Signal("cls_row" if has_cls else "pooled_row", layer=layer)
-        cls = Signal("cls_v", layer=layer) if has_cls else None
-        observe = remaining % self.interval != 0
-        select: Callable[[View], Selection | None] = lambda view: self._in_tower(view, row, values, cls, remaining, final)  # noqa: E731
-        return Step(
-            "tower",
-            layer + 1,
-            action="observe" if observe else "remove",
-            needs=(row, values) if cls is None else (row, values, cls),
-            select=select,
-            counted=remaining == 0 and final,
-        )
+        row, value = cls_row(layer) if has_cls else pooled_row(layer), values(layer, tower=True)
+        cls = (cls_values(layer),) if has_cls else ()
+        kind = Observe if remaining % self.interval != 0 else Remove
+        select = partial(self._in_tower, row, value, cls, remaining, final)
+        return kind(Tower(layer + 1), select, (row, value, *cls), counted=remaining == 0 and final)
 
-    def _in_tower(self, view: View, row: Signal, values: Signal, cls: Signal | None, remaining: int, final: bool) -> Selection | None:
-        part, attention, value = view.cells[..., 0], view.signals[row], view.signals[values]
-        parts = max(rows * cols for rows, cols in view.crop_grids) + 1
-        semantic = None if cls is None else semantic_row(value, view.signals[cls][:, :parts], part, view.real)
-        score = flow_score(attention, semantic, value_strength(value), part, view.real, parts)
+    def _in_tower(self, row: Signal, value: Signal, cls: tuple[Signal, ...], remaining: int, final: bool, view: View) -> Selection | None:
+        part, paid, carried = view.cells[..., 0], view.signals[row], view.signals[value]
+        parts = view.views
+        semantic = semantic_row(carried, view.signals[cls[0]][:, :parts], part, view.real) if cls else None
+        score = flow_score(paid, semantic, value_strength(carried), part, view.real, parts)
         view.per_token[STATE] = cumulative = accumulate(view.per_token.get(STATE), score, self.history)
         if remaining % self.interval != 0:
             return None
         target = view_targets(view.memory[KEEP], members(part, view.real, parts).sum(-1), final)
         authors = self.compat == "authors"
-        amount = prune_amount(attention, part, view.real, target, remaining, 1e-7 if authors and cls is None else None)
+        amount = prune_amount(paid, part, view.real, target, remaining, 1e-7 if authors and not cls else None)
         if authors:
             amount = amount.amax().expand_as(amount)
         return Selection(keep=flowcut(cumulative, amount, part, view.real, target))
@@ -246,25 +258,20 @@ def _note_keep(view: View) -> None:
     view.memory[KEEP] = view.keep
 
 
-def _in_llm(view: View, row: Signal, values: Signal) -> Selection:
+def _in_llm(view: View, row: Signal, value: Signal) -> Selection:
     """Step 4: the last prompt token's view on the visual tokens of one image."""
     assert view.text is not None
-    heads = _wide(view.signals[row])  # (G, H, N)
+    heads = widened(view.signals[row])  # (G, H, N)
     relation = torch.where(view.real[:, None], heads, 0)
     relation = (relation / relation.sum(-1, keepdim=True).clamp_min(torch.finfo(relation.dtype).tiny)).mean(1)
-    visual, text = view.signals[values]
+    visual, text = view.signals[value]
     last = _last(visual, view.real)
     if text.shape[1]:
         last = torch.where(view.text.real.any(1)[:, None, None], _last(text, view.text.real), last)
     part = torch.zeros_like(view.patch)
-    semantic = last_row(last, visual, view.real, view.scaling.get(values))
+    semantic = last_row(last, visual, view.real, view.scaling.get(value))
     score = flow_score(relation, semantic, value_strength(visual), part, view.real)
     return Selection(keep=topk_mask(score, view.real, view.keep))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _last(values: Tensor, real: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Stage: boundary. Reads: CLS logits of the last tower layer; without CLS the visu
 Paper to code: R -> keep over valid tokens, s_j -> block_sums, sigma_j and r_j -> crop_shares, tau -> temperature, G_j -> global_scores.
 Departure: counts are shared out by largest remainder so that the image keeps exactly `keep`, where the code cuts every part down to an
 integer; tokens lie in their true cells and the thumbnail in raster order, where the code fills crops up from the left and orders the
-thumbnail by score (`authors_sequence`). As in the code, logits replace the paper's softmax: sums of softmax scores differ too little.
+thumbnail by score (`scripts/replay/globalcom2.py`). As in the code, logits replace the paper's softmax: sums of softmax scores differ too little.
 """
 
 from __future__ import annotations
@@ -27,16 +27,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, valid_region
-from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.grids import largest, sides
+from vtr.ops.parts import extent, members, part_sum, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def globalcom2(
-    score: Tensor, cells: Tensor, real: Tensor, keep: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int], temperature: float
+    score: Tensor,
+    cells: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    crop_grid: Tensor,
+    crops: int,
+    patch_grid: tuple[int, int],
+    temperature: float,
+    own: tuple[int, int] | Tensor | None = None,
 ) -> Tensor:
-    """Allocate the budget to thumbnail and crops, and choose inside each.
+    """Allocates the budget to thumbnail and crops, and chooses inside each.
 
     Args:
         score: `(G, N)` local score of each token, higher stays; float32.
@@ -45,18 +55,19 @@ def globalcom2(
         keep: `(G,)` int64, `1 <= keep <= real.sum(1)`.
         crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
         crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view.
+        patch_grid: `(rows, cols)` of a view, the largest where groups differ.
         temperature: of the softmax over crops.
+        own: `(G, 2)` int64 rows and columns of each group's views where they differ.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row.
     """
     part = cells[..., 0]
     thumbnail = thumbnail_map(score, cells, real, patch_grid)
-    share = F.pad(crop_shares(block_sums(thumbnail, crop_grid, crops), crop_grid, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
+    share = F.pad(crop_shares(block_sums(thumbnail, crop_grid, crops, own), crop_grid, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
     capacity = members(part, real, crops + 1).sum(-1)
     wanted = quota(share * capacity, capacity, keep)  # R is the same factor everywhere
-    return topk_per_part(combined_scores(score, thumbnail, cells, real, crop_grid, crops), part, real, wanted)
+    return topk_per_part(combined_scores(score, thumbnail, cells, real, crop_grid, crops, own), part, real, wanted)
 
 
 def thumbnail_map(score: Tensor, cells: Tensor, real: Tensor, patch_grid: tuple[int, int]) -> Tensor:
@@ -77,20 +88,31 @@ def crop_shares(sums: Tensor, crop_grid: Tensor, temperature: float) -> Tensor:
     return torch.where(there, 1 + sigma - sigma.sum(1, keepdim=True) / number.clamp_min(1), 0)
 
 
-def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor) -> Tensor:
-    """The thumbnail map `(G, rows, cols)` resized to the valid region of the canvas, read at every crop token: `(G, N)`, 0 elsewhere."""
+def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor, own: tuple[int, int] | Tensor | None = None) -> Tensor:
+    """Returns the thumbnail map `(G, rows, cols)` resized to the valid region of the canvas and read at every crop token: `(G, N)`, 0 elsewhere.
+
+    `own` is the size of the maps where that is smaller, as for `globalcom2`.
+    """
     on_canvas = real & (cells[..., 0] > 0)
-    row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]))
-    top, height = _extent(row, on_canvas)
-    left, width = _extent(col, on_canvas)
-    spread = resized_at(thumbnail, row - top[:, None], col - left[:, None], height, width)
+    row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]) if own is None else own)
+    (top, bottom), (left, right) = (extent(at, on_canvas[:, None]) for at in (row, col))
+    height, width = ((end - start).clamp_min(1)[:, 0] for start, end in ((top, bottom), (left, right)))
+    spread = resized_at(thumbnail, row - top, col - left, height, width, own)
     return torch.where(on_canvas, spread, 0)
 
 
-def combined_scores(score: Tensor, thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor, crops: int) -> Tensor:
-    """What tokens are ranked by, `(G, N)`: local plus global score, each over its norm in the crop; in the thumbnail the local one."""
+def combined_scores(
+    score: Tensor,
+    thumbnail: Tensor,
+    cells: Tensor,
+    real: Tensor,
+    crop_grid: Tensor,
+    crops: int,
+    own: tuple[int, int] | Tensor | None = None,
+) -> Tensor:
+    """Returns what tokens are ranked by, `(G, N)`: local plus global score, each over its norm in the crop; in the thumbnail the local one."""
     part = cells[..., 0]
-    spread = global_scores(thumbnail, cells, real, crop_grid)
+    spread = global_scores(thumbnail, cells, real, crop_grid, own)
     member = members(part, real, crops + 1)
     own_norm, global_norm = (part_sum(s.square(), member).sqrt().clamp_min(1e-12).gather(1, part) for s in (score, spread))
     return torch.where(part > 0, score / own_norm + spread / global_norm, score)
@@ -105,47 +127,11 @@ def similarity_scores(tokens: Tensor, cells: Tensor, real: Tensor, views: int) -
     return -cosine.gather(2, part[..., None]).squeeze(2)
 
 
-def authors_counts(share: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Tokens every crop keeps in the released code: `(G, crops)` int64 from `share` and valid counts; the total is not exact."""
-    return (valid * (ratio * share).clamp_max(1)).long()
-
-
-def authors_sequence(
-    keep: Tensor, score: Tensor, cells: Tensor, crop_grid: tuple[int, int], patch_grid: tuple[int, int], true_cells: bool = False
-) -> Tensor:
-    """The released code's order of one image's tokens in the LLM: thumbnail by falling score, then the canvas with all its newlines.
-
-    `keep (N,)` bool, `score (N,)`, `cells (N, 3)` of all valid tokens. A kept token is written into its crop at the place it has among
-    the crop's valid tokens; `true_cells=True` writes it into its own cell. Returns int64 indices into N, -1 for a newline.
-    """
-    (rows, cols), view = patch_grid, cells[:, 0]
-    thumbnail = ((view == 0) & keep).nonzero().flatten()
-    thumbnail = thumbnail[score[thumbnail].argsort(descending=True, stable=True)]
-    member = members(view[None], torch.ones_like(keep)[None], crop_grid[0] * crop_grid[1] + 1)[0]
-    place = member.long().cumsum(1).gather(0, view[None])[0] - 1
-    written = cells if true_cells else torch.stack([view, place // cols, place % cols], 1)
-    row, col = (c[0] for c in canvas_cells(written[None], torch.tensor([crop_grid]), patch_grid))
-    width = crop_grid[1] * cols + 1
-    canvas = torch.full((crop_grid[0] * rows, width), -2)
-    canvas[:, -1] = -1
-    shown = keep & (view > 0)
-    canvas[row[shown], col[shown]] = torch.arange(len(keep))[shown]
-    return torch.cat([thumbnail, canvas[canvas > -2]])
-
-
-def _extent(at: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """First place and length of the range of `at (G, N)` where `there`; length at least 1."""
-    first = torch.where(there, at, torch.iinfo(at.dtype).max).amin(1)
-    last = torch.where(there, at, -1).amax(1)
-    return torch.where(last >= 0, first, 0), torch.where(last >= 0, last - first + 1, 1)
-
-
 @register_method("globalcom2")
 @dataclass(frozen=True, kw_only=True)
 class GlobalCom2(Method):
     """Thumbnail-guided compression; the default budget is the released default of 25 %."""
 
-    position_ids: PositionOption = "renumber"
     score: Literal["auto", "cls", "similarity"] = "auto"
     temperature: float = 10.0
     allocation: Literal["thumbnail", "even"] = "thumbnail"
@@ -153,6 +139,7 @@ class GlobalCom2(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution Large Vision-Language Models",
         paper="Liu et al.: Global Compression Commander (GlobalCom²)",
@@ -184,14 +171,13 @@ class GlobalCom2(Method):
         if self.compat == "authors":
             raise VtrError(
                 "globalcom2: compat='authors' writes tokens into other cells than their own, which a method cannot ask of a model; it runs "
-                "in vtr.methods.globalcom2 and scripts/replay_vectors.py only; leave compat out to reduce a model"
+                "in scripts/replay only; leave compat out to reduce a model"
             )
         if self.score == "cls" and not geometry.has_cls:
             raise VtrError(f"globalcom2: score='cls' needs a CLS token, the tower of {geometry.host!r} has none; use score='similarity'")
         if self.score == "similarity" or not geometry.has_cls:
-            return (Step("boundary", select=self._select),)
-        logits = Signal("cls_row", layer=geometry.tower_layers - 1, tower=True, softmax=False)
-        return (Step("boundary", needs=(logits,), select=self._select),)
+            return (Remove(Boundary(), self._select),)
+        return (Remove(Boundary(), self._select, (cls_row(geometry.tower_layers - 1, softmax=False),)),)
 
     def _select(self, view: View) -> Selection:
         _check_whole(view)
@@ -199,21 +185,22 @@ class GlobalCom2(Method):
         if view.signals:
             (score,) = view.signals.values()
         else:
-            score = similarity_scores(view.tokens, view.cells, view.real, crops + 1)
-        grid = on_device(view.crop_grids, view.real.device)
+            score = similarity_scores(view.tokens, view.cells, view.real, view.views)
+        grid, grids = on_device(view.crop_grids, view.real.device), [view.grid(group) for group in range(len(view.grids))]
         score = score.to(torch.promote_types(score.dtype, torch.float32)).nan_to_num()
         temperature = self.temperature if self.allocation == "thumbnail" else math.inf  # every crop the same share
-        keep = globalcom2(score, view.cells, view.real, view.keep, grid, crops, view.patch_grid, temperature)
-        return Selection(keep=keep)
+        own = sides(grids, view.real.device)
+        return Selection(keep=globalcom2(score, view.cells, view.real, view.keep, grid, crops, largest(grids), temperature, own))
 
 
 def _check_whole(view: View) -> None:
     """Tokens missing here were removed by an earlier method; the thumbnail would have holes."""
-    area = view.patch_grid[0] * view.patch_grid[1]
-    for count, grid, size in zip(view.counts, view.crop_grids, view.image_sizes):
+    for group, (count, grid, size) in enumerate(zip(view.counts, view.crop_grids, view.image_sizes, strict=True)):
         if grid == (0, 0):
             continue
-        regions = [valid_region(size, grid, view.patch_grid, digits) for digits in (None, 7)] if min(size) > 0 else []
+        patches = view.grid(group)
+        area = patches[0] * patches[1]
+        regions = [valid_region(size, grid, patches, digits) for digits in (None, 7)] if min(size) > 0 else []
         whole = {area + (bottom - top) * (right - left) for top, bottom, left, right in regions} or {count if count > area else area + 1}
         if count not in whole:
             raise VtrError(

@@ -25,11 +25,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtr.ops.canvas import canvas_cells, on_device, valid_region
+from vtr.ops.canvas import on_device, rows_and_cols, valid_region
+from vtr.ops.grids import sides
 from vtr.ops.parts import members, topk_per_part
-from vtr.ops.topk import quota, topk_mask
+from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row
 
 
 def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5) -> Tensor:
@@ -54,7 +56,7 @@ def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Te
 
 
 def crop_scores(
-    early: Tensor, cells: Tensor, real: Tensor, region: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int]
+    early: Tensor, cells: Tensor, real: Tensor, region: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int] | Tensor
 ) -> Tensor:
     """Step 2: attention of the thumbnail's patches, summed over the crop that the centre of each patch lies in.
 
@@ -65,7 +67,7 @@ def crop_scores(
         region: `(G, 4)` int64 top, bottom, left, right of the unpadded part of the canvas, in patches.
         crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
         crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view.
+        patch_grid: `(rows, cols)` of a view of all groups, or `(G, 2)` int64.
 
     Returns:
         `(G, crops)` float64; 0 where a group has fewer crops.
@@ -73,48 +75,12 @@ def crop_scores(
     view, row, col = cells.unbind(-1)
     top, bottom, left, right = (edge[:, None] for edge in region.unbind(1))
     # twice the centre of a thumbnail patch on the canvas, times the patches of a side: integers, so that borders are exact
-    down = (2 * top * patch_grid[0] + (2 * row + 1) * (bottom - top)) // (2 * patch_grid[0] * patch_grid[0])
-    across = (2 * left * patch_grid[1] + (2 * col + 1) * (right - left)) // (2 * patch_grid[1] * patch_grid[1])
+    rows, cols = rows_and_cols(patch_grid)
+    down = (2 * top * rows + (2 * row + 1) * (bottom - top)) // (2 * rows * rows)
+    across = (2 * left * cols + (2 * col + 1) * (right - left)) // (2 * cols * cols)
     crop = torch.where((view == 0) & (crop_grid[:, :1] > 0), down * crop_grid[:, 1:] + across, -1)
     member = (crop[:, None] == torch.arange(crops, device=crop.device)[:, None]) & real[:, None]  # (G, crops, N)
     return torch.where(member, early.double()[:, None], 0).sum(-1)
-
-
-def authors_totals(views: int, patches: int, rate: float, alpha: float) -> tuple[int, int]:
-    """Tokens of the thumbnail and of all crops together in the released code."""
-    total = int(views * patches * rate)
-    full = min(int(total * alpha), patches)
-    return full, min(total - full, (views - 1) * patches)
-
-
-def paper_budgets(score: Tensor, total: int, patches: int) -> Tensor:
-    """Tokens per crop as the paper rounds them, `(crops,)` int64 from scores `(crops,)`; remainders are lost."""
-    return (score.double() / score.double().sum() * total).floor().long().clamp_max(patches)
-
-
-def authors_budgets(early: Tensor, crops: int, total: int, alpha: float) -> Tensor:
-    """Tokens per crop in the released code, `(crops,)` int64: top patches of the thumbnail `early (N,)`, counted in equal strips."""
-    n = len(early)
-    if total == 0:
-        return torch.zeros(crops, dtype=torch.int64)
-    best = topk_mask(early[None], torch.ones(1, n, dtype=torch.bool), torch.tensor([int(n * (1 - alpha))]))[0]
-    count = best.view(crops, -1).sum(1)
-    return (count.float() / count.sum().float() * total).long().clamp_max(n)  # float32 as there: it decides what is cut off
-
-
-def authors_sequence(
-    mask: Tensor, crop_grid: tuple[int, int], image_size: tuple[int, int], patch_grid: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """The released code's tokens in the LLM as `(view, patch)`, from its mask `(views, N)`: stitched and unpadded with the axes swapped."""
-    swapped = (crop_grid[1], crop_grid[0])
-    view, patch = mask.nonzero().unbind(1)
-    cells = torch.stack([view, patch // patch_grid[1], patch % patch_grid[1]], -1)
-    row, col = (c[0] for c in canvas_cells(cells[None], torch.tensor([swapped]), patch_grid))
-    top, bottom, left, right = valid_region(image_size, swapped, patch_grid)
-    inside = (view > 0) & (row >= top) & (row < bottom) & (col >= left) & (col < right)
-    place = torch.where(view == 0, patch - mask.shape[1], row * swapped[1] * patch_grid[1] + col)
-    order = [i for i in place.argsort().tolist() if inside[i] or view[i] == 0]
-    return [(int(view[i]), int(patch[i])) for i in order]
 
 
 @register_method("hired")
@@ -122,13 +88,13 @@ def authors_sequence(
 class HiRED(Method):
     """The default budget is the paper's 20 %; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     alpha: float = 0.5
     early: int = 0
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.2)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models",
         paper="Arif et al., 2024",
@@ -159,31 +125,30 @@ class HiRED(Method):
             raise ValueError(
                 f"hired: early={self.early} is not one of the tower's layers 0 to {geometry.tower_layers - 1}; the paper uses 0"
             )
-        anyres = geometry.most_tokens > geometry.patch_grid[0] * geometry.patch_grid[1]
-        if self.compat == "authors" and anyres:
+        if self.compat == "authors" and geometry.anyres:
             raise VtrError(
                 f"hired: compat='authors' spends budget on the padding of AnyRes images and transposes their crops, which host "
-                f"{geometry.host!r} does not offer; it runs in vtr.methods.hired and scripts/replay_vectors.py only; leave compat out"
+                f"{geometry.host!r} does not offer; it runs in scripts/replay only; leave compat out"
             )
-        early = Signal("cls_row", layer=self.early, tower=True)
-        late = Signal("cls_row", layer=geometry.feature_layer, tower=True)
-        needs = (early, late) if anyres else (late,)
-        return (Step("boundary", needs=needs, select=lambda view: self._select(view, early, late), side="before_projector"),)
+        early, late = cls_row(self.early), cls_row(geometry.feature_layer)
+        needs = (early, late) if geometry.anyres else (late,)
+        return (Remove(Boundary(before_projector=True), lambda view: self._select(view, early, late), needs),)
 
     def _select(self, view: View, early: Signal, late: Signal) -> Selection:
         crops = max(rows * cols for rows, cols in view.crop_grids)
         if crops and early in view.signals:
             regions = [_region(view, group) for group in range(len(view.crop_grids))]
             region, grid = (on_device(values, view.real.device) for values in (regions, view.crop_grids))
-            score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, view.patch_grid)
+            patches = sides([view.grid(group) for group in range(len(view.grids))], view.real.device)
+            score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, patches)
         else:
             score = view.real.new_zeros((len(view.real), crops), dtype=torch.float64)
         return Selection(keep=hired(view.signals[late], score, view.cells[..., 0], view.real, view.keep, self.alpha))
 
 
 def _region(view: View, group: int) -> list[int]:
-    """Unpadded part of the canvas of one image; the whole canvas where the host does not know the image's size."""
-    grid, size = view.crop_grids[group], view.image_sizes[group]
+    """Returns the unpadded part of the canvas of one image; the whole canvas where the host does not know the image's size."""
+    grid, size, patches = view.crop_grids[group], view.image_sizes[group], view.grid(group)
     if min(grid) > 0 and min(size) > 0:
-        return valid_region(size, grid, view.patch_grid, 7)
-    return [0, grid[0] * view.patch_grid[0], 0, grid[1] * view.patch_grid[1]]
+        return valid_region(size, grid, patches, 7)
+    return [0, grid[0] * patches[0], 0, grid[1] * patches[1]]

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from vtr.registry import register_method
-from vtr.types import Card, Geometry, Method, NewlineOption, PositionOption, Selection, Stage, Step, View
+from vtr.types import Boundary, Card, Geometry, Method, NewlineOption, PositionOption, Remove, Selection, Stage, Step, View
 
 
 @register_method("none")
@@ -23,10 +23,10 @@ from vtr.types import Card, Geometry, Method, NewlineOption, PositionOption, Sel
 class Nothing(Method):
     """Removes all visual tokens; has no budget."""
 
-    position_ids: PositionOption = "renumber"
     newlines: NewlineOption = "none"
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    published_positions: ClassVar[PositionOption] = "renumber"
     removes_all: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="None: the prompt with its image cut out",
@@ -37,7 +37,7 @@ class Nothing(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Step("boundary", select=_select, counted=False),)
+        return (Remove(Boundary(), _select, counted=False),)
 
     @classmethod
     def identity(cls, n: int) -> Method:

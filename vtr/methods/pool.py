@@ -20,18 +20,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from vtr.ops.canvas import canvas_cells, on_device
 from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
+from vtr.ops.grids import by_grid, sides, stacked_rows, together
+from vtr.ops.parts import extent
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import BUDGETS, Budget, Card, Geometry, Method, Selection, Stage, Step, View, is_integer
+from vtr.types import (
+    BUDGETS,
+    Boundary,
+    Budget,
+    Card,
+    Geometry,
+    Merge,
+    Method,
+    Restore,
+    Selection,
+    Stage,
+    Step,
+    Tower,
+    View,
+    is_integer,
+)
 
 
 def pool_cells(height: Tensor, width: Tensor, cells: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,8 +93,8 @@ def pool(
     n = real.shape[1]
     member = (part[:, None] == torch.arange(2, device=part.device)[:, None]) & real[:, None]  # (G, 2, N)
     count = member.sum(2)
-    top, bottom = _extent(row, member)
-    left, right = _extent(col, member)
+    top, bottom = extent(row, member)
+    left, right = extent(col, member)
     share = quota(count.double(), count, keep)  # (G, 2)
 
     number = torch.arange(most, device=keep.device).expand(len(keep), most)
@@ -104,14 +122,6 @@ def pool(
     nearest = torch.where(inside.any(1), pivot.gather(1, away.argmin(1)), -1)  # the cell whose centre is closest
     assign = torch.where(kept, torch.arange(n, device=pivot.device), nearest)
     return kept, torch.where(fresh[..., None], take(mean, owner).to(tokens.dtype), tokens), assign
-
-
-def _extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last of `at (G, N)` among the members `(G, P, N)` of each part; 0 and 0 of an empty part."""
-    some = member.any(2)
-    low = torch.where(member, at[:, None], torch.iinfo(torch.int64).max).amin(2)
-    high = torch.where(member, at[:, None] + 1, 0).amax(2)
-    return torch.where(some, low, 0), high
 
 
 @register_method("pool")
@@ -155,7 +165,7 @@ class Pool(Method):
             return self._dense_steps(geometry)
         if self.alpha is not None or self.grid is not None:
             raise ValueError("pool: alpha and grid are for ViTs without an LLM; give keep or keep_ratio")
-        return (Step("boundary", action="merge", select=_select),)
+        return (Merge(Boundary(), _select),)
 
     def _dense_steps(self, geometry: Geometry) -> tuple[Step, ...]:
         depth = geometry.feature_layer + 1
@@ -166,11 +176,11 @@ class Pool(Method):
                 "pooled grid"
             )
         small = None if self.grid is None else partial(_fitting, small=self.grid)
-        if small is not None and geometry.fixed_grid:
+        if small is not None and geometry.fixed_grid and geometry.patch_grid is not None:
             small(geometry.patch_grid)
         select = partial(_pool_grid, small=self.grid)
-        merge = Step("tower", alpha, "merge", select=select, counted=small is None, proportional=False, grid=small)
-        return merge, Step("tower", depth, "restore", select=_interpolate, counted=False)
+        merge = Merge(Tower(alpha), select, counted=small is None, proportional=False, grid=small)
+        return merge, Restore(Tower(depth), _interpolate)
 
 
 def pooled_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
@@ -181,6 +191,14 @@ def pooled_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
     return max(alike or fitting, key=lambda g: (g[0] * g[1], -abs(g[0] / grid[0] - g[1] / grid[1])))
 
 
+class _Pool(NamedTuple):
+    """Groups whose token grid `grid` was pooled to `cells`."""
+
+    grid: tuple[int, int]
+    cells: tuple[int, int]
+    groups: list[int]
+
+
 def _fitting(grid: tuple[int, int], small: tuple[int, int]) -> tuple[int, int]:
     if small[0] > grid[0] or small[1] > grid[1]:
         raise ValueError(f"pool: grid {small} is larger than the token grid {grid}; ask for a smaller one")
@@ -188,25 +206,42 @@ def _fitting(grid: tuple[int, int], small: tuple[int, int]) -> tuple[int, int]:
 
 
 def _pool_grid(view: View, small: tuple[int, int] | None) -> Selection:
-    grid = view.patch_grid
-    small = pooled_grid(grid, view.most) if small is None else _fitting(grid, small)
-    view.memory["grid"] = small
-    pivot, _ = cell_pivots(grid, small, view.real)
-    assign = pivot[:, home_cells(grid, small, view.tokens.device)]
-    return Selection(index=pivot, tokens=cell_means(view.tokens, grid, small), assign=assign, grid=small)
+    grids = [view.grid(group) for group in range(len(view.grids))]
+    pools, found = [], []
+    for grid, groups in by_grid(grids):
+        own = slice(None) if len(groups) == len(grids) else groups
+        cells = pooled_grid(grid, max(view.keeps[group] for group in groups)) if small is None else _fitting(grid, small)
+        n = grid[0] * grid[1]
+        pivot, _ = cell_pivots(grid, cells, view.real[own, :n])
+        used = torch.ones_like(pivot, dtype=torch.bool)
+        assign = pivot[:, home_cells(grid, cells, view.tokens.device)]
+        found.append((pivot, used, cell_means(view.tokens[own, :n], grid, cells), assign))
+        pools.append(_Pool(grid, cells, groups))
+    view.memory["pools"] = pools
+    index, real, tokens, assign = (together(part, [pool.groups for pool in pools]) for part in zip(*found, strict=True))
+    if len(pools) == 1:
+        return Selection(index=index, tokens=tokens, assign=assign, grid=pools[0].cells)
+    return Selection(index=index, real=real, tokens=tokens, assign=assign)
 
 
 def _interpolate(view: View) -> Tensor:
     """Bilinear, cell centres over token centres."""
-    cells = view.tokens.mT.unflatten(2, view.memory["grid"])  # (G, D, rows, cols)
-    return F.interpolate(cells.float(), size=view.patch_grid, mode="bilinear", align_corners=False).flatten(2).mT
+    pools: list[_Pool] = view.memory["pools"]
+    parts = []
+    for pool in pools:
+        own = slice(None) if len(pools) == 1 else pool.groups
+        cells = rearrange(view.tokens[own, : pool.cells[0] * pool.cells[1]], "g (r c) d -> g d r c", r=pool.cells[0])
+        wide = F.interpolate(cells.float(), size=pool.grid, mode="bilinear", align_corners=False)
+        parts.append(rearrange(wide, "g d r c -> g (r c) d"))
+    return together(parts, [pool.groups for pool in pools])
 
 
 def _select(view: View) -> Selection:
     crop_grid = on_device(view.crop_grids, view.tokens.device)
     canvas = (crop_grid[:, :1] > 0) & (view.cells[..., 0] > 0)  # (G, N): tokens of crops
-    row, col = canvas_cells(view.cells, crop_grid, view.patch_grid)
-    row = torch.where(canvas, row, view.cells[..., 0] * view.patch_grid[0] + view.cells[..., 1])  # views without crops: one under the other
+    crops = [view.grid(group) if min(crop) else view.grids[group][0] for group, crop in enumerate(view.crop_grids)]
+    row, col = canvas_cells(view.cells, crop_grid, sides(crops, view.tokens.device))
+    row = torch.where(canvas, row, stacked_rows(view.cells, view.grids))
     col = torch.where(canvas, col, view.cells[..., 2])
     keep, tokens, assign = pool(view.tokens, view.sizes, canvas.long(), row, col, view.real, view.keep, view.most)
     return Selection(keep=keep, tokens=tokens, assign=assign)

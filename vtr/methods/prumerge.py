@@ -27,7 +27,7 @@ from torch import Tensor
 from vtr.methods._prumerge import Chosen, Merging, outliers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Stage
+from vtr.types import Card, Stage
 
 
 def prumerge(attention: Tensor, real: Tensor, keep: Tensor | None) -> Tensor:
@@ -50,7 +50,6 @@ class PruMerge(Merging):
     """Adaptive by default, about 5.5 % of the tokens on LLaVA-1.5; positions are renumbered as the authors do."""
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
-    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.055)
     card: ClassVar[Card] = Card(
         title="LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models",
         paper="Shang et al., 2024",
@@ -60,7 +59,6 @@ class PruMerge(Merging):
         signals="CLS attention and keys of the last tower layer",
         cost="one q_cls K product, kept x N key similarities",
         needs_cls=True,
-        exact=False,
         settings={
             "neighbours": "tokens that each kept token takes in",
             "compat": "'authors': tokens by falling attention, the extra one last; refused for AnyRes",

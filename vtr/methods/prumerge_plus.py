@@ -26,7 +26,7 @@ from torch import Tensor
 from vtr.methods._prumerge import Chosen, Merging, outliers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Stage
+from vtr.types import Card, Stage
 
 SHARE = 0.25  # of the tokens kept with a budget, chosen by attention: the adaptive 35 of 144 in the authors' setting
 
@@ -65,7 +65,6 @@ class PruMergePlus(Merging):
     """Adaptive by default, about 25 % of the tokens on LLaVA-1.5; positions are renumbered as the authors do."""
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
-    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
     card: ClassVar[Card] = Card(
         title="LLaVA-PruMerge+: adaptive token reduction with spatially uniform samples",
         paper="Shang et al., 2024",
@@ -75,7 +74,6 @@ class PruMergePlus(Merging):
         signals="CLS attention and keys of the last tower layer",
         cost="one q_cls K product, kept x N key similarities",
         needs_cls=True,
-        exact=False,
         settings={
             "neighbours": "tokens that each kept token takes in",
             "compat": "'authors': tokens by falling attention, then the spread ones, the extra one last; refused for AnyRes",

@@ -26,10 +26,11 @@ from torch import Tensor
 from vtr.methods._schedule import Scheduled
 from vtr.ops.gather import take
 from vtr.ops.prompt_rows import last_text, prompt_rows
-from vtr.ops.schedule import least_average, scaled_layers, shares_of
+from vtr.ops.schedule import least_average, scaled_layers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, PerToken, PositionOption, Remove, Selection, Stage, Step, View
+from vtr.types.signals import next_keys, next_queries
 
 PUBLISHED = (8, 16, 24)
 RATIOS = (0.5, 0.25, 0.125)
@@ -67,10 +68,9 @@ def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
 class PyramidDrop(Scheduled):
     """Three drops at a quarter, a half and three quarters of the depth; the default budget is the paper's last ratio, 1/8."""
 
-    position_ids: PositionOption = "renumber"
-
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=RATIOS[-1])
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
         paper="Xing et al., 2025",
@@ -89,7 +89,7 @@ class PyramidDrop(Scheduled):
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers, and the share of the way from keep to N that each drop leaves."""
-        shares = shares_of(self.counts, geometry.most_tokens) if self.counts is not None else shares_of(RATIOS, 1)
+        shares = self.shares(geometry, RATIOS)
         if self.layers is not None:
             return self.layers, shares
         try:
@@ -98,13 +98,13 @@ class PyramidDrop(Scheduled):
             raise ValueError(f"{self.name}: {error}; use 'fastv', which removes once") from error
         if self.average_keep is None:
             return choices[0], shares
-        wanted = self.average_keep / geometry.most_tokens
+        wanted = self.average_keep / self.most_tokens(geometry)
         reach = [layers for layers in choices if least_average(layers, shares, geometry.llm_layers) <= 0.95 * wanted]
         return (reach or choices[-1:])[0], shares
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
-        needs = (Signal("next_q"), Signal("next_k"))
+        needs = (next_queries(), next_keys())
 
         def select(view: View) -> Selection:
             assert view.text is not None
@@ -112,4 +112,4 @@ class PyramidDrop(Scheduled):
             score = pyramiddrop_score(query, key, view.real, view.text.real, view.row, view.scaling.get(needs[0]))
             return Selection(keep=pyramiddrop(score, view.real, view.keep))
 
-        return tuple(Step("prefill", layer, needs=needs, select=select, share=share) for layer, share in zip(layers, shares, strict=True))
+        return tuple(Remove(Layer(layer), select, needs, share=share) for layer, share in zip(layers, shares, strict=True))

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from vtr.ops.canvas import valid_region
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Input, Method, Rescale, Stage, Step, View
 
 
 @lru_cache(maxsize=4096)
@@ -87,10 +87,10 @@ class Resize(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Step("input", action="input", select=_select),)
+        return (Rescale(Input(), _select),)
 
 
 def _select(view: View) -> list[tuple[int, int]]:
     """The new patch grid of the views of each image."""
     facts = zip(view.keeps, view.crop_grids, view.image_sizes, strict=True)
-    return [resized_grid(view.patch_grid, keep, crop_grid, image_size) for keep, crop_grid, image_size in facts]
+    return [resized_grid(view.grid(group), *fact) for group, fact in enumerate(facts)]

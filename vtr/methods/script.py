@@ -13,8 +13,8 @@ wrong direction, and its determinantal point process is none; which code made th
 4. Relevance is the cosine to the mean input embedding of the instruction, scaled to 0 .. 1 over the image.
 5. Every view of an AnyRes image is treated alike, with an equal share of the budget.
 
-Paper to code: tau -> tau, K -> least, gamma -> gamma, "released" -> `released_order`, `released_relevance`, `chosen_segments`.
-Departure: all of the above; the released selection is in the pure functions only (`released_order` and what it reads). `relevance="clip"` has CLIP's
+Paper to code: tau -> tau, K -> least, gamma -> gamma, "released" -> `scripts/replay/script.py`.
+Departure: all of the above; the released selection is in `scripts/replay/script.py` only. `relevance="clip"` has CLIP's
 text tower as CDPruner has it.
 """
 
@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.methods._relevance import Relevant
-from vtr.ops.dpp import greedy_dpp, min_max
+from vtr.ops.dpp import greedy_dpp
 from vtr.ops.gather import index_to_mask
 from vtr.ops.redundancy import graph_redundancy
 from vtr.ops.topk import topk_mask
@@ -58,54 +57,6 @@ def script(
     left = topk_mask(-score, real, keep + surplus - (surplus.double() * redundant).long())
     order = greedy_dpp(tokens, quality, left, most)
     return index_to_mask(order, torch.arange(most, device=order.device) < keep[:, None], tokens.shape[1])
-
-
-def chosen_segments(image: Tensor, text: Tensor, ratio: float = 0.5) -> Tensor:
-    """Released: which of the M text segments `(M, C)` count for each image `(B, N, C)`: `(B, M)` bool, the best `max(1, int(ratio M))`."""
-    fit = (image.float() @ text.float().T).mean(1)  # (B, M)
-    low, high = fit.amin(1, keepdim=True), fit.amax(1, keepdim=True)
-    scaled = (fit - low) / (high - low + 1e-6)
-    count = torch.full((len(image),), max(1, int(ratio * len(text))), device=image.device)
-    return topk_mask(scaled, torch.ones_like(scaled, dtype=torch.bool), count)
-
-
-def released_relevance(image: Tensor, text: Tensor, chosen: Tensor) -> Tensor:
-    """Released: minus the mean raw product of CLIP's image `(B, N, C)` and chosen text `(M, C)` embeddings, min-max per image, `(B, N)`."""
-    products = image.float() @ text.float().T  # (B, N, M)
-    mean = torch.where(chosen[:, None], products, 0).sum(2) / chosen.sum(1)[:, None]
-    return min_max(-mean, torch.ones_like(mean, dtype=torch.bool), floor=0.0, ceiling=1e-6)
-
-
-def released_order(tokens: Tensor, quality: Tensor, real: Tensor, most: int) -> Tensor:
-    """Released: a one-shot redundancy penalty where a determinantal point process was meant.
-
-    Pick after pick, the token with the largest `d`, at first `quality^2`; unless that is <= 0, every `d` loses the square of its kernel entry with
-    the pick over `sqrt(d) + 1e-6`. The kernel is never reduced by earlier picks.
-
-    Args:
-        tokens: `(G, N, D)`.
-        quality: `(G, N)`.
-        real: `(G, N)` bool.
-        most: number of picks.
-
-    Returns:
-        `(G, most)` int64, distinct. Ties: lowest index. `O(most N D)`, no host sync.
-    """
-    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1, eps=1e-12)
-    quality = quality.to(unit.dtype)
-    group = torch.arange(len(unit), device=unit.device)
-    d = quality.square() * unit.square().sum(-1)
-    free = real.clone()
-    order = torch.empty(len(unit), most, dtype=torch.int64, device=unit.device)
-    for count in range(most):
-        pick = d.masked_fill(~free, -torch.inf).argmax(1)
-        order[:, count] = pick
-        free.scatter_(1, pick[:, None], False)
-        best = d[group, pick][:, None]
-        cosine = torch.bmm(unit, unit[group, pick, :, None].expand(-1, -1, 2))[..., 0]
-        penalty = quality * cosine * quality[group, pick, None] / (best.clamp_min(0).sqrt() + 1e-6)
-        d = torch.where(best > 0, d - penalty.square(), d)
-    return order
 
 
 @register_method("script")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vtr.registry import register_method
-from vtr.types import Card, Geometry, Method, Stage, Step, is_integer
+from vtr.types import Card, Freeze, Geometry, Layer, Method, Stage, Step, at_least, is_integer
 from vtr.types.naming import closest
 
 
@@ -135,8 +135,7 @@ class ShortV(Method):
         super().__post_init__()
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", _checked(self.layers, "layers"))  # YAML and JSON hand in lists
-        if self.first is not None and self.first < 0:
-            raise ValueError(f"shortv: first must be at least 0, got {self.first}")
+        at_least(self, "first", 0)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers = self.frozen_layers(geometry)
@@ -146,7 +145,7 @@ class ShortV(Method):
                 f"shortv: layer {out[0]} is out of range: this LLM has {geometry.llm_layers} layers, 0 to {geometry.llm_layers - 1} "
                 "(the paper counts from 0, too)"
             )
-        return tuple(Step("prefill", layer, "freeze") for layer in sorted(layers))
+        return tuple(Freeze(Layer(layer)) for layer in sorted(layers))
 
     def frozen_layers(self, geometry: Geometry) -> tuple[int, ...]:
         """The layers to freeze, in the order of the list.

@@ -31,7 +31,8 @@ from vtr.ops.gather import left_align, take
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Merge, Observe, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types.signals import TEXT, attention
 
 PUBLISHED = (3, 7, 16)
 N = 576
@@ -100,12 +101,12 @@ def recycle(
 class SparseVLM(Tabled):
     """Version 1.5, which the ICML paper reports; the default budget is what its 192-token schedule leaves in the end, 113 of 576."""
 
-    position_ids: PositionOption = "renumber"
     compat: Literal["authors"] | None = None
 
     tables, published, of = TABLES, PUBLISHED, N
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=TABLES[192][-1] / N)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
         paper="Zhang et al., 2025",
@@ -132,9 +133,9 @@ class SparseVLM(Tabled):
         layers, shares = self.schedule(geometry)
         stages = []
         for layer, share in zip(layers, shares, strict=True):
-            rows = Signal("rows", layer=layer - 1, queries="text")
-            stages.append(Step("prefill", layer, "merge", (rows,), partial(self._select, rows), share))
-        return Step("boundary", action="observe", select=_find_raters), *stages
+            rows = attention(layer - 1, queries=TEXT)
+            stages.append(Merge(Layer(layer), partial(self._select, rows), (rows,), share=share))
+        return Observe(Boundary(), _find_raters), *stages
 
     def _select(self, rows: Signal, view: View) -> Selection:
         score = rated(view.signals[rows], view.memory["raters"])

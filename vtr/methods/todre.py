@@ -28,7 +28,24 @@ from vtr.ops.gather import index_to_mask
 from vtr.ops.hashing import random_key
 from vtr.ops.maxsum import greedy_max_sum
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import (
+    Boundary,
+    Budget,
+    Card,
+    Geometry,
+    Layer,
+    Method,
+    PositionOption,
+    Remove,
+    Selection,
+    Signal,
+    Stage,
+    Step,
+    View,
+    VtrError,
+    at_least,
+)
+from vtr.types.signals import TEXT, VISUAL, attention, cls_row
 
 Pivot = Literal["auto", "cls", "farthest", "center", "random"]
 PIVOTS: tuple[Pivot, ...] = ("auto", "cls", "farthest", "center", "random")
@@ -97,7 +114,6 @@ def cross_attention_shares(text_rows: Tensor, visual_rows: Tensor, real: Tensor,
 class ToDRE(Method):
     """Diversity before the LLM, relevance late inside it; the default budget is the paper's 25 %."""
 
-    position_ids: PositionOption = "renumber"
     tau: float = 0.1
     layer: int | None = None
     pivot: Pivot = "auto"
@@ -105,6 +121,7 @@ class ToDRE(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance",
         paper="Li, Yang, Zhang, Shao, Lu: ToDRE, 2025 (v2)",
@@ -126,27 +143,22 @@ class ToDRE(Method):
             raise ValueError(f"todre: pivot must be one of {', '.join(PIVOTS)}, got {self.pivot!r}")
         if not 0 <= self.tau <= 1:
             raise ValueError(f"todre: tau must be in [0, 1], got {self.tau}; the paper uses 0.1, 0 switches stage 2 off")
-        if self.layer is not None and self.layer < 1:
-            raise ValueError(f"todre: layer must be at least 1, got {self.layer}; stage 2 reads the attention of the layer before")
+        at_least(self, "layer", 1, "; stage 2 reads the attention of the layer before")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         pivot = ("cls" if geometry.has_cls else "random") if self.pivot == "auto" else self.pivot
         if pivot == "cls" and not geometry.has_cls:
             raise VtrError(f"todre: pivot='cls' needs a tower with a CLS token, host {geometry.host!r} has none; use pivot='farthest'")
-        cls = Signal("cls_row", layer=geometry.tower_layers - 1, tower=True)
-        first = Step("boundary", needs=(cls,) if pivot == "cls" else (), select=lambda view: self._diversify(view, pivot, cls))
+        cls = cls_row(geometry.tower_layers - 1)
+        first = Remove(Boundary(), lambda view: self._diversify(view, pivot, cls), (cls,) if pivot == "cls" else ())
         if self.tau == 0:
             return (first,)
         depth = geometry.llm_layers
         layer = max(7 * depth // 8, 1) if self.layer is None else self.layer
         if layer >= depth:
             raise ValueError(f"todre: layer {layer} is not one of the LLM's layers 1 to {depth - 1}; tau=0 leaves stage 2 out")
-        from_text = Signal("rows", layer=layer - 1, queries="text")
-        from_visual = Signal("rows", layer=layer - 1, queries="visual", keys="text")
-        second = Step(
-            "prefill", layer, needs=(from_text, from_visual), counted=False, select=lambda v: self._fade(v, from_text, from_visual)
-        )
-        return first, second
+        rows = attention(layer - 1, queries=TEXT), attention(layer - 1, queries=VISUAL, keys=TEXT)
+        return first, Remove(Layer(layer), lambda view: self._fade(view, *rows), rows, counted=False)
 
     def _diversify(self, view: View, pivot: str, cls: Signal) -> Selection:
         if pivot == "cls":

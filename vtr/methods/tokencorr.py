@@ -30,7 +30,8 @@ from vtr.ops.outliers import upper_fence
 from vtr.ops.parts import members, part_sum, topk_per_part
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Card, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import cls_row, keys
 
 NOTES = "tokencorr"  # density, priority and local chance of each token
 
@@ -100,14 +101,14 @@ def tokencorr_budget(density: Tensor, priority: Tensor, part: Tensor, real: Tens
 class TokenCorr(Method):
     """Adaptive by default; with a budget a variant of ours. Experimental."""
 
-    position_ids: PositionOption = "renumber"
     alpha: float = 0.8
     rho: float = 0.05
     low: int | None = None
     seed: int | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
-    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    takes_budget: ClassVar[bool] = True
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="Token-level Correlation-guided Compression for Efficient Multimodal Document Understanding",
         paper="Zhang et al., 2024",
@@ -117,7 +118,6 @@ class TokenCorr(Method):
         signals="keys and CLS attention of a low tower layer, CLS attention of the feature layer",
         cost="N x N key similarities per view, two q_cls K products",
         needs_cls=True,
-        exact=False,
         experimental=True,
         settings={
             "alpha": "cosine above which two patches are alike; not published, to be calibrated on documents",
@@ -136,32 +136,18 @@ class TokenCorr(Method):
         if self.low is not None and self.low < 0:
             raise ValueError(f"tokencorr: low must be a tower layer, 0 or more, or None, got {self.low!r}")
 
-    @property
-    def budget(self) -> Budget | None:
-        """The budget asked for; None lets the image decide."""
-        asked = (self.keep, self.keep_ratio, self.average_keep)
-        return None if asked == (None, None, None) else Budget(*asked)
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         low = geometry.feature_layer // 4 if self.low is None else self.low
         if low >= geometry.tower_layers:
             raise ValueError(f"tokencorr: low={low} is not one of the tower's layers 0 to {geometry.tower_layers - 1}")
-        keys, local = Signal("k", layer=low, tower=True), Signal("cls_row", layer=low, tower=True)
-        needs = (keys, local, Signal("cls_row", layer=geometry.feature_layer, tower=True))
-        exact = self.budget is not None
-        look = Step(
-            "boundary",
-            action="observe" if exact else "remove",
-            needs=needs,
-            select=lambda view: self._look(view, *needs, exact),
-            counted=False,
-            per="view",
-            side="before_projector",
-        )
-        return (look, Step("boundary", select=_share_out, side="before_projector")) if exact else (look,)
+        needs = keys(low, tower=True), cls_row(low), cls_row(geometry.feature_layer)
+        where, exact = Boundary(before_projector=True), self.budget is not None
+        kind = Observe if exact else Remove
+        look = kind(where, lambda view: self._look(view, *needs, exact), needs, counted=False, per="view")
+        return (look, Remove(where, _share_out)) if exact else (look,)
 
-    def _look(self, view: View, keys: Signal, local: Signal, deeper: Signal, exact: bool) -> Selection | None:
-        density = information_density(similar_counts(view.signals[keys].flatten(2), view.real, self.alpha), view.real, self.rho)
+    def _look(self, view: View, key: Signal, local: Signal, deeper: Signal, exact: bool) -> Selection | None:
+        density = information_density(similar_counts(view.signals[key].flatten(2), view.real, self.alpha), view.real, self.rho)
         chance, deep = (distribution(view.signals[row], view.real) for row in (local, deeper))
         if self.seed is not None:
             uniform = (random_key(self.seed, view.checksum, view.patch).double() + 0.5) / 2**53
@@ -176,5 +162,4 @@ class TokenCorr(Method):
 
 def _share_out(view: View) -> Selection:
     density, priority = view.per_token[NOTES].unbind(-1)
-    parts = max(rows * cols for rows, cols in view.crop_grids) + 1
-    return Selection(keep=tokencorr_budget(density, priority, view.cells[..., 0], view.real, view.keep, parts))
+    return Selection(keep=tokencorr_budget(density, priority, view.cells[..., 0], view.real, view.keep, view.views))

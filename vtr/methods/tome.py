@@ -29,7 +29,8 @@ from torch import Tensor
 
 from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
+from vtr.types.signals import keys
 
 
 def tome(
@@ -141,19 +142,22 @@ class ToMe(Method):
             raise ValueError(f"tome: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if geometry.patch_grid is None:
+            raise VtrError(
+                f"tome: its schedule over the layers needs one token grid, but on host {geometry.host!r} every image has its own; use a boundary "
+                "method"
+            )
         n = geometry.patch_grid[0] * geometry.patch_grid[1]
-        counts = merge_schedule(n, self._view_keep(n, geometry.most_tokens), geometry.feature_layer + 1, self.inflect)
+        counts = merge_schedule(n, self._view_keep(n, geometry.most_tokens or n), geometry.feature_layer + 1, self.inflect)
         layers = [layer for layer, count in enumerate(counts) if count] or [0]
         left = shares(counts)
         return tuple(self._step(layer, left[layer], geometry) for layer in layers)
 
     def _step(self, layer: int, share: float, geometry: Geometry) -> Step:
-        keys = Signal("k", layer=layer)
+        key = keys(layer)
         reorder = self.compat is not None and not geometry.has_cls
-        select = partial(_select, keys=keys, shift=geometry.prefix_tokens, reorder=reorder)
-        return Step(
-            "tower", layer, "merge", needs=(keys,), select=select, share=share, at="mlp", per="view", proportional=self.proportional
-        )
+        select = partial(_select, key=key, shift=geometry.prefix_tokens, reorder=reorder)
+        return Merge(Tower(layer, at="mlp"), select, (key,), share=share, per="view", proportional=self.proportional)
 
     def _view_keep(self, n: int, most_tokens: int) -> int:
         """Tokens left of a full view of `n` when the image has as many views as it can; the schedule's shape is made for that."""
@@ -164,8 +168,8 @@ class ToMe(Method):
         return min(max(whole * n // max(most_tokens, n), 1), n)
 
 
-def _select(view: View, keys: Signal, shift: int, reorder: bool) -> Selection:
-    metric = view.signals[keys].float().mean(2)  # (G, N, d)
+def _select(view: View, key: Signal, shift: int, reorder: bool) -> Selection:
+    metric = view.signals[key].float().mean(2)  # (G, N, d)
     number = view.per_token.get("number")
     if number is None:
         number = torch.arange(view.real.shape[1], device=view.tokens.device).expand_as(view.real)

@@ -31,10 +31,11 @@ from torch import Tensor
 from vtr.methods._schedule import Scheduled
 from vtr.ops.prompt_rows import causal_text, prompt_rows
 from vtr.ops.raters import rated
-from vtr.ops.schedule import scaled_layers, shares_of
+from vtr.ops.schedule import scaled_layers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, PerToken, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, Observe, PerToken, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import TEXT, attention, attention_io, mlp_io, next_keys, next_queries
 
 PUBLISHED = (7, 9, 12)
 RATIOS = (0.875, 0.625, 0.125)
@@ -105,11 +106,11 @@ def transprune_score(ttv: Tensor, rows: Tensor, by: Tensor, real: Tensor) -> Sco
 class TransPrune(Scheduled):
     """Token transition pruning; the default is the paper's High setting, whose last stage leaves 1/8."""
 
-    position_ids: PositionOption = "renumber"
     abs_cos: bool = False
 
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=RATIOS[-1])
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="TransPrune: Token Transition Pruning for Efficient Large Vision-Language Model",
         paper="Li et al., 2026",
@@ -133,18 +134,18 @@ class TransPrune(Scheduled):
             layers = self.layers or scaled_layers(PUBLISHED, geometry.llm_layers)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}; use 'fastv', which removes once") from error
-        return layers, shares_of(self.counts, geometry.most_tokens) if self.counts is not None else shares_of(RATIOS, 1)
+        return layers, self.shares(geometry, RATIOS)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
-        steps = []
+        steps: list[Step] = []
         for layer in range(layers[0], layers[-1] + 1):
-            blocks = Signal("attention_io", layer=layer - 1), Signal("mlp_io", layer=layer - 1)
-            steps.append(Step("prefill", layer, "observe", blocks, partial(self._accumulate, blocks)))
+            blocks = attention_io(layer - 1), mlp_io(layer - 1)
+            steps.append(Observe(Layer(layer), partial(self._accumulate, blocks), blocks))
             if layer in layers:
                 # logits of the layer before are -inf where a text token comes before an image of the same prompt
-                needs = Signal("next_q"), Signal("next_k"), Signal("rows", layer=layer - 1, queries="text", softmax=False)
-                steps.append(Step("prefill", layer, needs=needs, select=partial(_select, needs), share=shares[layers.index(layer)]))
+                needs = next_queries(), next_keys(), attention(layer - 1, queries=TEXT, softmax=False)
+                steps.append(Remove(Layer(layer), partial(_select, needs), needs, share=shares[layers.index(layer)]))
         return tuple(steps)
 
     def _accumulate(self, blocks: Sequence[Signal], view: View) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtr.ops.gather import index_to_mask, left_align
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, Selection, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
 
 
 def uniform(real: Tensor, keep: Tensor, most: int) -> Tensor:
@@ -54,7 +54,7 @@ class Uniform(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Step("boundary", select=_select),)
+        return (Remove(Boundary(), _select),)
 
 
 def _select(view: View) -> Selection:

@@ -27,18 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.bipartite import merge_tokens
-from vtr.ops.canvas import canvas_cells
 from vtr.ops.gather import left_align, take
 from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row, keys, queries
 
-Merge = Literal["add", "mean"]
+Sum = Literal["add", "mean"]
 
 
 def visionzip(
-    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Merge = "add"
+    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Sum = "add"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dominant tokens, and pivots that the other tokens merge into.
 
@@ -83,40 +83,18 @@ def contextual_count(keep: Tensor, share: float) -> Tensor:
     return (keep.double() * share).round().long()
 
 
-def authors_order(keep: Tensor, pivot: Tensor) -> Tensor:
-    """The released code's order of one view's `N` patches in the LLM: dominant ones by position, then pivots. Indices into N; CLS comes first."""
-    return torch.cat([(keep & ~pivot).nonzero().flatten(), (keep & pivot).nonzero().flatten()])
-
-
-def authors_packed(dominant: Tensor, pivots: int, crop_grid: tuple[int, int], patch_grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """The released code's order of an AnyRes image: `(view, place)` of each token of `tokens (views, 1 + dominant + pivots)`.
-
-    `dominant (views, K)` int64 holds the dominant patches of each view, ascending. The thumbnail comes first, as it is; then the crops'
-    dominant patches in raster order of the canvas, their CLS tokens, their pivots.
-    """
-    views, count = dominant.shape
-    view = torch.arange(1, views)[:, None].expand(-1, count)
-    cells = torch.stack([view, dominant[1:] // patch_grid[1], dominant[1:] % patch_grid[1]], -1).flatten(0, 1)
-    row, col = (c[0] for c in canvas_cells(cells[None], torch.tensor([crop_grid]), patch_grid))
-    order = (row * crop_grid[1] * patch_grid[1] + col).argsort().tolist()
-    crops = range(1, views)
-    packed = [(0, place) for place in range(1 + count + pivots)]
-    packed += [(1 + at // count, 1 + at % count) for at in order]
-    return packed + [(v, 0) for v in crops] + [(v, 1 + count + p) for v in crops for p in range(pivots)]
-
-
 @register_method("visionzip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Method):
     """Training-free VisionZip; the default budget is a third, the 192 of 576 of the paper. Positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     contextual: float = 10 / 64
-    merge: Merge = "add"
+    merge: Sum = "add"
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
         paper="Yang et al., 2024",
@@ -144,22 +122,12 @@ class VisionZip(Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":
             raise VtrError(
-                "visionzip: compat='authors' hands the CLS token to the LLM, which is no patch of the image; it runs in vtr.methods.visionzip "
-                "and scripts/replay_vectors.py only; leave compat out to reduce a model"
+                "visionzip: compat='authors' hands the CLS token to the LLM, which is no patch of the image; it runs in "
+                "scripts/replay only; leave compat out to reduce a model"
             )
         layer = geometry.feature_layer
-        keys = Signal("k", layer=layer, tower=True)
-        score = Signal("cls_row" if geometry.has_cls else "q", layer=layer, tower=True)
-        return (
-            Step(
-                "boundary",
-                action="merge",
-                needs=(keys, score),
-                select=lambda view: self._select(view, keys, score),
-                per="view",
-                side="before_projector",
-            ),
-        )
+        needs = keys(layer, tower=True), cls_row(layer) if geometry.has_cls else queries(layer, tower=True)
+        return (Merge(Boundary(before_projector=True), lambda view: self._select(view, *needs), needs, per="view"),)
 
     def _select(self, view: View, keys: Signal, score: Signal) -> Selection:
         key, attention = view.signals[keys], view.signals[score]

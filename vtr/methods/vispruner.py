@@ -30,7 +30,8 @@ from torch import Tensor
 from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Method, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types.signals import cls_row, keys, queries
 
 STEP = 8  # tokens removed per round; Theia-4869/VisPruner llava/model/llava_arch.py at aefa01a
 
@@ -94,11 +95,11 @@ def vispruner(features: Tensor, score: Tensor, real: Tensor, keep: Tensor, remov
 class VisPruner(Method):
     """The default is 128 of 576 tokens with half of them important, as in the paper; positions are renumbered as the authors do."""
 
-    position_ids: PositionOption = "renumber"
     important_ratio: float = 0.5
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=128 / 576)
+    published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
         title="Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
         paper="Zhang et al., 2025",
@@ -116,11 +117,11 @@ class VisPruner(Method):
             raise ValueError(f"vispruner: important_ratio must be from 0 to 1, got {self.important_ratio}; the paper uses 0.5")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        last = geometry.tower_layers - 1
+        needs: tuple[Signal, ...] = (queries(last, tower=True), keys(last, tower=True))
         if geometry.has_cls:
-            needs: tuple[Signal, ...] = (Signal("cls_row", layer=geometry.feature_layer, tower=True),)
-        else:
-            needs = tuple(Signal(kind, layer=geometry.tower_layers - 1, tower=True) for kind in ("q", "k"))  # type: ignore[arg-type]
-        return (Step("boundary", needs=needs, select=lambda view: self._select(view, needs), per="view", side="before_projector"),)
+            needs = (cls_row(geometry.feature_layer),)
+        return (Remove(Boundary(before_projector=True), lambda view: self._select(view, needs), needs, per="view"),)
 
     def _select(self, view: View, needs: tuple[Signal, ...]) -> Selection:
         score = view.signals[needs[0]]

@@ -50,12 +50,12 @@ class DenseViT(nn.Module):
         self.head = nn.Linear(self.vit.embed_dim, len(config.classes) * config.patch**2)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `(B, 3, h, w)` to logits `(B, classes, h, w)`."""
+        """Maps pixels `(B, 3, h, w)` to logits `(B, classes, h, w)`."""
         tokens = self.vit.forward_features(pixels)[:, self.vit.num_prefix_tokens :]
         return self.logits(tokens, pixels.shape[-2] // self.config.patch)
 
     def logits(self, tokens: Tensor, rows: int) -> Tensor:
-        """Tokens `(B, rows * columns, D)` in raster order to logits `(B, classes, h, w)`."""
+        """Maps tokens `(B, rows * columns, D)` in raster order to logits `(B, classes, h, w)`."""
         patch = self.config.patch
         cells = self.head(tokens).unflatten(-1, (len(self.config.classes), patch, patch)).unflatten(1, (rows, -1))
         return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
@@ -75,7 +75,7 @@ class DenseViT(nn.Module):
 
 
 def load_dense(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DenseViT:
-    """A dense checkpoint in `eval()` state.
+    """Loads a dense checkpoint in `eval()` state.
 
     Args:
         folder: with `config.json` and `model.safetensors`, e.g. `models/tiny-vit-seg`.
@@ -101,7 +101,7 @@ def load_dense(folder: str | Path, device: str = "cpu", dtype: torch.dtype = tor
 
 
 def save_dense(model: DenseViT, folder: Path) -> None:
-    """Write `config.json` and fp16 `model.safetensors`; the folder is made if it is not there."""
+    """Writes `config.json` and fp16 `model.safetensors`; the folder is made if it is not there."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Any vision encoder that has a host, with what turns a picture into its input.
 
-timm, open_clip and transformers are imported inside the functions, each only where it is asked for.
+timm, open_clip and transformers are imported inside the functions, each only where it is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Prepare = Callable[[Image.Image], Tensor]
 
 
 def is_encoder(name: str) -> bool:
-    """Whether a model's name stands for an encoder without an LLM, as `load_encoder` takes it.
+    """Tells whether a model's name stands for an encoder without an LLM, as `load_encoder` takes it.
 
     Raises:
         ValueError, VtrError: as `find_checkpoint`.
@@ -37,7 +37,7 @@ def is_encoder(name: str) -> bool:
 
 
 def load_encoder(name: str, device: str | None = None, dtype: str = "auto") -> tuple[nn.Module, Prepare]:
-    """An encoder in `eval()` state, and the function from a picture to its input `(1, 3, h, w)`.
+    """Loads an encoder in `eval()` state, and the function from a picture to its input `(1, 3, h, w)`.
 
     Args:
         name: `timm:NAME` or a bare name of timm, `open_clip:ARCHITECTURE/WEIGHTS`, the folder or hub id of a Hugging Face encoder, or the
@@ -88,7 +88,7 @@ def _load(name: str, device: str) -> tuple[nn.Module, Prepare]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """`config.json` of a folder; empty where there is none, or none that can be read (`load_config` says why)."""
+    """Returns `config.json` of a folder; empty where there is none, or none that can be read (`load_config` says why)."""
     try:
         content = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8")) if checkpoint.folder else {}
     except ValueError:

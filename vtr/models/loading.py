@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """A folder, the name of a recipe, or a hub id, in that order.
+    """Finds a folder, the name of a recipe, or a hub id, in that order.
 
     Raises:
         ValueError: none of the three (the message has the closest recipes), or a folder without `config.json` or without weights.
@@ -73,7 +73,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """The config alone.
+    """Loads the config alone.
 
     Raises:
         ValueError: damaged, or of a model type that no host serves.
@@ -101,7 +101,7 @@ def _read_config(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
 
 
 def check_device(device: str | None) -> str:
-    """`device`, checked to exist; None = CUDA where there is one, else the CPU; `auto` = accelerate spreads the model.
+    """Returns `device`, checked to exist; None = CUDA where there is one, else the CPU; `auto` = accelerate spreads the model.
 
     Raises:
         ValueError: not a device name, or no such device here.
@@ -123,7 +123,7 @@ def check_device(device: str | None) -> str:
 
 
 def check_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
-    """The dtype to load as; `auto` = float32 on the CPU (half precision is slow there), elsewhere the checkpoint's own.
+    """Returns the dtype to load as; `auto` = float32 on the CPU (half precision is slow there), elsewhere the checkpoint's own.
 
     Raises:
         ValueError: unknown name.
@@ -138,7 +138,7 @@ def check_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
 
 
 def check_attention(attention: str) -> str:
-    """`attention`, checked to be a backend that is supported.
+    """Returns `attention`, checked to be a backend that is supported.
 
     Raises:
         ValueError: unknown name.
@@ -151,7 +151,7 @@ def check_attention(attention: str) -> str:
 def load_model(
     name: str | Checkpoint, device: str | None = None, dtype: str = "auto", attention: str = "sdpa", progress: bool = False
 ) -> tuple[Any, Any]:
-    """Model and processor, in `eval()` state on `device`.
+    """Loads model and processor, in `eval()` state on `device`.
 
     Args:
         name: a folder, a hub id, the name of a recipe, or what `find_checkpoint` returned.
@@ -202,7 +202,7 @@ def load_model(
 
 
 def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
-    """What makes two checkpoints the same: name and content hash of a folder, id and commit of a hub checkpoint."""
+    """Returns what makes two checkpoints the same: name and content hash of a folder, id and commit of a hub checkpoint."""
     folder = checkpoint.folder
     if folder is None:
         from transformers.utils import cached_file
@@ -219,7 +219,7 @@ def identify(checkpoint: Checkpoint) -> dict[str, str | None]:
 
 
 def _hub_options(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `from_pretrained` is told about the hub; where it does not answer (asked once, no retries), only files that are here are used."""
+    """Returns what `from_pretrained` is told about the hub; where it does not answer (asked once, no retries), only files that are here are used."""
     if checkpoint.folder:
         return {}
     from huggingface_hub import HfApi

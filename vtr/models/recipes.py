@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vtr.registry import shared_folders
+from vtr.recipes import shared_folders
 from vtr.types.naming import closest
 
 
@@ -60,7 +60,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read one recipe file.
+    """Reads one recipe file.
 
     Raises:
         ValueError: not YAML, an unknown or missing key (with the closest names).
@@ -83,7 +83,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def with_settings(text: str, method: str, settings: Mapping[str, Any]) -> str:
-    """The text of a YAML file with `settings` of a method under its key `settings`; everything outside that key stays as it is written.
+    """Returns the text of a YAML file with `settings` of a method under its key `settings`; everything outside that key stays as it is written.
 
     Raises:
         ValueError: not a YAML mapping, or one whose key `settings` is not.
@@ -104,7 +104,7 @@ def with_settings(text: str, method: str, settings: Mapping[str, Any]) -> str:
 
 
 def list_recipes() -> list[Recipe]:
-    """All recipes, sorted by name; of two with one name the nearer wins (`./models` first)."""
+    """Returns all recipes, sorted by name; of two with one name the nearer wins (`./models` first)."""
     files: dict[str, Path] = {}
     for folder in shared_folders("models"):
         for file in sorted(folder.glob("*.yaml")):
@@ -113,7 +113,7 @@ def list_recipes() -> list[Recipe]:
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """The recipe called `name`, or None."""
+    """Returns the recipe called `name`, or None."""
     for folder in shared_folders("models"):
         if (folder / f"{name}.yaml").is_file():
             return load_recipe(folder / f"{name}.yaml")

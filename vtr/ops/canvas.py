@@ -42,55 +42,75 @@ def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def canvas_cells(cells: Tensor, crop_grid: Tensor, patch_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column on the canvas of every crop token, `(G, N)` int64 each; meaningless for the thumbnail. `crop_grid (G, 2)`."""
-    view, row, col = cells.unbind(-1)
-    crop, across = (view - 1).clamp_min(0), crop_grid[:, 1:].clamp_min(1)
-    return crop // across * patch_grid[0] + row, crop % across * patch_grid[1] + col
+def rows_and_cols(grid: tuple[int, int] | Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Returns both sides of the one grid of all groups, or of the grids `(G, 2)`, as `(G, 1)` each."""
+    return (grid[:, :1], grid[:, 1:]) if isinstance(grid, Tensor) else grid
 
 
-def block_sums(grid: Tensor, crop_grid: Tensor, crops: int) -> Tensor:
-    """Sum of a thumbnail map over the block that each crop covers.
+def canvas_cells(cells: Tensor, crop_grid: Tensor, patch_grid: tuple[int, int] | Tensor) -> tuple[Tensor, Tensor]:
+    """Returns row and column on the canvas of every crop token, `(G, N)` int64 each; they mean nothing for the thumbnail.
 
     Args:
-        grid: `(G, R, C)`.
+        cells: `(G, N, 3)` int64.
+        crop_grid: `(G, 2)` int64 rows and columns of crops.
+        patch_grid: of a crop: `(rows, cols)` for all groups, or `(G, 2)` int64.
+    """
+    view, row, col = cells.unbind(-1)
+    rows, cols = rows_and_cols(patch_grid)
+    crop, across = (view - 1).clamp_min(0), crop_grid[:, 1:].clamp_min(1)
+    return crop // across * rows + row, crop % across * cols + col
+
+
+def block_sums(grid: Tensor, crop_grid: Tensor, crops: int, own: tuple[int, int] | Tensor | None = None) -> Tensor:
+    """Returns the sums of a thumbnail map over the block that each crop covers.
+
+    Args:
+        grid: `(G, R, C)`, zeros behind a map that is smaller.
+        own: size of the maps where they are smaller than `(R, C)`: `(rows, cols)` of all, or `(G, 2)` int64.
         crop_grid: `(G, 2)` int64; blocks are `max(R // rows, 1)` by `max(C // cols, 1)`, the last ones take the remainder.
         crops: the most crops of a group.
 
     Returns:
         `(G, crops)` float64 in raster order; 0 where a group has fewer crops.
     """
-    rows, cols = grid.shape[1:]
+    rows, cols = rows_and_cols((grid.shape[1], grid.shape[2]) if own is None else own)
     down, across = crop_grid[:, :1].clamp_min(1), crop_grid[:, 1:].clamp_min(1)
-    row = torch.minimum(torch.arange(rows, device=grid.device) // (rows // down).clamp_min(1), down - 1)  # (G, R)
-    col = torch.minimum(torch.arange(cols, device=grid.device) // (cols // across).clamp_min(1), across - 1)
+    row = torch.minimum(torch.arange(grid.shape[1], device=grid.device) // (rows // down).clamp_min(1), down - 1)  # (G, R)
+    col = torch.minimum(torch.arange(grid.shape[2], device=grid.device) // (cols // across).clamp_min(1), across - 1)
     block = (row[:, :, None] * across[:, :, None] + col[:, None]).flatten(1)  # (G, R * C)
     member = block[:, None] == torch.arange(crops, device=grid.device)[:, None]
     return torch.where(member, grid.double().flatten(1)[:, None], 0).sum(-1)
 
 
-def resized_at(grid: Tensor, row: Tensor, col: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """What a bilinear resize of `grid` to `height x width` (corners not aligned) holds at some of its pixels, without making the rest.
+def resized_at(
+    grid: Tensor, row: Tensor, col: Tensor, height: Tensor, width: Tensor, own: tuple[int, int] | Tensor | None = None
+) -> Tensor:
+    """Returns what a bilinear resize of `grid` to `height x width` (corners not aligned) holds at some of its pixels only.
 
     Args:
         grid: `(G, R, C)` float.
+        own: size of the maps where they are smaller than `(R, C)`: `(rows, cols)` of all, or `(G, 2)` int64.
         row, col: `(G, N)` int64 pixels of the result.
         height, width: `(G,)` int64 size of the result, different per group.
 
     Returns:
         `(G, N)` in the dtype of `grid`.
     """
-    rows, cols = grid.shape[1:]
+    rows, cells = rows_and_cols((grid.shape[1], grid.shape[2]) if own is None else own)
     top, low, down = _neighbours(row, height, rows, grid.dtype)
-    left, right, across = _neighbours(col, width, cols, grid.dtype)
-    flat = grid.flatten(1)
+    left, right, across = _neighbours(col, width, cells, grid.dtype)
+    flat, cols = grid.flatten(1), grid.shape[2]
     upper = flat.gather(1, top * cols + left) * (1 - across) + flat.gather(1, top * cols + right) * across
     lower = flat.gather(1, low * cols + left) * (1 - across) + flat.gather(1, low * cols + right) * across
     return upper * (1 - down) + lower * down
 
 
-def _neighbours(at: Tensor, length: Tensor, cells: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The two source cells of each pixel along one axis, and the weight of the second."""
-    source = ((at.to(dtype) + 0.5) * (cells / length.to(dtype))[:, None] - 0.5).clamp(0, cells - 1)
+def _neighbours(at: Tensor, length: Tensor, cells: int | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the two source cells of each pixel along one axis, and the weight of the second; `cells` of all groups, or `(G, 1)`."""
+    source = _at_most(((at.to(dtype) + 0.5) * (cells / length.to(dtype)[:, None]) - 0.5).clamp_min(0), cells - 1)
     first = source.floor().long()
-    return first, (first + 1).clamp_max(cells - 1), source - first
+    return first, _at_most(first + 1, cells - 1), source - first
+
+
+def _at_most(values: Tensor, limit: int | Tensor) -> Tensor:
+    return values.minimum(limit.to(values.dtype)) if isinstance(limit, Tensor) else values.clamp_max(limit)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vtr.hosts._host import host_of
 from vtr.reduction import reduced
 from vtr.selfcheck.masked import Hidden, masked_logits
-from vtr.types import Budget, Card, Geometry, Method, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Method, Remove, Selection, Signal, Stage, Step, Tower, View
+from vtr.types.signals import cls_row
 
 IMAGE, SIDE, PIXELS, KEEP, NEW = 60, 6, 48, 9, 3
 SIZES = ((90, 40), (96, 96))
@@ -29,8 +30,8 @@ class TowerTop(Method):
     default_budget: ClassVar[Budget | None] = Budget(keep=KEEP)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        signal = Signal("cls_row")
-        return (Step("tower", 1, needs=(signal,), select=partial(self._select, signal)),)
+        signal = cls_row()
+        return (Remove(Tower(1), partial(self._select, signal), (signal,)),)
 
     @staticmethod
     def _select(signal: Signal, view: View) -> Selection:
@@ -81,7 +82,7 @@ class Case:
         self.model = self.models[self.family]
         torch.manual_seed(1)
         self.host = host_of(self.model)
-        layouts = self.host.layouts({"pixel_values": [0, 0], "image_sizes": torch.tensor(SIZES)})
+        layouts = self.host.layouts("image", {"pixel_values": [0, 0], "image_sizes": torch.tensor(SIZES)})
         prompts = [[*range(2, 6 - 2 * i), *[IMAGE] * len(layout.patch), *range(20, 25 + 4 * i)] for i, layout in enumerate(layouts)]
         width = max(map(len, prompts))
         self.ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
@@ -152,7 +153,7 @@ class Case:
                 into[row, places] = places[torch.tensor(image.assignment)]
         hidden = Hidden(behind(self.keep, value=True), layer, into, frozen, visual, patches, 1)
         inputs = {"input_ids": ids, "attention_mask": valid.long(), **self.images}
-        return masked_logits(self.model, self.host.layers, self.host.tower_layers, inputs, hidden)
+        return masked_logits(self.model, self.host.language.blocks, self.host.tower.blocks, inputs, hidden)
 
 
 def dense() -> float:

@@ -2,26 +2,58 @@
 
 from vtr.types.budget import Budget
 from vtr.types.errors import VtrError
-from vtr.types.geometry import Geometry
+from vtr.types.geometry import Geometry, check_llm_layer
 from vtr.types.method import BUDGETS, Card, Method
+from vtr.types.naming import steps_of_method
 from vtr.types.selection import Selection
-from vtr.types.settings import check_choices, is_integer, is_number, plain
+from vtr.types.settings import at_least, check_choices, is_integer, is_number, plain
 from vtr.types.signals import PerToken, Signal, SignalKind, TextEmbedding
-from vtr.types.step import ACTIONS, STAGES, Action, NewlineOption, PositionOption, Stage, Step
-from vtr.types.view import Text, View
+from vtr.types.step import (
+    ACTIONS,
+    STAGES,
+    Action,
+    Boundary,
+    Freeze,
+    Input,
+    Layer,
+    Merge,
+    NewlineOption,
+    Observe,
+    Place,
+    PositionOption,
+    Remove,
+    Rescale,
+    Restore,
+    Stage,
+    Step,
+    Tower,
+)
+from vtr.types.view import Grid, Kind, Text, View, with_named_signals
 
 __all__ = [
     "ACTIONS",
     "BUDGETS",
     "STAGES",
     "Action",
+    "Boundary",
     "Budget",
     "Card",
+    "Freeze",
     "Geometry",
+    "Grid",
+    "Input",
+    "Kind",
+    "Layer",
+    "Merge",
     "Method",
     "NewlineOption",
+    "Observe",
     "PerToken",
+    "Place",
     "PositionOption",
+    "Remove",
+    "Rescale",
+    "Restore",
     "Selection",
     "Signal",
     "SignalKind",
@@ -29,10 +61,15 @@ __all__ = [
     "Step",
     "Text",
     "TextEmbedding",
+    "Tower",
     "View",
     "VtrError",
+    "at_least",
     "check_choices",
+    "check_llm_layer",
     "is_integer",
     "is_number",
     "plain",
+    "steps_of_method",
+    "with_named_signals",
 ]

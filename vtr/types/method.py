@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from vtr.types.budget import Budget
 from vtr.types.geometry import Geometry
@@ -18,7 +18,7 @@ BUDGETS = tuple(f.name for f in fields(Budget))
 
 @dataclass(frozen=True)
 class Card:
-    """Facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
+    """Holds the facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
 
     title: str
     paper: str
@@ -42,50 +42,67 @@ class Method:
 
     Args:
         keep, keep_ratio, average_keep: the budget, at most one given; none given means `default_budget`.
-        position_ids: `keep` = survivors keep their original positions; `renumber` = 0, 1, 2, ... after every removal.
+        position_ids: `keep` = survivors keep their original positions; `renumber` = 0, 1, 2, ... after every removal; None = what was published
+            (`published_positions`), `keep` where the host cannot renumber.
         newlines: newline tokens kept for `rows` that still have a visual token, `all` or `none`.
     """
 
     keep: int | None = None
     keep_ratio: float | None = None
     average_keep: float | None = None
-    position_ids: PositionOption = "keep"
+    position_ids: PositionOption | None = None
     newlines: NewlineOption = "rows"
 
     name: ClassVar[str] = ""
     card: ClassVar[Card] = Card(title="", paper="")
     stages: ClassVar[tuple[Stage, ...]] = ()
+    takes_budget: ClassVar[bool] = False
+    """Whether `keep` and the others may be given; so it is for a class that names a `default_budget`."""
     default_budget: ClassVar[Budget | None] = None
-    """None: the method has no budget at all."""
+    """The budget when none is given. None of a method that takes one: it is adaptive then, each image decides how many tokens stay."""
+    published_positions: ClassVar[PositionOption] = "keep"
+    """What `position_ids=None` means: what the published numbers were made with."""
+
     removes_all: ClassVar[bool] = False
     """Whether no visual token is left, which a method without a budget cannot say otherwise."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "default_budget" in vars(cls) and "takes_budget" not in vars(cls):
+            cls.takes_budget = cls.default_budget is not None
+
     def __post_init__(self) -> None:
         check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines"))
-        if self.position_ids not in ("keep", "renumber"):
+        if self.position_ids not in ("keep", "renumber", None):
             raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):
             raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
         given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k) is not None}
-        if self.default_budget is None and given:
+        if not self.takes_budget and given:
             raise ValueError(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
         if given:
             Budget(**given)
 
     @property
     def budget(self) -> Budget | None:
-        """The budget asked for, or the method's default."""
+        """Returns the user's budget, or the method's default; None where it has none, or where each image decides."""
         if self.keep is None and self.keep_ratio is None and self.average_keep is None:
             return self.default_budget
         return Budget(self.keep, self.keep_ratio, self.average_keep)
 
+    def resolved(self, renumber: bool = True) -> Self:
+        """Returns the method with `position_ids` as it acts on a host that can renumber positions, or cannot."""
+        if self.position_ids is not None:
+            return self
+        return replace(self, position_ids=self.published_positions if renumber else "keep")
+
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        """The places and functions of this method on a model of that geometry."""
-        raise NotImplementedError
+        """Returns what this method does on a model of that geometry, and where."""
+        raise NotImplementedError(f"{self.name}: has no steps; write steps(self, geometry) -> tuple[Step, ...]")
 
     @classmethod
     def identity(cls, n: int) -> Method:
-        """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
+        """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)
 
     def to_dict(self) -> dict[str, Any]:

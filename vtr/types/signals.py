@@ -7,12 +7,12 @@ of its row, `K` kept, `D` width, `H` heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from vtr.types.naming import closest
+from vtr.types.naming import closest, named
 from vtr.types.settings import check_choices, check_types
 
 SignalKind = Literal[
@@ -66,11 +66,16 @@ class Signal:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        check_types(self, "Signal")
+        who = named(self)
+        check_types(self, who)
         kinds = list(get_args(SignalKind))
         if self.kind not in kinds:
-            raise ValueError(f"Signal: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
-        check_choices(self, "Signal")
+            raise ValueError(f"{who}: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+        check_choices(self, who)
+
+    def __str__(self) -> str:
+        given = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "kind" and getattr(self, f.name) != f.default)
+        return f"Signal({', '.join([repr(self.kind), *given])})"
 
 
 class PerToken(NamedTuple):
@@ -90,3 +95,91 @@ class TextEmbedding(NamedTuple):
     text: Tensor
     real: Tensor
     joint: Callable[[Tensor], Tensor]
+
+
+LAST: Literal["last"] = "last"
+TEXT: Literal["text"] = "text"
+VISUAL: Literal["visual"] = "visual"
+
+
+def attention(
+    layer: int | None = None,
+    queries: Literal["last", "text", "visual"] = LAST,
+    keys: Literal["visual", "text"] = VISUAL,
+    *,
+    heads: bool = False,
+    softmax: bool = True,
+) -> Signal:
+    """Asks for attention rows of an LLM layer: what some tokens of a prompt pay to others.
+
+    Args:
+        layer: LLM layer; None = the layer before the step's.
+        queries: the prompt's last token, its text tokens or the visual tokens of the group.
+        keys: tokens whose columns are returned; the softmax runs over every key that a query may see.
+        heads: keep the head dimension instead of the mean over heads.
+        softmax: False gives scaled logits.
+
+    Returns:
+        A signal of `(G, N)` for the last token, `(G, M, N)` for text, `(G, N, N)` for visual tokens; an `H` after `G` with heads.
+    """
+    return Signal("rows", layer=layer, heads=heads, softmax=softmax, queries=queries, keys=keys)
+
+
+def cls_row(layer: int | None = None, *, heads: bool = False, softmax: bool = True) -> Signal:
+    """Asks for the attention that the CLS token of a tower layer pays to the patches: `(G, N)`, or `(G, H, N)` with heads."""
+    return Signal("cls_row", layer=layer, tower=True, heads=heads, softmax=softmax)
+
+
+def cls_values(layer: int | None = None) -> Signal:
+    """Asks for the value vector of the CLS token of each view in a tower layer: `(G, V, H, d)`."""
+    return Signal("cls_v", layer=layer, tower=True)
+
+
+def pooled_row(layer: int | None = None, *, heads: bool = False, softmax: bool = True) -> Signal:
+    """Asks for the attention that the mean query of a tower layer pays to the patches: `(G, N)`, or `(G, H, N)` with heads."""
+    return Signal("pooled_row", layer=layer, tower=True, heads=heads, softmax=softmax)
+
+
+def queries(layer: int | None = None, *, tower: bool = False) -> Signal:
+    """Asks for the queries of a layer: `(G, N, H, d)` in the tower, `PerToken` of that in the LLM."""
+    return Signal("q", layer=layer, tower=tower)
+
+
+def keys(layer: int | None = None, *, tower: bool = False) -> Signal:
+    """Asks for the keys of a layer: `(G, N, H, d)` in the tower, `PerToken` of that in the LLM."""
+    return Signal("k", layer=layer, tower=tower)
+
+
+def values(layer: int | None = None, *, tower: bool = False) -> Signal:
+    """Asks for the values of a layer: `(G, N, H, d)` in the tower, `PerToken` of that in the LLM."""
+    return Signal("v", layer=layer, tower=tower)
+
+
+def next_queries() -> Signal:
+    """Asks for the queries that the step's own LLM layer will compute: `PerToken` of `(G, N, H, d)`."""
+    return Signal("next_q")
+
+
+def next_keys() -> Signal:
+    """Asks for the keys that the step's own LLM layer will compute: `PerToken` of `(G, N, H, d)`."""
+    return Signal("next_k")
+
+
+def attention_io(layer: int | None = None, *, tower: bool = False) -> Signal:
+    """Asks for the input and the output of a layer's attention, without the residual: a pair."""
+    return Signal("attention_io", layer=layer, tower=tower)
+
+
+def mlp_io(layer: int | None = None, *, tower: bool = False) -> Signal:
+    """Asks for the input and the output of a layer's MLP, without the residual: a pair."""
+    return Signal("mlp_io", layer=layer, tower=tower)
+
+
+def mlp_activation(layer: int | None = None) -> Signal:
+    """Asks for what enters the last projection of an LLM layer's MLP: `PerToken`."""
+    return Signal("mlp_activation", layer=layer)
+
+
+def text_embedding(source: str) -> Signal:
+    """Asks for the question in the joint space of the CLIP checkpoint `source`, a hub id or folder: `TextEmbedding`, at the boundary."""
+    return Signal("text_embedding", source=source)

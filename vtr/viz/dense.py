@@ -19,7 +19,7 @@ def draw_classes(classes: np.ndarray) -> Image.Image:
 
 
 def draw_clusters(picture: np.ndarray, labels: np.ndarray, grid: tuple[int, int], cell_px: int = 16) -> Image.Image:
-    """Every token in the mean colour of its cluster, with lines between clusters.
+    """Draws every token in the mean colour of its cluster, with lines between clusters.
 
     Args:
         picture: `(h, w, 3)` uint8.

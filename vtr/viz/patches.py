@@ -22,7 +22,7 @@ _MANY_LINKS = 150
 
 
 def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undo the processor's normalisation.
+    """Undoes the processor's normalisation.
 
     Args:
         pixels: `(V, 3, H, W)` or `(3, H, W)` floats as the tower gets them, array or tensor on any device.
@@ -40,7 +40,7 @@ def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) 
 def draw_patches(
     views: np.ndarray, image: Mapping[str, Any] | None = None, view_px: int = VIEW_PX, *, resized: bool = False
 ) -> Image.Image:
-    """The picture of one image.
+    """Draws the picture of one image.
 
     Args:
         views: `(V, H, W, 3)` uint8 from `views_from_pixels`.
@@ -76,14 +76,14 @@ def draw_patches(
 
 
 def _smaller_grid(image: Mapping[str, Any]) -> tuple[int, int]:
-    """The patch grid `(rows, cols)` that all views were resized to: that of the first, of which unpadding cuts nothing off."""
+    """Returns the patch grid `(rows, cols)` that all views were resized to: that of the first, of which unpadding cuts nothing off."""
     rows, cols = image["patch_grid"]
     first = [patch for patch in image["retained"] if patch < rows * cols]
     return len({patch // cols for patch in first}), len({patch % cols for patch in first})
 
 
 def _on_grid(image: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
-    """The entry with the patches of a smaller grid in place of the patches at their centres."""
+    """Returns the entry with the patches of a smaller grid in place of the patches at their centres."""
     (rows, cols), (down, across) = image["patch_grid"], grid
     row, col = ([(2 * i + 1) * full // (2 * n) for i in range(n)] for full, n in ((rows, down), (cols, across)))
     centres = [(view * rows + r) * cols + c for view in range(image["views"]) for r in row for c in col]
@@ -94,7 +94,7 @@ def _on_grid(image: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
 
 
 def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[tuple[int, int]]:
-    """Top left corner of every view: the thumbnail first, crops as a canvas beside it, other views in one row."""
+    """Returns the top left corner of every view: the thumbnail first, crops as a canvas beside it, other views in one row."""
     width, height = view
     rows, cols = crops or (0, 0)
     if count == 1 or rows * cols != count - 1:
@@ -110,7 +110,7 @@ class _Boxes:
         self.places, self.view = places, view
 
     def all(self) -> range:
-        """Ids of all patches of all views."""
+        """Returns the ids of all patches of all views."""
         return range(len(self.places) * self.rows * self.cols)
 
     def __getitem__(self, patch: int) -> tuple[int, int, int, int]:
@@ -126,13 +126,13 @@ class _Boxes:
         )
 
     def centre(self, patch: int) -> tuple[int, int]:
-        """Middle of a patch."""
+        """Returns the middle of a patch."""
         left, top, right, bottom = self[patch]
         return (left + right) // 2, (top + bottom) // 2
 
 
 def _merged(image: Mapping[str, Any]) -> dict[int, int]:
-    """Patch -> pivot, for patches that were merged into another one."""
+    """Returns patch -> pivot, for patches that were merged into another one."""
     if not image.get("assignment"):
         return {}
     pairs = zip(image["tokens"], image["assignment"], strict=True)
@@ -140,7 +140,7 @@ def _merged(image: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _colors(pivots: Sequence[int]) -> dict[int, tuple[int, int, int]]:
-    """Neighbouring pivots get far apart hues (golden ratio), the same on every run."""
+    """Returns colours for pivots: neighbours get far apart hues (golden ratio), the same on every run."""
     found = {}
     for index, pivot in enumerate(sorted(pivots)):
         red, green, blue = colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.75, 0.95)
@@ -149,7 +149,7 @@ def _colors(pivots: Sequence[int]) -> dict[int, tuple[int, int, int]]:
 
 
 def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
-    """Dim what was removed, tint what was merged, outline what was retained."""
+    """Dims what was removed, tints what was merged, outlines what was retained."""
     merged = _merged(image)
     colors = _colors(sorted(set(merged.values())))
     retained, tokens = set(image["retained"]), set(image["tokens"])
@@ -172,7 +172,7 @@ def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image
 
 
 def _links(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
-    """A line from every merged patch to its pivot; too many of them would only hide the picture, then the tint alone speaks."""
+    """Draws a line from every merged patch to its pivot; of too many, which would hide the picture, only the tint is left."""
     merged = _merged(image)
     if not merged or len(merged) > _MANY_LINKS:
         return picture

@@ -20,7 +20,7 @@ class Tile(NamedTuple):
 
 
 def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tile]]], tile_px: int = 300) -> Image.Image:
-    """Draw the sheet.
+    """Draws the sheet.
 
     Args:
         title: first line.
@@ -59,7 +59,7 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
 
 
 def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The text in one line, cut with an ellipsis where it is too long."""
+    """Returns the text in one line, cut with an ellipsis where it is too long."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

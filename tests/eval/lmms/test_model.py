@@ -14,8 +14,8 @@ import pytest
 import vtr
 from tests.embedded import random_checkpoint
 from vtr.data import shapes
-from vtr.eval.cells import Cell
-from vtr.eval.runner import Runner, summarise
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.runner import Runner, summarise
 from vtr.eval.tasks import get_task
 from vtr.models.loading import load_model
 from vtr.registry import create_method
@@ -175,12 +175,12 @@ def test_the_score_per_sample_is_that_of_vtr_eval_and_no_network_is_needed(lmms,
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     method = create_method(name, **METHODS[name]) if name != "full" else None
-    cell = Cell(method, get_task("shapes"), limit=2)
+    cell = Cell(method, get_task("shapes"), limit=1)
     ours = {sample["id"]: sample for sample in Runner(*embedded, {"name": "m"}, "sdpa", "cpu", batch_size=5).answer(cell)}
 
     model = lmms.Vtr("tiny-llava", method=name, device="cpu", batch_size=3, **METHODS[name])
     manager = TaskManager(include_path=str(ROOT / "eval" / "tasks"), include_defaults=False)
-    found = simple_evaluate(model=model, tasks=["shapes"], limit=2, task_manager=manager, bootstrap_iters=0)
+    found = simple_evaluate(model=model, tasks=["shapes"], limit=1, task_manager=manager, bootstrap_iters=0)
 
     theirs = {sample["doc"]["id"]: sample for samples in found["samples"].values() for sample in samples}
     assert theirs.keys() == ours.keys()

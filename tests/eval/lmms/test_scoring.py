@@ -6,8 +6,8 @@ import torch
 import vtr
 from tests.embedded import random_checkpoint
 from vtr.data import shapes
-from vtr.eval.asking import build_prompt, encode_prompts, generate_tokens, to_model
 from vtr.eval.lmms.scoring import continuation_tokens, score
+from vtr.eval.run.asking import build_prompt, encode_prompts, generate_tokens, to_model
 from vtr.models.loading import load_model
 
 SAMPLES = [shapes.test_samples(family, limit=1)[0] for family in ("text", "attribute", "existence")]

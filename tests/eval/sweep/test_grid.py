@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("pydantic")
 
 from tests.eval.sweep.test_reading import GOOD, write
-from vtr.eval.cells import plan_cells
-from vtr.eval.forecast import forecast
+from vtr.eval.run.cells import plan_cells
+from vtr.eval.run.forecast import forecast
 from vtr.eval.sweep.grid import load_sweep
 from vtr.eval.sweep.reading import SweepError
 from vtr.eval.tasks import get_task

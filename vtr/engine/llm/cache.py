@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vtr.engine.checkpointing import refuse_switched_on
-from vtr.engine.llm.call import CacheState, Call
+from vtr.engine.llm.call import Call, Decoding
+from vtr.engine.llm.entry import Encoded
 from vtr.engine.llm.lifetime import Refusal, follow
 from vtr.engine.llm.masks import all_columns, any_of, columns, key_columns, shared, visible
 from vtr.hosts._host import Host
@@ -19,7 +20,7 @@ PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 """Keyword arguments by which several prompts share one row."""
 
 
-def state_of(states: Any, cache: Any, batch: int, length: int) -> CacheState | None:
+def state_of(states: Any, cache: Any, batch: int, length: int) -> Decoding | None:
     """Returns what an earlier reduced call left in a cache, after whatever was done to the cache since.
 
     Args:
@@ -33,8 +34,8 @@ def state_of(states: Any, cache: Any, batch: int, length: int) -> CacheState | N
     if cache is None:
         return None
     state = states.get(cache)
-    if state is None and (rider := vars(cache).get("vtr_rider")) is not None:
-        state = rider.adopt(states, cache)  # a shallow copy of a cache that was reduced
+    if state is None and (follower := vars(cache).get("vtr_follower")) is not None:
+        state = follower.adopt(states, cache)  # a shallow copy of a cache that was reduced
     if state is None:
         return None
     if not (state.static and length == 1):  # a compiled decode step must not ask the device
@@ -52,33 +53,36 @@ def state_of(states: Any, cache: Any, batch: int, length: int) -> CacheState | N
     return state
 
 
-def _crop(state: CacheState, count: int) -> None:
+def _crop(state: Decoding, count: int) -> None:
     """Forgets the last `count` keys of every layer."""
     state.valid = shared(state.segment, [v[:, : v.shape[1] - count] for v in state.valid])
     state.where = shared(state.segment, [w[:, : v.shape[1]] for w, v in zip(state.where, state.valid, strict=True)])
     state.logical = min(state.logical, state.valid[0].shape[1] + state.dropped)
 
 
-def check_prefill(host: Host, call: Call, kwargs: dict, needs_tower: bool) -> None:
+def check_prefill(
+    host: Host, cache: Any, state: Decoding | None, before: int, encoded: Encoded | None, kwargs: dict, needs_tower: bool
+) -> None:
     """Refuses a prompt that a reduction cannot follow.
 
     Args:
         host: the model.
-        call: with its cache and what is in front of it.
+        cache: of the call, or None; state: what an earlier reduced call left in it; before: tokens in front of the call.
+        encoded: what the tower left.
         kwargs: keyword arguments of the language model.
         needs_tower: some step acts in the tower.
 
     Raises:
         VtrError: says what to do instead.
     """
-    if call.static:
+    if state is not None and state.static:
         raise VtrError("vtr: a second prefill on a static cache that holds a reduction is not supported; use a dynamic cache")
-    if call.state is None and call.before:
-        check_unknown(call.cache)
+    if state is None and before:
+        check_unknown(cache)
     window = host.sliding_window()
-    if window is not None and call.cache is not None and call.cache.is_compileable and call.cache.get_max_length(0) >= window:
+    if window is not None and cache is not None and cache.is_compileable and cache.get_max_length(0) >= window:
         raise VtrError(
-            f"vtr: a static cache of {call.cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
+            f"vtr: a static cache of {cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
             "count removed tokens; use a dynamic cache"
         )
     packed = [name for name in PACKING if kwargs.get(name) is not None]
@@ -87,10 +91,10 @@ def check_prefill(host: Host, call: Call, kwargs: dict, needs_tower: bool) -> No
             f"vtr: {packed[0]} packs several prompts into one row, which a reduction cannot tell apart; give every prompt a row of its own, "
             "padded, with attention_mask"
         )
-    if needs_tower and call.encoded is None:
+    if needs_tower and encoded is None:
         raise VtrError("vtr: a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
     if torch.is_grad_enabled():
-        for layer in host.layers:
+        for layer in host.language.blocks:
             refuse_switched_on(layer)
 
 
@@ -110,19 +114,21 @@ def check_unknown(cache: Any) -> None:
         )
 
 
-def past_columns(call: Call, mask: Any, held: Any, batch: int, length: int, layers: int) -> list[Tensor | None]:
+def past_columns(
+    state: Decoding | None, mask: Any, before: Any, held: Any, batch: int, length: int, layers: int, device: torch.device
+) -> list[Tensor | None]:
     """Returns per layer which keys of the cache are real `(B, keys)` bool, None where it is empty.
 
     The caller's mask decides where it has columns for them; else what earlier calls said, and ones where no call of ours said anything.
 
     Args:
-        call: with `before`, `state` and `static`.
+        state: what an earlier reduced call left in the cache; before: tokens in front of this call.
         mask: attention mask of the call; see `own_columns`, which checks it.
         held: keys of layer 0 in the cache.
         batch, length: B and q of this call.
-        layers: of the LLM.
+        layers: of the LLM; device: of the call.
     """
-    state, mask = call.state, any_of(mask)
+    static, mask = state is not None and state.static, any_of(mask)
     told = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length
     if state is None:
         if not held:
@@ -132,17 +138,17 @@ def past_columns(call: Call, mask: Any, held: Any, batch: int, length: int, laye
         elif isinstance(mask, Tensor) and mask.ndim == 4:
             past = visible(mask[:, 0, -1])[:, :held].expand(batch, -1)
         else:
-            past = torch.ones(batch, held, dtype=torch.bool, device=call.visual.device)  # type: ignore[union-attr]
+            past = torch.ones(batch, held, dtype=torch.bool, device=device)
         return [past] * layers
-    if not told or (call.static and torch.compiler.is_compiling()):
+    if not told or (static and torch.compiler.is_compiling()):
         return list(state.valid)
-    known = mask[:, :-length] if call.static else mask[:, : call.before if mask.shape[1] >= call.before + length else held]
+    known = mask[:, :-length] if static else mask[:, : before if mask.shape[1] >= before + length else held]
     known = known.bool()
-    if not call.static and known.shape[1] == held < call.before:  # counted in keys of layer 0, as an own decode loop may do
+    if not static and known.shape[1] == held < before:  # counted in keys of layer 0, as an own decode loop may do
         where = key_columns(state, 0, held).to(known.device)
-        logical = torch.ones(batch, call.before + 1, dtype=torch.bool, device=known.device)
-        known = logical.scatter(1, torch.where(where < 0, call.before, where), known)[:, :-1]
-    padded = torch.nn.functional.pad(known, (0, state.valid[0].shape[1] if call.static else 0), value=True)
+        logical = torch.ones(batch, before + 1, dtype=torch.bool, device=known.device)
+        known = logical.scatter(1, torch.where(where < 0, before, where), known)[:, :-1]
+    padded = torch.nn.functional.pad(known, (0, state.valid[0].shape[1] if static else 0), value=True)
     found: dict[int, Tensor] = {}
     for i in range(layers):
         number = state.segment[i]
@@ -167,7 +173,7 @@ def check_returned(call: Call, output: Any, layers: int) -> None:
     assert cache is not None
     if cache.is_compileable:
         return
-    for i in range(layers) if call.prefill else (0, layers - 1):
+    for i in range(layers) if call.prompt is not None else (0, layers - 1):
         past = call.past[i]
         wanted, got = (0 if past is None else past.shape[1]) + call.now[i].shape[1], int(cache.get_seq_length(i))
         if got != wanted:
@@ -176,11 +182,10 @@ def check_returned(call: Call, output: Any, layers: int) -> None:
 
 def store(states: Any, call: Call, host: Host) -> None:
     """Files what this call left under its cache."""
-    cache, layers = call.cache, len(host.layers)
-    assert call.positions is not None
-    state = states.get(cache) or CacheState()
+    cache, layers = call.cache, len(host.language.blocks)
+    state = states.get(cache) or Decoding()
     valid = [columns(call, i) for i in range(layers)]
-    if call.prefill:
+    if call.prompt is not None:
         state.where = [all_columns(call, i) for i in range(layers)]
         state.logical = call.before + call.incoming
         state.dropped += call.incoming - call.now[0].shape[1]

@@ -1,33 +1,87 @@
-"""What comes in at the base model: where visual tokens go, and prompts that do not fit a reduced cache."""
+"""Reads what a caller gives the base model: where visual tokens go, where the prompt ends, and whether it fits a reduced cache."""
 
 from __future__ import annotations
 
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtr.engine.clock import Clock
+from vtr.engine.images import Images
+from vtr.engine.signals import Tap
 from vtr.hosts._host import Host
 from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
 
 
+@dataclass
+class Encoded:
+    """What the tower leaves for the LLM; it is a key of the output of `get_image_features`.
+
+    Args:
+        images: the images in the order they were encoded.
+        kept: `(images * slots,)` bool, patches that are still there; None when nothing was removed.
+        counts: visual tokens left of each image.
+        taps: tower taps that steps of later stages read.
+        rows: `(images, V)` tower row of each view.
+        clock: time spent choosing so far.
+        checks: counts of the steps so far, as in `Shrinking`.
+    """
+
+    images: Images
+    kept: Tensor | None
+    counts: list[int]
+    taps: dict[int, Tap]
+    rows: Tensor
+    clock: Clock
+    checks: list[tuple[Any, Tensor, list[int]]]
+
+
+@dataclass
+class Entry:
+    """What is known of one forward when the base model begins.
+
+    Args:
+        visual: `(B, q)` bool, placeholders of this call; None where none can be.
+        ids: `(B, q)` token ids, where a step asks for the question as text.
+        encoded: what the tower left; comes while the base model runs if it encodes the images itself.
+        expand: how often prompt rows repeat (beams).
+        prompt: columns of this call that belong to the prompt, where `generate` says so.
+        answers: `(B, q)` bool, labelled columns.
+        call: the `Call` of the language model while it runs, else None.
+        outer: the entry that this one interrupts, when a hook runs the model in the middle of a forward.
+        alone: the language model was called without its base model.
+    """
+
+    visual: Tensor | None = None
+    ids: Tensor | None = None
+    encoded: Encoded | None = None
+    expand: int = 1
+    prompt: int | None = None
+    answers: Tensor | None = None
+    call: Any = None
+    outer: Entry | None = None
+    alone: bool = False
+
+
 def brings_images(module: Any, args: tuple, kwargs: dict) -> bool:
-    """Whether images come with this call of the base model. Without any, an image token is text, as for the model itself."""
+    """Says whether images come with this call of the base model. Without any, an image token is text, as for the model itself."""
     given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     return given.get("pixel_values") is not None or bool((given.get("mm_encoder_outputs") or {}).get("image"))
 
 
 def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> Tensor:
-    """Where visual tokens go `(B, q)` bool: placeholder ids, or embeddings equal to theirs."""
+    """Returns where visual tokens go `(B, q)` bool: placeholder ids, or embeddings equal to theirs."""
     if ids is not None:
-        return torch.stack([ids == placeholder for placeholder in host.placeholder_ids]).any(0)
+        return torch.stack([ids == placeholder for placeholder in host.placeholder_ids.values()]).any(0)
     table = module.get_input_embeddings()
-    rows = [table(torch.tensor([placeholder], device=embeds.device)) for placeholder in host.placeholder_ids]
+    rows = [table(torch.tensor([placeholder], device=embeds.device)) for placeholder in host.placeholder_ids.values()]
     found = torch.stack([(embeds == row.to(embeds.dtype)).all(-1) for row in rows]).any(0)
     if not (cache is not None and cache.get_seq_length()) and not bool(found.any()):
         raise VtrError(
@@ -125,7 +179,7 @@ class Generating:
 
 
 def repeats(source: Tensor, expected: int) -> int:
-    """`expected` where rows of `source (B, ...)` really come in equal runs of that length, else 1."""
+    """Returns `expected` where rows of `source (B, ...)` really come in equal runs of that length, else 1."""
     if expected < 2 or len(source) % expected:
         return 1
     runs = source.unflatten(0, (-1, expected))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vtr.engine.llm.call import Call
 from vtr.engine.llm.masks import mask
-from vtr.hosts._host import Host
+from vtr.engine.llm.prompt import Prompt
 from vtr.hosts._taps import project_kv
 from vtr.hosts._versions import cache_keyword, given_cache
 from vtr.ops.gather import compaction, take
@@ -36,39 +36,37 @@ class _Interleaved:
         return out
 
 
-def freeze(host: Host, call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-    """Arguments of a frozen layer: text rows only, with the mask rows, rotary rows and cache that make them see everything.
+def freeze(call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+    """Returns the arguments of a frozen layer: text rows only, with the mask rows, rotary rows and cache that make them see everything.
 
     Args:
-        host: the model.
-        call: this forward; `call.frozen[layer]` is filled for `thaw`.
-        layer: its index.
-        module: the layer.
+        call: this forward; `frozen[layer]` of its prompt is filled for `refill`.
+        layer: index of the layer; module: the layer.
         hidden: `(B, S, D)`.
         kwargs: the layer's keyword arguments.
     """
-    sequence = call.sequence
-    assert sequence is not None and call.text is not None and call.images is not None
-    length = hidden.shape[1]
-    frozen = sequence.valid & ~call.text.gather(1, sequence.column)
+    prompt = call.prompt
+    assert prompt is not None
+    tokens, language, length = prompt.tokens, prompt.host.language, hidden.shape[1]
+    frozen = tokens.valid & ~prompt.text.gather(1, tokens.column)
     held = [0] * len(hidden)  # visual and newline tokens of every row
-    for row, tokens, lines in zip(call.images.row, call.counts, call.newlines, strict=True):
-        held[row] += tokens + lines
+    for row, count, lines in zip(tokens.images.row, prompt.counts, prompt.newlines, strict=True):
+        held[row] += count + lines
     text, text_real = compaction(~frozen, length - min(held))
     visual, _ = compaction(frozen, max(held))
     rope = kwargs["position_embeddings"]
-    norm, attention = getattr(module, host.llm_norm), getattr(module, host.llm_attention)
-    call.probing = True
+    norm, attention = language.before_attention(module), language.attention(module)
+    prompt.probing = True
     key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
-    call.probing = False
-    if host.attention_name(tower=False).startswith("flash"):
-        if len(hidden) > 1 or not call.unpadded:
+    prompt.probing = False
+    if language.backend.startswith("flash"):
+        if len(hidden) > 1 or not prompt.unpadded:
             raise VtrError(
                 "vtr: freezing a padded batch needs masks by rows, which FlashAttention cannot take; use attn_implementation='sdpa'"
             )
         rows_mask = None  # `by_runs` calls the kernel once per stretch of text
     else:
-        full = mask(host, call, layer, hidden, may_skip=False).expand(len(hidden), -1, -1, -1)  # (B, 1, S, keys)
+        full = mask(prompt.host, call, layer, hidden, may_skip=False).expand(len(hidden), -1, -1, -1)  # (B, 1, S, keys)
         rows_mask = full.gather(2, text[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[-1]))
     kwargs = {
         **kwargs,
@@ -77,7 +75,7 @@ def freeze(host: Host, call: Call, layer: int, module: nn.Module, hidden: Tensor
         "position_ids": None,
         cache_keyword(): _Interleaved(given_cache(kwargs), key, value, visual, text, length),
     }
-    call.frozen[layer] = (hidden, text, text_real)
+    prompt.frozen[layer] = (hidden, text, text_real)
     return take(hidden, text), kwargs
 
 
@@ -92,9 +90,10 @@ def by_runs(current: Callable[[], Call | None], layer: int) -> Callable[..., Any
 
     def run(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
         call = current()
-        if call is None or layer not in call.frozen or call.probing or query.shape[2] == 1:
+        prompt = None if call is None else call.prompt
+        if prompt is None or layer not in prompt.frozen or prompt.probing or query.shape[2] == 1:
             return function(module, query, key, value, attention_mask, *args, **kwargs)
-        hidden, text, _ = call.frozen[layer]
+        hidden, text, _ = prompt.frozen[layer]
         columns = text[0].tolist()
         before = key.shape[2] - hidden.shape[1]  # keys of earlier turns
         ends = [i + 1 for i, c in enumerate(columns) if i + 1 == len(columns) or columns[i + 1] != c + 1]
@@ -108,9 +107,9 @@ def by_runs(current: Callable[[], Call | None], layer: int) -> Callable[..., Any
     return run
 
 
-def thaw(call: Call, layer: int, output: Any) -> Any:
-    """Puts the layer's text rows back among the untouched visual ones."""
-    hidden, text, real = call.frozen.pop(layer)
+def refill(prompt: Prompt, layer: int, output: Any) -> Any:
+    """Puts the text rows that a frozen layer returned back among the untouched visual ones."""
+    hidden, text, real = prompt.frozen.pop(layer)
     new = output[0] if isinstance(output, tuple) else output
     index = text[..., None].expand(-1, -1, hidden.shape[-1])
     full = hidden.scatter(1, index, torch.where(real[..., None], new, hidden.gather(1, index)))

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from vtr.engine.llm import freeze
 from vtr.engine.llm.cache import check_prefill, check_returned, past_columns, state_of, store
-from vtr.engine.llm.call import CacheState, Call, move
-from vtr.engine.llm.entry import Generating, brings_images, check_history, placeholders, repeats
-from vtr.engine.llm.lifetime import spend
-from vtr.engine.llm.masks import all_columns, columns, mask, only_padding, own_columns, split_segment, survey
+from vtr.engine.llm.call import Call, Decoding
+from vtr.engine.llm.entry import Entry, Generating, brings_images, check_history, placeholders, repeats
+from vtr.engine.llm.lifetime import refuse_growth
+from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns
 from vtr.engine.llm.positions import Positions
-from vtr.engine.llm.prefill import remove_pruned_patches, run_step
-from vtr.engine.llm.prompt import begin
+from vtr.engine.llm.prompt import Prompt
 from vtr.engine.llm.text_tower import Questions, TextTower
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host
@@ -32,65 +31,70 @@ ENCODED = "vtr_encoded"
 
 
 class LlmHooks:
-    """Everything that happens from the base model's entry on. State is per thread and per call; what outlives a call follows its cache."""
+    """Hooks from the base model on. State is per thread and per call; state that must survive a call is stored per cache."""
 
     def __init__(self, host: Host, plan: Plan, finished: Any, questions: Questions | None = None) -> None:
         self.host, self.plan, self.finished, self.questions = host, plan, finished, questions or Questions()
-        self.states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
-        self.calls: dict[int, Call] = {}
+        self.states: weakref.WeakKeyDictionary[Any, Decoding] = weakref.WeakKeyDictionary()
+        self.entries: dict[int, Entry] = {}
         self.late: dict[int, Any] = {}  # per thread, arguments of the outer model that get their values at the end of the LLM
         self.generating = Generating()
-        self.layers = list(host.layers)
+        self.blocks = list(host.language.blocks)
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
         self.needs_tower = any(s.in_tower for s in plan.steps)
         self.watched = plan.signals(tower=False)
         sources = {n.source for s in plan.steps for n in s.step.needs if n.kind == "text_embedding"}
         self.text_towers = {source: TextTower(source) for source in sources if source}
-        self.has_frozen = any(s.step.action == "freeze" for s in plan.steps)
 
-    # one call per thread; a compiled step has no threads to tell apart
+    # ---- one entry per thread; a compiled step has no threads to tell apart
+    @property
+    def entry(self) -> Entry | None:
+        return self.entries.get(0 if torch.compiler.is_compiling() else threading.get_ident())
+
+    @entry.setter
+    def entry(self, entry: Entry | None) -> None:
+        key = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        if entry is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = entry
+
     @property
     def call(self) -> Call | None:
-        return self.calls.get(0 if torch.compiler.is_compiling() else threading.get_ident())
-
-    @call.setter
-    def call(self, call: Call | None) -> None:
-        key = 0 if torch.compiler.is_compiling() else threading.get_ident()
-        if call is None:
-            self.calls.pop(key, None)
-        else:
-            self.calls[key] = call
+        """The forward of the language model that runs in this thread, if anything of ours is in it."""
+        entry = self.entry
+        return None if entry is None else entry.call
 
     def install(self, undo: list[Any]) -> None:
         """Registers every hook; what `remove()` must undo is appended as it happens."""
-        host = self.host
+        host, language = self.host, self.host.language
         undo += self.generating.install(host.model)
         undo.append(host.base.register_forward_pre_hook(self.enter_base, with_kwargs=True).remove)
         undo.append(host.base.register_forward_hook(self.leave_base, always_call=True).remove)
-        undo.append(host.language_model.register_forward_pre_hook(self.enter_language, with_kwargs=True).remove)
-        undo.append(host.language_model.register_forward_hook(self.leave_language, always_call=True).remove)
-        for i, layer in enumerate(host.layers):
-            undo.append(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
+        undo.append(language.module.register_forward_pre_hook(self.enter_language, with_kwargs=True).remove)
+        undo.append(language.module.register_forward_hook(self.leave_language, always_call=True).remove)
+        for i, block in enumerate(language.blocks):
+            undo.append(block.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
             if self.plan.at("prefill", i, action="freeze"):
-                undo.append(layer.register_forward_hook(self._thaw_hook(i), with_kwargs=True).remove)
-                if host.attention_name(tower=False).startswith("flash"):
-                    undo.append(TAPS.detour(getattr(layer, host.llm_attention), freeze.by_runs(lambda: self.call, i)))
+                undo.append(block.register_forward_hook(self._refill_hook(i), with_kwargs=True).remove)
+                if language.backend.startswith("flash"):
+                    undo.append(TAPS.detour(language.attention(block), freeze.by_runs(lambda: self.call, i)))
         for i, signals in self.watched.items():
-            layer, kinds = host.layers[i], {s.kind for s in signals}
-            attention, mlp = getattr(layer, host.llm_attention), getattr(layer, host.llm_mlp)
+            block, kinds = language.blocks[i], {s.kind for s in signals}
             if kinds & {"rows", "q", "k", "v"}:
-                undo.append(TAPS.watch(attention, self._record(i)))
-            for kind, block in (("attention_io", attention), ("mlp_io", mlp)):
+                undo.append(TAPS.watch(language.attention(block), self._record(i)))
+            for kind, half in (("attention_io", language.attention), ("mlp_io", language.mlp)):
                 if kind in kinds:
-                    undo.append(block.register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
+                    undo.append(half(block).register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
             if "mlp_activation" in kinds:
-                undo.append(getattr(mlp, host.llm_down).register_forward_pre_hook(self._record_activation(i)).remove)
+                assert language.down is not None
+                undo.append(language.down(block).register_forward_pre_hook(self._record_activation(i)).remove)
 
     def clear(self) -> None:
         """Forgets every cache and call; caches that were shortened refuse to go on without their reduction."""
-        spend(self.states)
+        refuse_growth(self.states)
         self.states.clear()
-        self.calls.clear()
+        self.entries.clear()
         self.late.clear()
 
     # ---- base model: which positions of this call are visual
@@ -100,97 +104,111 @@ class LlmHooks:
         source = ids if ids is not None else embeds
         kwargs = dict(kwargs)
         positions = kwargs.pop("visual_positions", None)
-        self.call = call = Call(outer=self.call)
+        self.entry = entry = Entry(outer=self.entry)
         if source is None or source.shape[1] == 1:
             return args, kwargs
-        if list(module.language_model.layers) != self.layers:
+        language = self.host.language
+        if list(language.blocks) != self.blocks or not any(child is language.blocks for child in language.module.children()):
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
-            call.visual = positions.bool()
+            entry.visual = positions.bool()
         elif ids is None or brings_images(module, args, kwargs):
-            call.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
-        call.ids = ids if self.text_towers else None
-        expand, call.prompt = self.generating.take(source.shape[1])
-        call.expand = repeats(source, expand)
+            entry.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
+        entry.ids = ids if self.text_towers else None
+        expand, entry.prompt = self.generating.take(source.shape[1])
+        entry.expand = repeats(source, expand)
         late = self.late.get(threading.get_ident())
-        call.answers = None if late is None else late.answers(*source.shape[:2])
+        entry.answers = None if late is None else late.answers(*source.shape[:2])
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        call.encoded = image.get(ENCODED) if isinstance(image, dict) else None
+        entry.encoded = image.get(ENCODED) if isinstance(image, dict) else None
         return args, kwargs
 
     def leave_base(self, _module: Any, _args: tuple, _output: Any) -> None:
-        """Also after an exception: the call that this one interrupted goes on."""
-        self.call = None if self.call is None else self.call.outer
+        """Goes on with the call that this one interrupted, also after an exception."""
+        self.entry = None if self.entry is None else self.entry.outer
 
     # ---- language model
     def enter_language(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        embeds, call = kwargs.get("inputs_embeds"), self.call
+        embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return None
-        if call is None:  # called without the base model
-            call = Call(alone=True)
-        kwargs = dict(kwargs)
-        batch, length = embeds.shape[:2]
-        given, use_cache, attention_mask = given_cache(kwargs), kwargs.get("use_cache"), kwargs.get("attention_mask")
-        cache, uses = given, module.config.use_cache if use_cache is None else use_cache
-        if cache is None and uses:
-            cache = self.host.new_cache()
-        call.state = state = state_of(self.states, cache, batch, length)
-        call.static = state is not None and state.static
-        held = cache.get_seq_length() if cache is not None else 0
-        call.before = held + (state.dropped if state is not None else 0)
-        call.prefill = length > 1 and call.visual is not None and call.visual.shape == (batch, length)
-        stats = None
-        if call.prefill:
-            held = int(held)
-            call.before = int(call.before)
-            valid = own_columns(attention_mask, embeds, call.before, held, call.static)
-            packs = attention_mask is None and (self.host.attention_name(tower=False).startswith("flash") or (given is None and not uses))
-            stats = survey(call, valid, kwargs.get("position_ids"), only_padding(attention_mask, valid, held), packs)
-            call.prefill = any(stats["visual"]) and bool(self.acts or self.needs_tower or call.encoded is not None)
-        if not call.prefill and state is None:
+        entry = self.entry or Entry(alone=True)
+        length, given, uses = embeds.shape[1], given_cache(kwargs), kwargs.get("use_cache")
+        uses = module.config.use_cache if uses is None else uses
+        cache = self.host.new_cache() if given is None and uses else given
+        state = state_of(self.states, cache, len(embeds), length)
+        found = self._valid(entry, embeds, cache, state, kwargs, packs=given is None and not uses)
+        if found is None:
             return None  # nothing of ours in this call: it stays as it is, bit for bit
-        if not call.prefill:
-            valid = own_columns(attention_mask, embeds, call.before, held, call.static)
+        valid, visual, facts = found
         if cache is not None and cache is not given:
             kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | {cache_keyword(): cache}
-        self.call = call
-        ids = kwargs.get("position_ids")
-        if ids is None:
-            ids = (torch.arange(length, device=embeds.device) + call.before)[None]
-        count = len(self.host.layers)
-        call.cache, call.incoming, call.reduced = cache, length, state is not None
-        call.past = past_columns(call, attention_mask, held, batch, length, count)
-        call.segment = list(state.segment) if state is not None else [0] * count
-        call.now_where = [None] * count
-        shift = state.shift if state is not None else [None] * count
-        call.positions = Positions(ids, stats is None or stats["gapless"], list(shift))
-        if call.prefill:
-            assert stats is not None
-            check_prefill(self.host, call, kwargs, self.needs_tower)
-            call.fixed, call.text_width, call.unpadded = stats["fixed"], max(stats["text"]), stats["unpadded"]
-            begin(self.host, call, valid, stats["visual"])
-            assert call.sequence is not None
-            call.questions = self.questions.of(call) if self.text_towers else None
-            call.now = [call.sequence.valid] * count
-            embeds = self._boundary(call, embeds)
-            call.now, call.now_where = [call.sequence.valid] * count, [call.sequence.column] * count
-        else:
-            call.now = [valid] * count
+        entry.call = call = self._call(embeds, valid, cache, state, facts, kwargs)
+        self.entry = entry
+        if visual is not None:
+            check_prefill(self.host, cache, state, call.before, entry.encoded, kwargs, self.needs_tower)
+            call.prompt = Prompt(self.host, self.plan, entry, visual, valid, facts, call.positions, self.text_towers)
+            call.prompt.questions = self.questions.of(call.prompt) if self.text_towers else None
+            embeds = self._boundary(call.prompt, embeds)
+            call.shortened(0)
         window = self.host.sliding_window()
         call.windowed = window is not None and not call.static and call.before + length > window
+        kwargs = dict(kwargs)
         kwargs["inputs_embeds"] = embeds
         kwargs["position_ids"] = call.positions.at(0)
         if call.reduced:
             kwargs["attention_mask"] = columns(call, 0).to(torch.long)
         return args, kwargs
 
-    def _boundary(self, call: Call, embeds: Tensor) -> Tensor:
-        if call.encoded is not None and call.encoded.kept is not None:
-            embeds = remove_pruned_patches(self.plan, call, call.encoded, embeds)
+    def _valid(
+        self, entry: Entry, embeds: Tensor, cache: Any, state: Decoding | None, kwargs: dict, packs: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]] | None:
+        """Returns the real tokens of a call `(B, q)` bool, its visual tokens if the plan acts on them, and counts of its rows; None where
+        the call is none of ours.
+
+        Args:
+            packs: the model would take positions that start again for another prompt of the same row, if there is no mask.
+        """
+        batch, length = embeds.shape[:2]
+        mask, held = kwargs.get("attention_mask"), cache.get_seq_length() if cache is not None else 0
+        static, dropped = state is not None and state.static, 0 if state is None else state.dropped
+        visual = entry.visual if entry.visual is not None and length > 1 and entry.visual.shape == (batch, length) else None
+        if visual is None:
+            return None if state is None else (own_columns(mask, embeds, held + dropped, held, static), None, {})
+        held = int(held)
+        valid = own_columns(mask, embeds, held + dropped, held, static)
+        visual, packs = visual & valid, mask is None and (packs or self.host.language.backend.startswith("flash"))
+        facts = count_rows(visual, valid, kwargs.get("position_ids"), only_padding(mask, valid, held), packs)
+        acts = any(facts["visual"]) and bool(self.acts or self.needs_tower or entry.encoded is not None)
+        return None if not acts and state is None else (valid, visual if acts else None, facts)
+
+    def _call(self, embeds: Tensor, valid: Tensor, cache: Any, state: Decoding | None, facts: dict[str, Any], kwargs: dict) -> Call:
+        """Makes the state of a forward before anything is removed."""
+        (batch, length), count, device = embeds.shape[:2], len(self.blocks), embeds.device
+        held = cache.get_seq_length() if cache is not None else 0
+        held = int(held) if facts else held
+        before, ids = held + (0 if state is None else state.dropped), kwargs.get("position_ids")
+        if ids is None:
+            ids = (torch.arange(length, device=device) + before)[None]
+        return Call(
+            cache=cache,
+            state=state,
+            static=state is not None and state.static,
+            before=before,
+            incoming=length,
+            positions=Positions(ids, facts.get("gapless", True), list(state.shift) if state is not None else [None] * count),
+            past=past_columns(state, kwargs.get("attention_mask"), before, held, batch, length, count, device),
+            now=[valid] * count,
+            now_where=[None] * count,
+            segment=list(state.segment) if state is not None else [0] * count,
+        )
+
+    def _boundary(self, prompt: Prompt, embeds: Tensor) -> Tensor:
+        if prompt.encoded is not None and prompt.encoded.kept is not None:
+            embeds = prompt.remove_pruned_patches(prompt.encoded, embeds)
         for item in self.plan.at("boundary", side="after_projector"):
-            embeds = run_step(self.host, self.plan, call, item, embeds, text_towers=self.text_towers)
+            embeds = prompt.run_step(item, embeds)
         return embeds
 
     # ---- layers
@@ -200,23 +218,20 @@ class LlmHooks:
 
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             call = self.call
-            if call is None or call.positions is None:
+            if call is None:
                 return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            given = hidden
-            if call.prefill and removing:
-                move(call, hidden.device)
+            hidden = given = args[0] if args else kwargs["hidden_states"]
+            prompt = call.prompt
+            if prompt is not None and removing:
+                call.move(hidden.device)
                 for item in removing:
-                    hidden = run_step(self.host, self.plan, call, item, hidden, self._rope(call, i, hidden, kwargs))
-                assert call.sequence is not None
-                if call.sequence.valid is not call.now[i]:
-                    behind = len(call.now) - i
-                    call.now = call.now[:i] + [call.sequence.valid] * behind
-                    call.now_where = call.now_where[:i] + [call.sequence.column] * behind
-                    split_segment(call, i)
-            if i - 1 in call.taps:
-                del call.taps[i - 1]
-            freezes = frozen is not None and call.prefill
+                    prompt.rope = self._rope(call, i, hidden, kwargs)
+                    hidden = prompt.run_step(item, hidden)
+                if prompt.tokens.valid is not call.now[i]:
+                    call.shortened(i)
+            if prompt is not None:
+                prompt.taps.pop(i - 1, None)
+            freezes = frozen is not None and prompt is not None
             if not call.reduced and not freezes:
                 return None
             kwargs = dict(kwargs)
@@ -226,7 +241,7 @@ class LlmHooks:
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread
             if freezes:
-                hidden, kwargs = freeze.freeze(self.host, call, i, module, hidden, kwargs)
+                hidden, kwargs = freeze.freeze(call, i, module, hidden, kwargs)
             if hidden is given:
                 return args, kwargs
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
@@ -234,31 +249,30 @@ class LlmHooks:
         return hook
 
     def _rope(self, call: Call, i: int, hidden: Tensor, kwargs: dict) -> Any:
-        """The rotary table of layer `i` for the tokens that are left."""
-        assert call.positions is not None
+        """Returns the rotary table of layer `i` for the tokens that are left."""
         return call.positions.rope_for(i, hidden, kwargs.get("position_embeddings"), self.host.layer_kind(i), self.host.rotary)
 
-    def _thaw_hook(self, i: int) -> Any:
+    def _refill_hook(self, i: int) -> Any:
         def hook(_module: nn.Module, _args: tuple, _kwargs: dict, output: Any) -> Any:
-            call = self.call
-            return None if call is None or i not in call.frozen else freeze.thaw(call, i, output)
+            prompt = None if self.call is None else self.call.prompt
+            return None if prompt is None or i not in prompt.frozen else freeze.refill(prompt, i, output)
 
         return hook
 
+    # ---- what steps read
     def _tap(self, i: int) -> Tap | None:
-        call = self.call
-        if call is None or not call.prefill or call.sequence is None or call.probing:
-            return None
-        return call.taps.setdefault(i, Tap(call.sequence.snapshot()))
+        prompt = None if self.call is None else self.call.prompt
+        return None if prompt is None or prompt.probing else prompt.taps.setdefault(i, Tap(prompt.tokens.snapshot()))
 
     def _record(self, i: int) -> Any:
         def watcher(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
             call, tap = self.call, self._tap(i)
-            if call is None or tap is None:
+            if call is None or call.prompt is None or tap is None:
                 return
-            if i in call.frozen:  # only text rows were queried; the others ask nothing
-                rows = call.frozen[i][1][:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
-                query = query.new_zeros(*query.shape[:2], call.frozen[i][0].shape[1], query.shape[-1]).scatter(2, rows, query)
+            if i in call.prompt.frozen:  # only text rows were queried; the others ask nothing
+                hidden, text, _ = call.prompt.frozen[i]
+                rows = text[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+                query = query.new_zeros(*query.shape[:2], hidden.shape[1], query.shape[-1]).scatter(2, rows, query)
             tap.query, tap.key, tap.value, tap.scaling = query, key, value, scaling
             real, size = columns(call, i), key.shape[2]
             if call.windowed and self.host.slides(i):
@@ -279,18 +293,18 @@ class LlmHooks:
 
     # ---- leave
     def leave_language(self, _module: nn.Module, _args: tuple, output: Any) -> None:
-        call = self.call
-        if call is None or call.positions is None:
+        entry, call = self.entry, self.call
+        if entry is None or call is None:
             return
-        self.call = call.outer if call.alone else Call(outer=call.outer)
+        self.entry = entry.outer if entry.alone else Entry(outer=entry.outer)
         if output is None:  # an exception inside
             return
         if call.cache is not None and call.reduced:
-            check_returned(call, output, len(self.layers))
-        if call.prefill:
-            if call.encoded is not None:
-                call.clock.extend(call.encoded.clock)
-                call.checks = call.encoded.checks + call.checks
+            check_returned(call, output, len(self.blocks))
+        if call.prompt is not None:
+            if call.prompt.encoded is not None:
+                call.prompt.clock.extend(call.prompt.encoded.clock)
+                call.prompt.checks = call.prompt.encoded.checks + call.prompt.checks
             late = self.late.pop(threading.get_ident(), None)
             if late is not None and call.reduced:
                 late.fill(call)

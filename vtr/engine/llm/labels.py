@@ -67,8 +67,8 @@ class Late:
         Raises:
             VtrError: positions of removed tokens, or positions that differ between rows.
         """
-        assert call.sequence is not None
-        column, valid = call.sequence.column, call.sequence.valid
+        assert call.prompt is not None
+        column, valid = call.prompt.tokens.column, call.prompt.tokens.valid
         if self.labels is not None:
             short = gathered_labels(self.labels, column, valid)
             self.labels.set_(short)  # type: ignore[call-overload]

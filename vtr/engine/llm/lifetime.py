@@ -48,20 +48,20 @@ class Refusal:
         return cache.update(*args, **kwargs)
 
 
-class _Rider:
+class _Follower:
     """What is known of a cache is copied with it."""
 
     def __init__(self, states: Any, cache: Any) -> None:
         self._states, self._cache = states, weakref.ref(cache)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Rider:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Follower:
         cache = self._cache()
         copied = memo.get(id(cache))
         if copied is None:  # not copied as a part of its cache
             return self
         if cache in self._states:
             self._states[copied] = deepcopy(self._states[cache], memo)
-        return _Rider(self._states, copied)
+        return _Follower(self._states, copied)
 
     def __reduce__(self) -> tuple[Any, ...]:
         cache = self._cache()
@@ -104,31 +104,31 @@ class _Rider:
 class _RowChange:
     """In place of a method of one cache that changes its rows."""
 
-    def __init__(self, rider: _Rider, name: str) -> None:
-        self._rider, self._name = rider, name
+    def __init__(self, follower: _Follower, name: str) -> None:
+        self._follower, self._name = follower, name
 
     def __call__(self, given: Any) -> None:
-        self._rider.change_rows(self._name, given)
+        self._follower.change_rows(self._name, given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _RowChange:
-        return _RowChange(deepcopy(self._rider, memo), self._name)
+        return _RowChange(deepcopy(self._follower, memo), self._name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._rider._cache(), self._name)
+        return getattr, (self._follower._cache(), self._name)
 
 
 def follow(states: Any, cache: Any) -> None:
     """Lets the state that `states`, a `WeakKeyDictionary`, has of `cache` follow it: into copies, and when its rows change."""
-    cache.vtr_rider = rider = _Rider(states, cache)
+    cache.vtr_follower = follower = _Follower(states, cache)
     for name in ROW_CHANGES:
         if hasattr(type(cache), name):
-            setattr(cache, name, _RowChange(rider, name))
+            setattr(cache, name, _RowChange(follower, name))
 
 
-def spend(caches: Iterable[Any]) -> None:
+def refuse_growth(caches: Iterable[Any]) -> None:
     """Makes shortened caches refuse to grow, now that their reduction is removed."""
     for cache in list(caches):
-        for name in ("vtr_rider", *ROW_CHANGES):
+        for name in ("vtr_follower", *ROW_CHANGES):
             vars(cache).pop(name, None)
         _refusing(cache)
 

@@ -1,4 +1,4 @@
-"""Which key columns are real, per layer and per call, and the masks made from that."""
+"""Finds which key columns are real, per layer and per call, and makes masks from that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.llm.call import CacheState, Call
+from vtr.engine.llm.call import Call, Decoding
 from vtr.hosts._host import Host
 from vtr.types import VtrError
 
@@ -81,11 +81,11 @@ def only_padding(mask: Any, valid: Tensor, before: int) -> Tensor | None:
     return (plain | padding).all((1, 2)).expand(len(valid))
 
 
-def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, packs: bool) -> dict[str, Any]:
-    """Counts per row that the host needs to plan widths: the one sync of a prefill before any removal.
+def count_rows(visual: Tensor, valid: Tensor, ids: Tensor | None, plain: Tensor | None, packs: bool) -> dict[str, Any]:
+    """Counts per row what the host needs to plan widths: the one sync of a prefill before any removal.
 
     Args:
-        call: `call.visual` is limited to real tokens.
+        visual: `(B, q)` bool, limited to real tokens.
         valid: `(B, q)` bool.
         ids: position ids or None.
         plain: from `only_padding`.
@@ -97,10 +97,8 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, 
     Raises:
         VtrError: rows hold several packed prompts, or a mask hides more than padding and the future.
     """
-    assert call.visual is not None
-    call.visual = call.visual & valid
     trailing = torch.where(valid.any(1), valid.flip(1).to(torch.uint8).argmax(1), 0)
-    columns = [call.visual.sum(1), valid.sum(1), trailing]
+    columns = [visual.sum(1), valid.sum(1), trailing]
     if ids is not None and ids.ndim == 2:
         known = ids.expand(len(valid), -1)
         least = known.masked_fill(~valid, torch.iinfo(known.dtype).max).amin(1)
@@ -108,7 +106,7 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, 
         columns.append((known.diff(dim=1) == 1).all(1).long())
     if plain is not None:
         columns.append(plain.long())
-    visual, real, trail, *rest = torch.stack(columns).tolist()
+    visuals, real, trail, *rest = torch.stack(columns).tolist()
     if plain is not None and not all(rest[-1]):
         raise VtrError(
             "vtr: a 4-D attention mask that hides more than padding and later tokens cannot follow a removal; pass the 2-D mask of the "
@@ -119,9 +117,9 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, 
             "vtr: position_ids that start again pack several prompts into one row, which a reduction cannot tell apart; give every prompt a "
             "row of its own, padded, with attention_mask"
         )
-    text = [r - v for r, v in zip(real, visual, strict=True)]
+    text = [r - v for r, v in zip(real, visuals, strict=True)]
     return {
-        "visual": visual,
+        "visual": visuals,
         "text": text,
         "fixed": [t + e for t, e in zip(text, trail, strict=True)],
         "unpadded": all(r == valid.shape[1] for r in real),
@@ -130,19 +128,13 @@ def survey(call: Call, valid: Tensor, ids: Tensor | None, plain: Tensor | None, 
 
 
 def shared(segment: list[int], tensors: list[Tensor]) -> list[Tensor]:
-    """One tensor for all layers of a segment."""
+    """Returns the tensors with one for all layers of a segment."""
     first = {number: i for i, number in reversed(list(enumerate(segment)))}
     return [tensors[first[number]] for number in segment]
 
 
-def split_segment(call: Call, layer: int) -> None:
-    """Layers from `layer` on see other keys than before."""
-    offset = max(call.segment) + 1
-    call.segment = call.segment[:layer] + [number + offset for number in call.segment[layer:]]
-
-
 def columns(call: Call, layer: int) -> Tensor:
-    """Real key columns `(B, keys)` of a layer: those of its cache and those of this call. Layers of one segment share the tensor."""
+    """Returns the real key columns `(B, keys)` of a layer: those of its cache and those of this call. Layers of one segment share the tensor."""
     past, now = call.past[layer], call.now[layer]
     key = ("columns", call.segment[layer])
     if key not in call.masks:
@@ -151,7 +143,7 @@ def columns(call: Call, layer: int) -> Tensor:
 
 
 def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = True) -> Any:
-    """The attention mask of a layer, made once per segment and type of layer; None where the backend needs none and `may_skip`."""
+    """Returns the attention mask of a layer, made once per segment and type of layer; None where the backend needs none and `may_skip`."""
     real = columns(call, layer).to(hidden.device)
     slides = call.windowed and host.slides(layer)
     key = ("mask", call.segment[layer], slides, may_skip, hidden.device)
@@ -165,7 +157,7 @@ def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = Tr
     return call.masks[key]
 
 
-def key_columns(state: CacheState, layer: int, count: int) -> Tensor:
+def key_columns(state: Decoding, layer: int, count: int) -> Tensor:
     """Returns the logical column `(B, count)` int64 of the first `count` keys of a layer's cache, -1 for filler."""
     where = state.where[layer]
     behind = count - where.shape[1]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.llm.call import Call
+from vtr.engine.llm.prompt import Prompt
 from vtr.types import TextEmbedding, VtrError
 
 
@@ -25,23 +25,22 @@ class Questions:
         self.question = [question] if isinstance(question, str) else question
         self.tokenizer = getattr(processor, "tokenizer", processor)
 
-    def of(self, call: Call) -> list[str]:
-        """The question of every prompt row of a call (beams included); reads the ids of the prompt on the host, once.
+    def of(self, prompt: Prompt) -> list[str]:
+        """Returns the question of every prompt row of a prompt (beams included); reads the ids of the prompt on the host, once.
 
         Raises:
             ValueError: as many questions as rows are needed, or there are no ids to decode.
         """
-        assert call.instruction is not None
-        rows = len(call.instruction)
+        rows = len(prompt.instruction)
         if self.question is not None:
-            if rows % len(self.question) or (len(self.question) > 1 and rows // len(self.question) != call.expand):
+            if rows % len(self.question) or (len(self.question) > 1 and rows // len(self.question) != prompt.expand):
                 raise ValueError(
-                    f"vtr: question must hold one string per prompt, got {len(self.question)} for {rows // call.expand} prompts"
+                    f"vtr: question must hold one string per prompt, got {len(self.question)} for {rows // prompt.expand} prompts"
                 )
             return [one for one in self.question for _ in range(rows // len(self.question))]
-        if call.ids is None:
+        if prompt.ids is None:
             raise ValueError("vtr: inputs_embeds hold no text that a processor could decode; give question= instead")
-        ids, asked = call.ids.tolist(), call.instruction.tolist()
+        ids, asked = prompt.ids.tolist(), prompt.instruction.tolist()
         texts = [[i for i, wanted in zip(*row, strict=True) if wanted] for row in zip(ids, asked, strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(texts, skip_special_tokens=True)]
 

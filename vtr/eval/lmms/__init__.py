@@ -6,7 +6,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """What the entry point in the group `lmms_eval.models` gives to lmms-eval: the model `vtr`, with and without `--force_simple`."""
+    """Returns what the entry point in the group `lmms_eval.models` gives to lmms-eval: the model `vtr`, with and without `--force_simple`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("vtr", simple_class_path="vtr.eval.lmms.model.SimpleVtr", chat_class_path="vtr.eval.lmms.model.Vtr")

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vtr.eval.cells import FULL
 from vtr.registry import create_method, method_class
 from vtr.types import Method
-from vtr.types.naming import closest
+from vtr.types.naming import FULL, closest
 from vtr.types.settings import setting_value
 
 NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_new_tokens", "batch_size", "max_batch_size")
 
 
 def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
-    """The method with its settings, None for `full`.
+    """Returns the method with its settings, None for `full`.
 
     Args:
         name: registry name or `full`.
@@ -38,7 +37,7 @@ def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
 
 
 def read_count(name: str, value: Any) -> int:
-    """A number from 1 on.
+    """Reads a number from 1 on.
 
     Raises:
         ValueError: anything else, `auto` too.

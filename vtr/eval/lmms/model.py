@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -19,15 +20,15 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
-from vtr.eval.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
-from vtr.eval.cells import FULL
 from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
+from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
 from vtr.reduction import apply
 from vtr.types import VtrError
+from vtr.types.naming import FULL
 
 _SEARCH, _RANDOM = ("num_beams", "repetition_penalty"), ("temperature", "top_p", "top_k")
 _DEFAULT_STOP = "\n\n"  # lmms-eval adds it where a task says nothing; its own chat models ignore it, as answers with paragraphs need
@@ -106,7 +107,7 @@ class Vtr(lmms):
                 raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
-        self.layouts = host_of(self.model).layouts
+        self.layouts = partial(host_of(self.model).layouts, "image")
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property

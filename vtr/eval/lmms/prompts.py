@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vtr.data.pictures import as_shown
-from vtr.eval.asking import MARK, build_content, fill_template, open_image
+from vtr.eval.run.asking import MARK, build_content, fill_template, open_image
 from vtr.types import VtrError
 
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -31,7 +31,7 @@ class Prompt:
 
 
 def chat_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], frames: int) -> Prompt:
-    """A prompt from messages.
+    """Returns a prompt from messages.
 
     Args:
         processor: of the model.
@@ -60,13 +60,13 @@ def chat_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], frames: i
 
 
 def plain_prompt(processor: Any, text: str, visuals: Sequence[Any] | None, frames: int) -> Prompt:
-    """A prompt from a text and the visuals that belong to it, as lmms-eval's simple models get them."""
+    """Returns a prompt from a text and the visuals that belong to it, as lmms-eval's simple models get them."""
     images = [image for visual in visuals or () for image in read_visual(visual, frames)]
     return Prompt(fill_template(processor, [{"role": "user", "content": build_content(text, len(images))}]), tuple(images))
 
 
 def read_visual(visual: Any, frames: int, kind: str | None = None) -> list[Image.Image]:
-    """One image, or the frames of a video, as RGB images.
+    """Returns one image, or the frames of a video, as RGB images.
 
     Args:
         visual: a PIL image, the path of an image or a video, or frames as a list of images or `(T, H, W, 3)` uint8.
@@ -104,7 +104,7 @@ def _decode(path: str, frames: int) -> list[Image.Image]:
 
 
 def _evenly(images: Sequence[Image.Image], most: int) -> list[Image.Image]:
-    """At most so many, the first and the last among them."""
+    """Returns at most so many, the first and the last among them."""
     if len(images) <= most:
         return list(images)
     return [images[index] for index in np.linspace(0, len(images) - 1, most).round().astype(int)]

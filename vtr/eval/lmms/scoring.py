@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.eval.asking import generate_tokens, padding_id
+from vtr.eval.run.asking import generate_tokens, padding_id
 
 
 class Forced:
@@ -32,7 +32,7 @@ class Forced:
 
 
 def continuation_tokens(tokenizer: Any, prompt: str, continuation: str) -> list[int]:
-    """Tokens that `continuation` adds to `prompt`, tokenised together; at least one.
+    """Returns the tokens that `continuation` adds to `prompt`, tokenised together; at least one.
 
     Raises:
         ValueError: an empty continuation.
@@ -45,7 +45,7 @@ def continuation_tokens(tokenizer: Any, prompt: str, continuation: str) -> list[
 
 
 def score(model: Any, processor: Any, inputs: Any, continuations: Sequence[Sequence[int]]) -> tuple[list[float], list[bool], float]:
-    """What the model thinks of a continuation of each prompt.
+    """Returns what the model thinks of a continuation of each prompt.
 
     Args:
         model, processor: from `load_model`.

@@ -13,7 +13,7 @@ METRIC = "exact_match"
 
 
 class VtrTask(ConfigurableMessagesTask):
-    """One family of a task of ours. Samples are made in memory; images are drawn when they are asked for, nothing is downloaded.
+    """One family of a task of ours. Samples are made in memory; images are drawn when they are needed, nothing is downloaded.
 
     Args:
         config: of the YAML file: `task`, and the name of our task as `dataset_path` with its family as `dataset_name`.
@@ -42,15 +42,15 @@ class VtrTask(ConfigurableMessagesTask):
         super().__init__(config={**{key: value for key, value in config.items() if key != "class"}, **fixed})
 
     def download(self, dataset_kwargs: Any = None) -> None:
-        """The samples as a dataset without images."""
+        """Makes the samples a dataset without images."""
         rows = [{"id": s.id, "family": s.family, "question": s.question, "answer": s.answer} for s in self.samples.values()]
         self.dataset = DatasetDict({"test": Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
 
     def draw(self, document: dict[str, Any]) -> list[Any]:
-        """The image of a question, RGB."""
+        """Returns the image of a question, RGB."""
         return [self.samples[document["id"]].image]
 
     def score(self, document: dict[str, Any], results: list[str]) -> dict[str, float]:
-        """1 or 0, by the rule of our task."""
+        """Returns 1 or 0, by the rule of our task."""
         return {METRIC: float(self.is_correct(results[0], document["answer"]))}

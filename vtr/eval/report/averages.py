@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.document import Cell, Part, Table, share
 from vtr.eval.report.section import BudgetKey, Section, budget_key, budget_title
 from vtr.eval.stats import Interval, interval
 from vtr.eval.summary import Row
+from vtr.types.naming import FULL
 
 
 def average_part(sections: Sequence[Section]) -> tuple[Part, list[str]] | None:
-    """The tables over all tasks of one model with a line for every mean that was refused; None where there is one task.
+    """Returns the tables over all tasks of one model with a line for every mean that was refused; None where there is one task.
 
     Args:
         sections: all of one model, one for each task.

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtr.eval.failures import read_failures
 from vtr.eval.report.averages import average_part
 from vtr.eval.report.checks import check, check_models, check_speed
 from vtr.eval.report.document import Document, Part
 from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
-from vtr.eval.results import ResultError, content_hash, read_cell
+from vtr.eval.run.failures import read_failures
+from vtr.eval.run.results import ResultError, content_hash, read_cell
 from vtr.eval.summary import Condensed, Known, condense
 from vtr.types import BUDGETS
 
 
 def read_folders(folders: Iterable[Path], advance: Callable[[], None] = lambda: None) -> tuple[list[Condensed], list[str]]:
-    """All complete results of some folders, condensed one by one, and a line for each file that is not one and each cell that failed.
+    """Returns all complete results of some folders, condensed one by one, and a line for each file that is not one and each cell that failed.
 
     An experiment that lies in two folders counts once; the line says when its answers differ.
 
@@ -54,7 +54,7 @@ def _agree(first: Condensed, second: Condensed) -> bool:
 
 
 def _failure(failure: dict[str, Any]) -> str:
-    """`fastv keep=64 seed=1 on shapes: out of memory`."""
+    """Returns a failed cell in words: `fastv keep=64 seed=1 on shapes: out of memory`."""
     fingerprint = failure["fingerprint"]
     settings = {**(fingerprint.get("settings") or {}), "seed": fingerprint.get("seed")}
     chosen = [f"{name}={settings[name]}" for name in (*BUDGETS, "seed") if settings.get(name) is not None]
@@ -70,7 +70,7 @@ def build(
     plots: bool = False,
     speed: Sequence[Speed] = (),
 ) -> Document:
-    """The report of these results: a part per model and task, a part per model over its tasks, every check.
+    """Returns the report of these results: a part per model and task, a part per model over its tasks, every check.
 
     Args:
         cells: from `read_folders`.
@@ -106,7 +106,7 @@ def build(
 
 
 def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = (), speed: Sequence[Speed] = ()) -> list[Section]:
-    """One section for each model with its weights and each task with its version."""
+    """Returns one section for each model with its weights and each task with its version."""
     groups, timed = _by_section(cells), _by_section(times)
     models = {(str(own[0].fingerprint["model"]["name"]), content_hash(own[0].fingerprint["model"])) for own in groups.values()}
     names = [name for name, _ in models]
@@ -116,7 +116,7 @@ def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = (), spe
 
 
 def _by_section(cells: Sequence[Condensed]) -> dict[str, list[Condensed]]:
-    """One group for each model with its weights and each task with its version, in alphabetical order."""
+    """Returns one group for each model with its weights and each task with its version, in alphabetical order."""
     found: dict[tuple[str, str, str], list[Condensed]] = {}
     for cell in cells:
         model, task = cell.fingerprint["model"], {k: v for k, v in cell.fingerprint["task"].items() if k != "limit"}

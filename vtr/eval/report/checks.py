@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import missing_baselines
 from vtr.eval.summary import Row, percent
+from vtr.types.naming import FULL
 
 _PEAKS = {  # a word of the device's name, or its end -> TFLOP/s of 16-bit floats, of float32
     "B200": (2250.0, 1125.0),
@@ -149,7 +149,7 @@ def _above_peak(section: Section) -> Iterator[str]:
 
 
 def peak_tflops(device: str, dtype: str) -> float | None:
-    """The most that a device can do in a dtype, in TFLOP/s with multiply and add counted apart; None where it is not known.
+    """Returns the most that a device can do in a dtype, in TFLOP/s with multiply and add counted apart; None where it is not known.
 
     A GeForce has to be named to the end: `Ti` and `Laptop GPU` are other devices.
     """
@@ -184,6 +184,6 @@ def check_speed(sections: Sequence[Section], speed: Sequence[Speed]) -> list[str
 
 
 def _name(section: Section, row: Row, plain: bool = False) -> str:
-    """Label and budget; plain without what only tells equal names apart."""
+    """Returns label and budget; plain without what only tells equal names apart."""
     label = section.labels[row]
     return f"{label.rpartition(' #')[0] or label if plain else label} {row.budget}".strip()

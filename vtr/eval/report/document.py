@@ -64,7 +64,7 @@ class Document:
 
 
 def number(value: float | None, scale: float = 1.0) -> Cell:
-    """A measured number to about three digits; None is a blank."""
+    """Returns a measured number to about three digits; None is a blank."""
     if value is None:
         return Cell()
     value *= scale
@@ -76,7 +76,7 @@ def number(value: float | None, scale: float = 1.0) -> Cell:
 
 
 def share(interval: Interval | None) -> Cell:
-    """A share with its interval, shown in percent; None is a blank."""
+    """Returns a share with its interval, shown in percent; None is a blank."""
     if interval is None:
         return Cell()
     value, low, high = (100 * end for end in interval)

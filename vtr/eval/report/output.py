@@ -8,7 +8,7 @@ from pathlib import Path
 from vtr.eval.report.document import Document
 from vtr.eval.report.page import html
 from vtr.eval.report.writers import comma_separated, latex, markdown
-from vtr.eval.results import prepare_folder, write_atomic
+from vtr.eval.run.results import prepare_folder, write_atomic
 from vtr.types.naming import closest
 
 FORMATS: dict[str, Callable[[Document], str]] = {"md": markdown, "csv": comma_separated, "latex": latex, "html": html}
@@ -16,7 +16,7 @@ SUFFIXES = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm"
 
 
 def find_format(name: str | None, target: Path | None) -> str:
-    """The format asked for, else what the file's name ends with, else Markdown.
+    """Returns the format that the user chose, else what the file's name ends with, else Markdown.
 
     Raises:
         ValueError: no such format.
@@ -29,7 +29,7 @@ def find_format(name: str | None, target: Path | None) -> str:
 
 
 def render(document: Document, form: str, pictures: str = "") -> str:
-    """The text of a report.
+    """Returns the text of a report.
 
     Args:
         document: what to write.
@@ -40,7 +40,7 @@ def render(document: Document, form: str, pictures: str = "") -> str:
 
 
 def write_figures(document: Document, folder: Path) -> list[Path]:
-    """Every plot as PNG and SVG; returns the files."""
+    """Writes every plot as PNG and SVG, and returns the files."""
     prepare_folder(folder)
     found = []
     for part in document.parts:

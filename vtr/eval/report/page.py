@@ -41,7 +41,7 @@ for (const button of document.querySelectorAll('th button')) button.addEventList
 
 
 def html(document: Document, title: str = "vtr report") -> str:
-    """The whole page; all text from data is escaped, and the policy in its head lets only the script above run."""
+    """Returns the whole page; all text from data is escaped, and the policy in its head lets only the script above run."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"

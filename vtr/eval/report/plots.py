@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullLocator
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.document import Figure
 from vtr.eval.report.section import BASELINES, Measure, Section, budget_title
 from vtr.eval.summary import Row
+from vtr.types.naming import FULL
 
 _STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _MARKERS = "os^Dv<>PXh*"
@@ -30,7 +30,7 @@ AXES = (
 
 
 def make_figures(section: Section, timings: bool = True, prefix: str = "") -> list[Figure]:
-    """All plots that the section has the numbers for.
+    """Returns all plots that the section has the numbers for.
 
     Args:
         section: what was measured.
@@ -53,7 +53,7 @@ def make_figures(section: Section, timings: bool = True, prefix: str = "") -> li
 
 
 def _against(section: Section, points: dict[Row, float], axis: Measure, name: str) -> list[Figure]:
-    """The plot of accuracy against one number, where a method has it."""
+    """Returns the plot of accuracy against one number, where a method has it."""
     if all(row.method in (FULL, "none") for row in points):
         return []
     title = f"{section.title}: accuracy against {axis.words.split(' in ')[0].split(' (')[0]}"
@@ -98,7 +98,7 @@ def _scatter(section: Section, points: dict[Row, float], axis: Measure) -> Canva
 
 
 def _references(section: Section, points: dict[Row, float], axes: Any) -> None:
-    """Lines across the plot: the full model, with a star where it stands, and the prompt without its image."""
+    """Draws lines across the plot: the full model, with a star where it stands, and the prompt without its image."""
     for row, place in points.items():
         if row.method in (FULL, "none"):
             style = "-" if row.method == FULL else ":"
@@ -108,7 +108,7 @@ def _references(section: Section, points: dict[Row, float], axes: Any) -> None:
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis where the values span a factor of four or more."""
+    """Makes an axis logarithmic where the values span a factor of four or more."""
     if min(values) <= 0 or max(values) < 4 * min(values):
         return
     axes.set_xscale("log")
@@ -159,14 +159,14 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Any]:
 
 
 def _legend(label: str) -> str:
-    """On one line and not too long; matplotlib leaves out labels that begin with an underscore."""
+    """Returns a label on one line and not too long; matplotlib leaves out labels that begin with an underscore."""
     text = re.sub(r"[\s\x00-\x1f\x7f]+", " ", label)
     text = text if len(text) <= 40 else f"{text[:37]}..."
     return f" {text}" if text.startswith("_") else text
 
 
 def _save(canvas: Canvas, name: str, title: str) -> Figure:
-    """Both formats, without a date, so that the same results give the same bytes."""
+    """Returns both formats, without a date, so that the same results give the same bytes."""
     png, svg = io.BytesIO(), io.BytesIO()
     canvas.savefig(png, format="png", dpi=150, metadata={"Software": None})
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})

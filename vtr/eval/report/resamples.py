@@ -31,21 +31,21 @@ class Resamples:
         return row in self._column
 
     def difference(self, row: Row, other: Row) -> Interval:
-        """Macro accuracy of `row` minus that of `other`."""
+        """Returns the macro accuracy of `row` minus that of `other`."""
         return interval(row.macro.value - other.macro.value, self._of(row) - self._of(other))
 
     def relative(self, row: Row, full: Row) -> Interval | None:
-        """Macro accuracy of `row` over that of `full`; None where `full` has none right."""
+        """Returns the macro accuracy of `row` over that of `full`; None where `full` has none right."""
         shares = self.relative_shares(row, full)
         return None if shares is None else interval(row.macro.value / full.macro.value, shares)
 
     def relative_shares(self, row: Row, full: Row) -> np.ndarray | None:
-        """The resampled values behind `relative`, `(RESAMPLES,)`."""
+        """Returns the resampled values behind `relative`, `(RESAMPLES,)`."""
         base = self._of(full)
         return None if full.macro.value == 0 or (base == 0).any() else self._of(row) / base
 
     def ranks(self, rows: Sequence[Row], family: str | None = None) -> list[Interval]:
-        """Rank of each row among these by one family, by macro accuracy without; 1 is best, equal rows share the better rank.
+        """Returns the rank of each row among these by one family, by macro accuracy without; 1 is best, equal rows share the better rank.
 
         O(RESAMPLES x rows^2).
         """

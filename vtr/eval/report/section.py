@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vtr.eval.cells import FULL
 from vtr.eval.report.resamples import Resamples
 from vtr.eval.report.speed import Speed
-from vtr.eval.results import content_hash
+from vtr.eval.run.results import content_hash
 from vtr.eval.summary import Condensed, Row, make_rows
 from vtr.registry import list_methods, method_class
 from vtr.types import BUDGETS
+from vtr.types.naming import FULL
 from vtr.types.settings import default_settings
 
 AT_A_BUDGET = ("random", "uniform", "pool", "resize")
@@ -96,15 +96,15 @@ class Section:
         return [row for row in self.rows if budget_key(row) is None]
 
     def shown(self, row: Row) -> str:
-        """The label with the number of seeds, for tables."""
+        """Returns the label with the number of seeds, for tables."""
         return self.labels[row] + (f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else "")
 
     def full(self, row: Row) -> Row | None:
-        """The row `full` that `row` is compared with."""
+        """Returns the row `full` that `row` is compared with."""
         return self._partner(row, [other for other in self.free if other.method == FULL])
 
     def random(self, row: Row) -> Row | None:
-        """The row `random` at the budget of `row`."""
+        """Returns the row `random` at the budget of `row`."""
         key = budget_key(row)
         others = [other for other in self.budgets[key] if other.method == "random"] if key is not None else []
         return self._partner(row, others)
@@ -115,7 +115,7 @@ class Section:
         return {**row.means, **{name: value for name, value in times.items() if is_timing(name)}}
 
     def _partner(self, row: Row, others: Sequence[Row]) -> Row | None:
-        """Of rows with the same samples the one whose budget, settings and conditions are most alike."""
+        """Returns, of rows with the same samples, the one whose budget, settings and conditions are most alike."""
         if row.samples != self.reference:
             return None
         fit = [other for other in others if other.samples == self.reference]
@@ -138,24 +138,24 @@ class Section:
 
 
 def budget_key(row: Row) -> BudgetKey | None:
-    """None for a row without a budget."""
+    """Returns the kind and size of a row's budget, None for a row without one."""
     settings = row.fingerprint["settings"]
     return next((BudgetKey(name == "keep_ratio", -float(settings[name])) for name in BUDGETS if settings.get(name) is not None), None)
 
 
 def budget_title(rows: Sequence[Row]) -> str:
-    """`keep 64`, or `keep or average_keep 64` where both stand in one table."""
+    """Returns `keep 64`, or `keep or average_keep 64` where both stand in one table."""
     kinds = sorted({row.budget.split()[0] for row in rows}, key=BUDGETS.index)
     return f"{' or '.join(kinds)} {float(rows[0].budget.split()[-1]):g}"
 
 
 def is_timing(name: str) -> bool:
-    """Whether a number changes from run to run: milliseconds and memory."""
+    """Tells whether a number changes from run to run: milliseconds and memory."""
     return name.endswith("_ms") or name.startswith("peak_")
 
 
 def remarks(row: Row) -> list[str]:
-    """What a reader must know about a method wherever it appears."""
+    """Returns what a reader must know about a method wherever it appears."""
     if row.method not in list_methods():
         return []
     card = method_class(row.method).card
@@ -163,7 +163,7 @@ def remarks(row: Row) -> list[str]:
 
 
 def settings_text(row: Row) -> list[str]:
-    """`layer=3` for every setting that is not the method's default; the members of a plan with theirs."""
+    """Returns words such as `layer=3` for every setting that is not the method's default; the members of a plan with theirs."""
     found = []
     for name, value in row.changed_settings().items():
         if name == "plan" and isinstance(value, list):
@@ -174,7 +174,7 @@ def settings_text(row: Row) -> list[str]:
 
 
 def _member(settings: Mapping[str, Any]) -> str:
-    """A method of a plan: `divprune keep=128`."""
+    """Returns a method of a plan in words: `divprune keep=128`."""
     name = str(settings.get("method"))
     known = default_settings(method_class(name)) if name in list_methods() else {}
     own = {k: v for k, v in settings.items() if k in BUDGETS or (k not in ("method", "seed") and v != known.get(k))}
@@ -182,7 +182,7 @@ def _member(settings: Mapping[str, Any]) -> str:
 
 
 def _context(row: Row) -> dict[str, Any]:
-    """What should be equal in a whole table."""
+    """Returns what should be equal in a whole table."""
     versions = row.fingerprint.get("versions") or {}
     named = {name: versions.get(name) for name in ("torch", "transformers")}
     return {**{name: row.fingerprint.get(name) for name in CONTEXT}, "limit": row.fingerprint["task"].get("limit"), **named}

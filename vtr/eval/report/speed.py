@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from vtr.bench.record import FLOOR, KEPT, METHOD, SCHEMA, is_record
 from vtr.eval.summary import Row
 from vtr.models.recipes import find_recipe
 
-FORMAT, SCHEMA = "vtr-bench", 1
-_FLOORS = ("kept floor", "schedule floor")
+_FLOORS = (KEPT, FLOOR)
 
 
 class Experiment(NamedTuple):
@@ -52,12 +52,12 @@ class Speed:
     numbers: Mapping[Experiment, Mapping[str, float]]
 
     def of(self, row: Row) -> Mapping[str, float]:
-        """What was measured of the experiment of a row, whatever its seeds."""
+        """Returns what was measured of the experiment of a row, whatever its seeds."""
         return self.numbers.get(_experiment(row.method, row.fingerprint["settings"]), {})
 
 
 def read_speed(path: Path) -> list[Speed]:
-    """A record of `vtr bench` on a model, one entry for each batch size.
+    """Returns a record of `vtr bench` on a model, one entry for each batch size.
 
     Raises:
         ValueError: no such file, or not such a record.
@@ -68,7 +68,7 @@ def read_speed(path: Path) -> list[Speed]:
         raise ValueError(f"--speed: cannot read {str(path)!r} ({error.strerror}); write a record with vtr bench --json") from None
     except ValueError as error:
         raise ValueError(f"--speed: {str(path)!r} is not complete JSON ({error}); measure it again") from None
-    if not isinstance(record, dict) or (record.get("format"), record.get("schema")) != (FORMAT, SCHEMA):
+    if not is_record(record):
         raise ValueError(f"--speed: {str(path)!r} is not a record of vtr bench with schema {SCHEMA}; give one that vtr bench --json wrote")
     if record.get("kind") != "model":
         raise ValueError(f"--speed: {str(path)!r} has times of functions, not of a model; give a record of vtr bench --model")
@@ -118,10 +118,10 @@ def _at(source: str, record: Mapping[str, Any], batch: int, cells: list[dict[str
 
 
 def _rounds(cell: Mapping[str, Any], row: Mapping[str, Any], batch: int, tokens: int) -> Iterator[tuple[str, list[float]]]:
-    """Every number of a row in every round, with those of its floors."""
-    kept = next((other for other in cell["rows"] if other["kind"] == "kept floor"), None)
+    """Yields every number of a row in every round, with those of its floors."""
+    kept = next((other for other in cell["rows"] if other["kind"] == KEPT), None)
     floor = next((other for other in cell["rows"] if other["kind"] in _FLOORS and other["schedule"] == row["schedule"]), None)
-    choosing = row if row["kind"] == "method" else None
+    choosing = row if row["kind"] == METHOD else None
     for name, source, key in (
         ("choosing_ms", choosing, "choosing_ms"),
         ("prefill_ms", row, "prefill_ms"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vtr.cost import CONVENTION
-from vtr.eval.cells import FULL
-from vtr.eval.published import find_published
 from vtr.eval.report.document import Cell, Table, number, share
+from vtr.eval.report.published import find_published
 from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
 from vtr.eval.report.speed import Speed
 from vtr.eval.stats import Interval
 from vtr.eval.summary import Row, percent
+from vtr.eval.tasks import name_in_source
+from vtr.types.naming import FULL
 
 COLUMNS = (
     Measure("retained", "tokens left"),
@@ -54,7 +55,7 @@ SPEED_LEGEND = (
 
 
 def make_tables(section: Section, timings: bool = True) -> list[Table]:
-    """All tables of a section, from the largest budget to the smallest, rows without a budget first.
+    """Returns all tables of a section, from the largest budget to the smallest, rows without a budget first.
 
     Args:
         section: what was measured.
@@ -113,7 +114,7 @@ def _not_run(section: Section, rows: Sequence[Row], width: int) -> list[tuple[Ce
 
 
 def against(section: Section, row: Row) -> Cell:
-    """How a row compares with `random` at its budget: better, worse, or not distinguishable."""
+    """Returns how a row compares with `random` at its budget: better, worse, or not distinguishable."""
     random = section.random(row)
     if random is None or row.method == "random":
         return Cell()
@@ -162,18 +163,18 @@ def _rank(rank: Interval) -> Cell:
 
 
 def published_table(section: Section, find: Callable = find_published) -> Table | None:
-    """Every published number for what was measured here, by source; None where nothing was published.
+    """Returns every published number for what was measured here, by source; None where nothing was published.
 
     Args:
         section: what was measured.
-        find: as `vtr.eval.published.find_published`.
+        find: as `vtr.eval.report.published.find_published`.
     """
     lines = []
     for row in section.rows:
         if row.changed_settings() or not {"average_tokens", "visual_tokens"} <= set(row.means):
             continue  # papers publish their own settings, which are the defaults
         tokens = row.means["average_tokens"]
-        found = find(section.model, row.method, tokens, row.means["visual_tokens"], section.task.removeprefix("lmms:"))
+        found = find(section.model, row.method, tokens, row.means["visual_tokens"], name_in_source(section.task))
         if not found:
             continue
         measured = "; ".join([f"{percent(row.macro)} %", *(f"{name} {value:.4g}" for name, value in row.metrics.items())])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from vtr.eval.report.document import Document
+from vtr.markdown import markdown_table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -20,7 +21,7 @@ _LATEX = {
 
 
 def markdown(document: Document, pictures: str = "") -> str:
-    """Headings, pipe tables, warnings in front and the meaning of the columns at the end.
+    """Returns headings, pipe tables, warnings in front and the meaning of the columns at the end.
 
     Args:
         document: what to write.
@@ -32,11 +33,8 @@ def markdown(document: Document, pictures: str = "") -> str:
     for part in document.parts:
         blocks += [f"## {_md(part.title)}", _md(part.scope)]
         for table in part.tables:
-            head = ["| " + " | ".join(map(_md, table.columns)) + " |", "|---" * len(table.columns) + "|"]
-            blocks += [
-                f"### {_md(table.title)}",
-                "\n".join([*head, *("| " + " | ".join(_md(c.text) for c in row) + " |" for row in table.rows)]),
-            ]
+            rows = [[_md(cell.text) for cell in row] for row in table.rows]
+            blocks += [f"### {_md(table.title)}", markdown_table([*map(_md, table.columns)], rows)]
         blocks += [f"![{_md(figure.title)}]({pictures}/{figure.name}.png)" for figure in part.figures if pictures]
     blocks.append("\n".join(f"- {line}" for line in document.legend))
     return "\n\n".join(blocks) + "\n"
@@ -48,7 +46,7 @@ def _md(text: str) -> str:
 
 
 def comma_separated(document: Document) -> str:
-    """One line for every number: model, table, row, column, text, value and the ends of its interval; empty = not measured.
+    """Returns one line for every number: model, table, row, column, text, value and the ends of its interval; empty = not measured.
 
     Warnings come first, as lines whose table is `warning`.
     """
@@ -68,7 +66,7 @@ def comma_separated(document: Document) -> str:
 
 
 def _safe(text: str) -> str:
-    """A spreadsheet would run text that begins like a formula."""
+    """Returns text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -98,5 +96,5 @@ def _tex(text: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """On one line, without control characters."""
+    """Returns the text on one line, without control characters."""
     return re.sub(r"[\s\x00-\x1f\x7f]+", " ", text)

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from vtr.eval.cells import FULL
 from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
+from vtr.mistakes import is_refusal
 from vtr.models.loading import check_device
 from vtr.registry import create_method, list_methods, method_class
 from vtr.types import BUDGETS, Method
-from vtr.types.naming import closest
+from vtr.types.naming import FULL, closest
 from vtr.types.settings import default_settings
 
 
 def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:
-    """Everything that is wrong with the file by itself; wrong settings are taken out of it.
+    """Returns everything that is wrong with the file by itself; wrong settings are taken out of it.
 
     Args:
         file: from `read_sweep`.
@@ -37,7 +37,7 @@ def without_moved(mistakes: Sequence[Mistake], earlier: Sequence[Mistake]) -> li
 
 
 def absent_devices(file: SweepFile) -> list[Mistake]:
-    """Devices of the sweep that this machine does not have."""
+    """Returns the devices of the sweep that this machine does not have."""
     found = []
     entries = [(("models", number, "device"), entry.device) for number, entry in enumerate(file.models)]
     for place, device in [(("device",), file.device), *entries]:
@@ -49,7 +49,7 @@ def absent_devices(file: SweepFile) -> list[Mistake]:
 
 
 def _repeated(file: SweepFile) -> Iterator[Mistake]:
-    """Values that stand twice in a list, which would make two equal cells."""
+    """Yields values that occur twice in a list, which would make two equal cells."""
     for place, values in _lists(file):
         for number, value in enumerate(values):
             if (text := str(value)) in map(str, values[:number]):
@@ -57,7 +57,7 @@ def _repeated(file: SweepFile) -> Iterator[Mistake]:
 
 
 def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
-    """Every list of the file in which each value is another experiment."""
+    """Yields every list of the file in which each value is another experiment."""
     yield ("models",), [entry.model_dump(exclude_none=True) if entry.model_fields_set - {"model"} else entry.model for entry in file.models]
     plans = [[" ".join([one.method, *(f"{k}={v}" for k, v in one.settings.items())]) for one in plan] for plan in file.plans]
     yield ("plans",), [" + ".join(plan) for plan in plans]
@@ -72,7 +72,7 @@ def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
 
 
 def _contradictions(file: SweepFile) -> Iterator[Mistake]:
-    """Settings that would silently win over `budgets` or `seeds`."""
+    """Yields settings that would silently win over `budgets` or `seeds`."""
     budgets = file.budgets or any(entry.budgets for entry in file.models)
     seeds = {*file.seeds, *(seed for entry in file.models for seed in entry.seeds or [])}
     said = "seeds" in file.model_fields_set or any(entry.seeds is not None for entry in file.models)
@@ -123,18 +123,21 @@ def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
     except ValueError as error:
         return str(error)
     except TypeError as error:
-        ours = str(error).startswith(cls.name)  # else the interpreter stumbled over the value
-        return str(error) if ours else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+        return (
+            str(error)
+            if is_refusal(error)
+            else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+        )
     return None
 
 
 def settings_of(cls: type[Method]) -> list[str]:
-    """Settings of a method, those of the budget only where it has one."""
+    """Returns the settings of a method, those of the budget only where it has one."""
     names = [f.name for f in fields(cls)]
-    return [n for n in names if n not in BUDGETS] if cls.default_budget is None else names
+    return [n for n in names if n not in BUDGETS] if not cls.takes_budget else names
 
 
 def names_of(file: SweepFile) -> list[str]:
-    """Methods in the order of the file, `all` spelled out."""
+    """Returns the methods in the order of the file, `all` spelled out."""
     every = [FULL, *list_methods()]
     return list(dict.fromkeys(n for name in file.methods for n in (every if name == ALL else [name])))

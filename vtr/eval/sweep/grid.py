@@ -7,27 +7,29 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vtr.eval.cells import FULL, Cell, changed_settings, variants
-from vtr.eval.forecast import final_keep, forecast, misfits, sketch
+from vtr.eval.run.cells import Cell, changed_settings, variants
+from vtr.eval.run.forecast import final_keep, forecast, misfits, sketch
+from vtr.eval.run.workers import Job, Setup
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
-from vtr.eval.workers import Job, Setup
 from vtr.planning import plan
 from vtr.plans import FEWEST
 from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, VtrError
+from vtr.types.errors import SettingError, setting_of
 from vtr.types.method import with_settings
+from vtr.types.naming import FULL
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
 
 
 @dataclass
 class Sweep:
-    """What a file came to.
+    """The cells of a sweep file.
 
     Args:
         file: as read, with the changes of the command line.
@@ -50,7 +52,7 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = False) -> Sweep:
-    """Read, check and expand a sweep.
+    """Reads, checks and expands a sweep.
 
     Args:
         path, overrides: as for `read_sweep`.
@@ -73,7 +75,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
     jobs: list[Job] = []
     left_out: list[str] = []
     for number, entry in enumerate(file.models):
-        jobs += _model_jobs(file, entry, tasks, ("models", number), mistakes, left_out)
+        found = _model_jobs(file, entry, tasks, ("models", number))
+        jobs += found.jobs
+        mistakes += found.mistakes
+        left_out += found.left_out
     if mistakes:
         later = without_moved(mistakes[len(earlier) :], earlier)
         raise SweepError(path, list(dict.fromkeys([*earlier, *later])), lines)
@@ -82,9 +87,26 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
     return Sweep(file, Path(path).stem, jobs, left_out, [one.text for one in absent])
 
 
-def _model_jobs(
-    file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place: Place, mistakes: list[Mistake], left_out: list[str]
-) -> list[Job]:
+@dataclass
+class _Found:
+    """Cells, mistakes and cells left out of one model of a sweep."""
+
+    jobs: list[Job] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+class _Group(NamedTuple):
+    """Variants of one entry of the file, its place there, and whether they come from `all`, so that those that do not fit are left out."""
+
+    place: Place
+    optional: bool
+    variants: list[Variant]
+
+
+def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place: Place) -> _Found:
+    """Expands the sweep for one model, whose entry is at `place` of the file."""
+    found = _Found()
     setup = Setup(
         entry.model,
         entry.device if entry.device is not None else file.device,
@@ -96,59 +118,82 @@ def _model_jobs(
     try:
         sketch(setup)
     except (ValueError, VtrError) as error:
-        mistakes.append(Mistake(place, str(error)))
-        return []
+        found.mistakes.append(Mistake(place, str(error)))
+        return found
     file = file.model_copy(update={name: value for name in ("budgets", "seeds", "limit") if (value := getattr(entry, name)) is not None})
-    wanted = file.budgets
-    budgets = wanted.values() if wanted else []
-    groups: list[tuple[Place, bool, list[Variant]]] = []
-    for name in names_of(file):
-        optional = name not in file.methods
-        here: Place = ("settings", name) if name in file.settings else ("methods", 0 if optional else file.methods.index(name))
-        for grid in _grids(file, name):
-            try:
-                made = variants(name, budgets, file.seeds, grid)
-                groups.append((here, optional, [(_equalised(file, setup, method), seed) for method, seed in made]))
-            except (ValueError, TypeError) as error:
-                if optional:
-                    left_out.append(str(error))
-                else:
-                    mistakes.append(Mistake(here, str(error)))
-    for number, members in enumerate(file.plans):
-        try:
-            groups.append((("plans", number), False, list(_plans(file, setup, members, budgets))))
-        except (ValueError, TypeError) as error:
-            mistakes.append(Mistake(("plans", number), str(error)))
-    jobs: list[Job] = []
+    groups = [*_method_groups(file, setup, found), *_plan_groups(file, setup, found)]
+    above = place if entry.budgets else ()  # the key `budgets` is in the model's entry, or at the top of the file
     seen: list[Variant] = []
     reasons: dict[tuple[Place, str], list[str]] = {}
     probe = tasks[0] if tasks else get_task(list_tasks()[0])
-    for place_of, optional, group in groups:
-        found = [variant for i, variant in enumerate(group) if variant not in seen and variant not in group[:i]]
-        seen += found
-        cells = [_cell(file, variant, probe) for variant in found]
+    for group in groups:
+        new = [variant for i, variant in enumerate(group.variants) if variant not in seen and variant not in group.variants[:i]]
+        seen += new
+        cells = [_cell(file, variant, probe) for variant in new]
         bad = misfits(setup, cells)
-        bad += [(cell, reason) for cell in cells if all(cell is not one for one, _ in bad) and (reason := _below_floor(setup, cell))]
-        for where, cell, reason in itertools.chain(*(_every_reason(file, setup, place_of, *one) for one in bad)):
-            head, _, rest = reason.partition(": ")
-            if wanted and rest.startswith(tuple(f"{kind}=" for kind in BUDGETS)) and not isinstance(cell.method, tuple):
-                where = (*(place if entry.budgets else ()), *_budget_place(wanted, cell))
-            if "average_keep=" in rest and file.equalise == "average_keep" and wanted and wanted.keep:
-                rest += "; or write `equalise: keep`, which leaves that many at the end"
-            if optional:
-                left_out.append(f"{cell.label} on {entry.model}: {rest or head}")
+        bad += [(cell, why) for cell in cells if all(cell is not one for one, _ in bad) and (why := _below_floor(setup, cell))]
+        for where, cell, why in itertools.chain(*(_every_reason(file, setup, group.place, *one) for one in bad)):
+            if file.budgets and (setting_of(why) or "") in BUDGETS and not isinstance(cell.method, tuple):
+                where = (*above, *_budget_place(file.budgets, cell))
+            text = _without_name(why) + _equalised_hint(file, why)
+            if group.optional:
+                found.left_out.append(f"{cell.label} on {entry.model}: {text}")
             else:
-                reasons.setdefault((where, rest or head), []).append(cell.label)
+                reasons.setdefault((where, text), []).append(cell.label)
         unfit = {id(cell) for cell, _ in bad}
-        fitting = [variant for variant, cell in zip(found, cells, strict=True) if id(cell) not in unfit]
-        jobs += [Job(setup, _cell(file, variant, task)) for task in tasks for variant in fitting]
-    mistakes += [Mistake(here, f"{', '.join(dict.fromkeys(who))} on {entry.model}: {text}") for (here, text), who in reasons.items()]
-    return jobs
+        fitting = [variant for variant, cell in zip(new, cells, strict=True) if id(cell) not in unfit]
+        found.jobs += [Job(setup, _cell(file, variant, task)) for task in tasks for variant in fitting]
+    for (where, text), who in reasons.items():
+        found.mistakes.append(Mistake(where, f"{', '.join(dict.fromkeys(who))} on {entry.model}: {text}"))
+    return found
 
 
-def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, reason: str) -> list[tuple[Place, Cell, str]]:
-    """Why a cell does not fit its model. A method raises only its first reason, so each of its settings is tried by itself."""
-    found: list[tuple[Place, Cell, str]] = []
+def _method_groups(file: SweepFile, setup: Setup, found: _Found) -> Iterator[_Group]:
+    """Variants of every method, a group for each combination of its settings; what cannot be made goes to `found`."""
+    budgets = file.budgets.values() if file.budgets else []
+    for name in names_of(file):
+        optional = name not in file.methods
+        place: Place = ("settings", name) if name in file.settings else ("methods", 0 if optional else file.methods.index(name))
+        for grid in _grids(file, name):
+            try:
+                made = variants(name, budgets, file.seeds, grid)
+                group = _Group(place, optional, [(_equalised(file, setup, method), seed) for method, seed in made])
+            except (ValueError, TypeError) as error:
+                if optional:
+                    found.left_out.append(str(error))
+                else:
+                    found.mistakes.append(Mistake(place, str(error)))
+            else:
+                yield group
+
+
+def _plan_groups(file: SweepFile, setup: Setup, found: _Found) -> Iterator[_Group]:
+    """Variants of every plan; one that cannot be made is a mistake in `found`."""
+    budgets = file.budgets.values() if file.budgets else []
+    for number, members in enumerate(file.plans):
+        try:
+            group = _Group(("plans", number), False, list(_plans(file, setup, members, budgets)))
+        except (ValueError, TypeError) as error:
+            found.mistakes.append(Mistake(("plans", number), str(error)))
+        else:
+            yield group
+
+
+def _without_name(error: Exception) -> str:
+    """Returns the message without the method in front of it, so that methods with one reason share a line."""
+    head, _, rest = str(error).partition(": ")
+    return rest or head
+
+
+def _equalised_hint(file: SweepFile, error: Exception) -> str:
+    """Returns the way out of a mean that the sweep, and not the user, asked a method for."""
+    asked = setting_of(error) == "average_keep" and file.equalise == "average_keep" and file.budgets and file.budgets.keep
+    return "; or write `equalise: keep`, which leaves that many at the end" if asked else ""
+
+
+def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, error: Exception) -> list[tuple[Place, Cell, Exception]]:
+    """Returns why a cell does not fit its model. A method raises only its first reason, so each of its settings is tried by itself."""
+    found: list[tuple[Place, Cell, Exception]] = []
     if isinstance(cell.method, Method):
         own = {name for grid in file.settings.get(cell.name, []) for name in grid}
         changed = {k: v for k, v in changed_settings(cell.method).items() if k not in BUDGETS}
@@ -157,11 +202,11 @@ def _every_reason(file: SweepFile, setup: Setup, place: Place, cell: Cell, reaso
                 alone = create_method(cell.name, **_given_budget(cell.method), **{name: value})
                 where = ("settings", cell.name if name in own else ALL, name)
                 found += [(where, bad, why) for bad, why in misfits(setup, [replace(cell, method=alone)])]
-    return found or [(place, cell, reason)]
+    return found or [(place, cell, error)]
 
 
-def _below_floor(setup: Setup, cell: Cell) -> str | None:
-    """Why a cell cannot meet its mean over the layers, or would leave almost nothing at the end. None where it may."""
+def _below_floor(setup: Setup, cell: Cell) -> Exception | None:
+    """Returns why a cell cannot meet its mean over the layers, or would leave almost nothing at the end; None where it may."""
     index = next((i for i, method in enumerate(cell.methods) if method.average_keep is not None), None)
     if index is None:
         return None
@@ -170,13 +215,14 @@ def _below_floor(setup: Setup, cell: Cell) -> str | None:
     try:
         left = final_keep(setup, cell, index)
     except ValueError as error:  # with AnyRes it depends on the image, and the largest one decides
-        return str(error)
+        return error
     if left >= min(FEWEST, int(wanted)):
         return None
     fewest = replace(cell, method=(*cell.methods[:index], with_settings(method, keep=FEWEST), *cell.methods[index + 1 :]))
-    return (
+    return SettingError(
         f"{method.name}: average_keep={wanted:g} would leave {left} at the end, a sweep leaves {FEWEST} or more; "
-        f"the smallest average with {FEWEST} is {forecast(setup, fewest).average:.1f}, ask for that much"
+        f"the smallest average with {FEWEST} is {forecast(setup, fewest).average:.1f}, ask for that much",
+        setting="average_keep",
     )
 
 
@@ -185,14 +231,14 @@ def _given_budget(method: Method) -> dict[str, Any]:
 
 
 def _budget_place(budgets: Budgets, cell: Cell) -> Place:
-    """Where the budget of a cell stands below the key `budgets`' parent; `keep` may have become `average_keep`."""
+    """Returns the place of a cell's budget, below the parent of the key `budgets`; `keep` may have become `average_keep`."""
     (value,) = _given_budget(cell.methods[-1]).values()
     found = ((kind, own.index(value)) for kind in BUDGETS if value in (own := getattr(budgets, kind)))
     return ("budgets", *next(found, ()))
 
 
 def _grids(file: SweepFile, name: str) -> list[dict[str, Any]]:
-    """Every combination of the settings to try for a method."""
+    """Returns every combination of the settings to try for a method."""
     if name == FULL:
         return [{}]
     known = settings_of(method_class(name))
@@ -204,7 +250,7 @@ def _grids(file: SweepFile, name: str) -> list[dict[str, Any]]:
 
 
 def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method | None:
-    """With `average_keep` in place of `keep` for methods whose first removal is inside the LLM, where the sweep asks for that."""
+    """Returns the method with `average_keep` in place of `keep` if its first removal is inside the LLM and the sweep wants that."""
     if method is None or method.keep is None or file.equalise == "keep":
         return method
     try:
@@ -216,9 +262,9 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
 
 
 def _plans(file: SweepFile, setup: Setup, members: Sequence[Member], budgets: Sequence[Budget]) -> Iterator[Variant]:
-    """The sweep's budgets are for the last method of a plan, unless it names its own."""
+    """Yields the variants of a plan; the sweep's budgets are for its last method, unless that names its own."""
     last = members[-1]
-    free = method_class(last.method).default_budget is not None and not any(k in last.settings for k in BUDGETS)
+    free = method_class(last.method).takes_budget and not any(k in last.settings for k in BUDGETS)
     seeded = any("seed" in settings_of(method_class(m.method)) and "seed" not in m.settings for m in members)
     for budget in [*budgets] if free and budgets else [None]:
         for seed in file.seeds if seeded else [None]:

@@ -47,7 +47,7 @@ class SweepError(ValueError):
 
 
 def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SweepFile, list[Mistake], dict[Place, int]]:
-    """A sweep file with changes from the command line.
+    """Reads a sweep file, with changes from the command line.
 
     Args:
         path: of the YAML.
@@ -96,14 +96,14 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SweepFi
 
 
 def _with_text_keys(content: Any) -> Any:
-    """Without the keys that `_lines` has named."""
+    """Returns a mapping without the keys that `_lines` has named."""
     if isinstance(content, dict):
         return {key: _with_text_keys(value) for key, value in content.items() if isinstance(key, str)}
     return [_with_text_keys(value) for value in content] if isinstance(content, list) else content
 
 
 def _say(error: Any, content: Any) -> str:
-    """Our words for an error of pydantic."""
+    """Returns our words for an error of pydantic."""
     kind, name, got = error["type"], str(error["loc"][-1]) if error["loc"] else "", error.get("input")
     if kind == "extra_forbidden":
         known = sorted(keys_at(error["loc"][:-1]))
@@ -153,7 +153,7 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 
 def _lines(node: Any, place: Place, mistakes: list[Mistake]) -> Iterator[tuple[Place, int]]:
-    """Line of every place of a YAML document; keys given twice, or that are no text, become mistakes."""
+    """Yields the line of every place of a YAML document; keys given twice, or that are no text, become mistakes."""
     yield place, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -172,7 +172,7 @@ def _lines(node: Any, place: Place, mistakes: list[Mistake]) -> Iterator[tuple[P
 
 
 def _where(place: Place, lines: Mapping[Place, int]) -> str:
-    """`line 7, methods[2]: `."""
+    """Returns a place of the file in words: `line 7, methods[2]: `."""
     if not place:
         return ""
     known = next((place[:n] for n in range(len(place), 0, -1) if place[:n] in lines), None)

@@ -20,12 +20,11 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from vtr.eval.cells import FULL
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
 from vtr.registry import method_class
 from vtr.types import BUDGETS, Budget, VtrError
-from vtr.types.naming import closest
+from vtr.types.naming import FULL, closest
 
 ALL = "all"
 
@@ -72,7 +71,7 @@ def _listed(value: Any) -> Any:
 
 
 def _member(value: Any) -> Any:
-    """`fastv` or `{fastv: {layer: 3}}` as a mapping with both."""
+    """Returns `fastv` or `{fastv: {layer: 3}}` as a mapping with both."""
     if isinstance(value, str):
         return {"method": value}
     if isinstance(value, dict) and len(value) == 1 and set(value) != {"method"}:

@@ -1,0 +1,82 @@
+"""What the page of a method shows of our own measurements: a picture of what it retains, and its rows beside `random` and `full`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vtr.eval.examples import Example, answer_examples
+from vtr.eval.report.marked import has_block, with_block
+from vtr.eval.report.section import Section
+from vtr.eval.run.results import write_atomic
+from vtr.eval.summary import percent
+from vtr.markdown import markdown_table
+from vtr.registry import create_method, list_methods, method_class
+from vtr.types.settings import default_settings
+
+KEEP = 64
+SIDE = 384
+COLORS = 96  # of the palette: a picture of about 40 kB
+
+
+def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, names: Iterable[str] | None = None) -> list[Path]:
+    """Draws one PNG per method that leaves fewer tokens: what it retains of an example image, at 64 visual tokens where it has a budget.
+
+    Args:
+        model, processor: from `load_model`.
+        example: image and question.
+        folder: where `NAME.png` is written.
+        names: methods; None for all. One that cannot work on this model is left out.
+    """
+    written = []
+    for name in list_methods() if names is None else names:
+        settings = {"keep": KEEP} if method_class(name).takes_budget and "keep" in default_settings(method_class(name)) else {}
+        try:
+            (answered,) = answer_examples(model, processor, [example], [create_method(name, **settings)])
+        except (ValueError, RuntimeError):
+            continue
+        picture = answered.pictures[1].resize((SIDE, SIDE), Image.Resampling.LANCZOS).quantize(COLORS)
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{name}.png", optimize=True)
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def measured_table(name: str, sections: Sequence[Section]) -> str:
+    """Returns a Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it never ran."""
+    body = []
+    for section in sections:
+        for row in sorted((r for r in section.rows if r.method == name), key=lambda r: -(r.keep or 0)):
+            random, full = section.random(row), section.full(row)
+            cells = [section.title, row.budget or "-", percent(row.macro), percent(random.macro) if random and random is not row else "-"]
+            cells += [percent(full.macro) if full else "-", *(_number(row.means.get(key)) for key in ("retained", "average_tokens"))]
+            body.append(cells)
+    if not body:
+        return ""
+    head = ["measured on", "budget", "macro accuracy", "`random` there", "full", "tokens left", "average over the LLM"]
+    return markdown_table(head, body)
+
+
+def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str) -> bool:
+    """Writes the block between the marks of a page; False where the page has no marks."""
+    text = page.read_text(encoding="utf-8")
+    if not has_block(text, "measured"):
+        return False
+    parts = []
+    if picture is not None and picture.is_file():
+        place = picture.relative_to(page.parents[1])
+        parts.append(
+            f'![what {page.stem} retains](../{place.as_posix()})\n\ntiny-llava, "{question}": what is retained; the rest is dimmed.'
+        )
+    if table := measured_table(page.stem, sections):
+        parts.append(f"Every method beside it: [results](../results.md).\n\n{table}")
+    block = "\n\n".join(parts)
+    write_atomic(page, with_block(text, "measured", block))
+    return True
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""Trains the embedded checkpoints `tiny-llava`, `tiny-llava-next` and `tiny-vit-seg`."""

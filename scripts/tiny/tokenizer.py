@@ -1,0 +1,93 @@
+"""Tokenizer and processors of the embedded checkpoints.
+
+Words of the benchmark's questions and answers are one token each; everything else is spelled (`cafe` is `c ##a ##f ##e`),
+so that any ASCII text can be read and printed words have to be read letter by letter.
+"""
+
+import re
+import string
+
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import (
+    AddedToken,
+    CLIPImageProcessor,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from vtr.data.questions import PLURALS
+from vtr.data.scenes import COLORS, SHAPES, SIGNS, SIZES
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
+ROLES = ("USER:", "ASSISTANT:")
+WORDS = (
+    "is there a an what color shape the object how many are objects where seen from does sign say which part holds "
+    "yes no left right above below top middle bottom center of in on picture image this read count"
+).split()
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<eos>' }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+PIXELS, PATCH = 192, 8
+PINPOINTS = [[192, 384], [384, 192], [384, 384]]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer that spells unknown words; lower case, left padding, adds `<bos>`."""
+    characters = sorted(set(string.printable[:95].lower()) - {" "})
+    words = [*WORDS, *COLORS, *SHAPES, *PLURALS.values(), *SIZES, *SIGNS]
+    entries = dict.fromkeys([*SPECIAL, *ROLES, *characters, *("##" + c for c in characters), *words])
+    core = Tokenizer(WordPiece({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>", max_input_chars_per_word=1000))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", entries_index(entries, "<bos>"))]
+    )
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    core.add_tokens([AddedToken(role, special=False, normalized=False) for role in ROLES])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def entries_index(entries: dict[str, None], token: str) -> int:
+    """Returns the position of a token in the vocabulary."""
+    return list(entries).index(token)
+
+
+def build_processor(next_: bool = False) -> LlavaProcessor | LlavaNextProcessor:
+    """Returns the processor of tiny-llava, or of tiny-llava-next: images are resized to 192 pixels without cropping."""
+    side = {"height": PIXELS, "width": PIXELS}
+    common = dict(size=side, crop_size=side, do_center_crop=False)
+    shared = dict(
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    if next_:
+        return LlavaNextProcessor(image_processor=LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **common), **shared)
+    return LlavaProcessor(image_processor=CLIPImageProcessor(**common), **shared)
+
+
+def spelled(tokens: list[str]) -> bool:
+    """Tells whether a word was split into single characters."""
+    return all(re.fullmatch(r"(##)?.", token) for token in tokens)

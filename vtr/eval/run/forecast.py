@@ -1,0 +1,226 @@
+"""What cells will cost, and whether they fit their model, before weights are loaded.
+
+The model is built from its config on torch's meta device, which takes no memory; plans are made for it as they are later for the real one.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
+from vtr.eval.run import results
+from vtr.eval.run.cells import Cell
+from vtr.eval.run.workers import Job, Setup, Surroundings, describe
+from vtr.hosts._host import host_of
+from vtr.models.loading import Checkpoint, find_checkpoint, load_config
+from vtr.models.recipes import find_recipe, list_recipes
+from vtr.planning import plan
+from vtr.plans import Plan
+from vtr.registry import create_method
+from vtr.types import VtrError
+
+TEXT_TOKENS = 40
+"""Assumed for the text of a prompt; the visual tokens outweigh it."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one cell, for an image with the most visual tokens that the model can have.
+
+    Args:
+        retained: visual tokens left at the end of the LLM.
+        average: visual tokens of a layer, mean over the LLM's layers.
+        adaptive: the method decides itself how much stays; both numbers are then upper bounds.
+        tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
+    """
+
+    retained: int
+    average: float
+    adaptive: bool
+    tflops: float
+
+
+@cache
+def sketch(setup: Setup) -> Any:
+    """The model of a setup without weights.
+
+    Raises:
+        ValueError: unknown model.
+        VtrError: its config cannot be read, or not be built with this attention backend.
+    """
+    checkpoint = find_checkpoint(setup.model)
+    recipe = find_recipe(setup.model) or next((one for one in list_recipes() if one.hub_id == checkpoint.source), None)
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    if checkpoint.folder is None and recipe is not None and recipe.config is not None:
+        config = AutoConfig.for_model(recipe.host, **recipe.config)
+    else:
+        config = load_config(_stored(checkpoint) or checkpoint)
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, attn_implementation=setup.attention)
+    except (ImportError, ValueError) as error:
+        raise VtrError(f"{checkpoint.name}: cannot be built with attention={setup.attention!r} ({str(error).splitlines()[0]})") from None
+    finally:
+        logger.setLevel(level)
+
+
+def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
+    """Returns the cells whose method cannot be applied to the model, each with the error.
+
+    Raises:
+        ValueError, VtrError: see `sketch`.
+    """
+    found: list[tuple[Cell, Exception]] = []
+    for cell in cells:
+        try:
+            _planned(setup, cell)
+        except (ValueError, TypeError, VtrError) as error:
+            found.append((cell, error))
+    return found
+
+
+def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
+    """Refuse cells that do not fit the model.
+
+    Raises:
+        ValueError: the first reason, and how many more there are; also see `sketch`.
+    """
+    found = misfits(setup, cells)
+    if found:
+        reasons = list(dict.fromkeys(str(error) for _, error in found))
+        more = len(reasons) - 1
+        raise ValueError(reasons[0] + (f" (and {more} more)" if more else ""))
+
+
+def forecast(setup: Setup, cell: Cell) -> Forecast:
+    """Tokens and cost of a cell.
+
+    Raises:
+        ValueError, VtrError: the method does not fit the model; see also `sketch`.
+    """
+    model = sketch(setup)
+    shape = TransformerShape.from_config(model.config.get_text_config())
+    host, planned = host_of(model), _planned(setup, cell)
+    per_layer = planned.counts(host.most_tokens)
+    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS) + _tower_flops(host)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive, flops / TERA)
+
+
+def final_keep(setup: Setup, cell: Cell, method: int) -> int:
+    """Tokens that a method of a cell leaves by its last removal, of an image with the most visual tokens that the model can have.
+
+    Raises:
+        ValueError, VtrError: the method does not fit the model; see also `sketch`.
+    """
+    return _planned(setup, cell).final_keep(method, host_of(sketch(setup)).most_tokens)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell of an estimate; `samples` is None where they are not known without downloading them."""
+
+    forecast: Forecast
+    samples: int | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cells in order, and what those cost that are not finished.
+
+    Args:
+        lines: one per cell.
+        finished: how many have a result.
+        tflops: of the others whose number of samples is known.
+        unknown: how many of the others are of tasks whose samples are not on this machine.
+        time: a sentence, empty when nothing was measured yet.
+        unseen: models of which it is not known here what is finished, because their checkpoint or device is not on this machine.
+    """
+
+    lines: list[Line]
+    finished: int
+    tflops: float
+    unknown: int
+    time: str
+    unseen: list[str]
+
+
+def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
+    """Cost of jobs, with the time that the finished ones of the same model took as a measure.
+
+    Args:
+        jobs: that fit their models.
+        folder: of results; need not exist.
+    """
+    lines: list[Line] = []
+    speeds: dict[Setup, list[float]] = {}
+    hours, known = 0.0, True
+    for job in jobs:
+        made = forecast(job.setup, job.cell)
+        samples = None if job.cell.task.remote else len(job.cell.task.samples(job.cell.limit))
+        around = _around(job.setup)
+        path = results.cell_path(folder, around.fingerprint(job.cell)) if around else None
+        try:
+            content = results.read_cell(path) if path and path.exists() else None
+        except results.ResultError:
+            content = None
+        if content:
+            took = content["conditions"].get("seconds", 0) / max(content["summary"]["samples"], 1)
+            speeds.setdefault(job.setup, []).append(took)
+        lines.append(Line(made, samples, content is not None))
+    left = [(job, line) for job, line in zip(jobs, lines, strict=True) if not line.finished]
+    for job, line in left:
+        known = known and job.setup in speeds and line.samples is not None
+        hours += statistics.median(speeds[job.setup]) * (line.samples or 0) / 3600 if job.setup in speeds else 0.0
+    time = f", about {hours:.1f} h on one worker as fast as those that finished" if left and known else ""
+    unseen = list(dict.fromkeys(job.setup.model for job in jobs if _around(job.setup) is None))
+    sized = [line.forecast.tflops * line.samples for _, line in left if line.samples is not None]
+    return Estimate(lines, len(jobs) - len(left), sum(sized), len(left) - len(sized), time, unseen)
+
+
+@cache
+def _around(setup: Setup) -> Surroundings | None:
+    """What fingerprints need, without asking the hub; None when the checkpoint or the device is not on this machine."""
+    checkpoint = find_checkpoint(setup.model)
+    stored = _stored(checkpoint)
+    try:
+        if stored and stored.folder:
+            return describe(setup, stored, {"name": checkpoint.source, "revision": stored.folder.name})
+        return describe(setup) if checkpoint.folder else None
+    except (ValueError, OSError, VtrError):
+        return None
+
+
+def _stored(checkpoint: Checkpoint) -> Checkpoint | None:
+    """What of a checkpoint of the hub is on this machine, as a folder named by its commit; None for other ones and where nothing is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if checkpoint.folder:
+        return None
+    config = try_to_load_from_cache(checkpoint.source, "config.json", revision=checkpoint.revision)
+    return Checkpoint(checkpoint.name, str(Path(config).parent)) if isinstance(config, str) else None
+
+
+def _tower_flops(host: Any) -> float:
+    config = host.model.config.vision_config
+    shape = TransformerShape.from_config(config, mlp_matrices=2)
+    area = host.tower.area
+    views = -(-host.most_tokens // area)
+    return views * prefill_flops(shape, [area + host.tower.prefix_tokens] * shape.layers)
+
+
+def _planned(setup: Setup, cell: Cell) -> Plan:
+    return plan(sketch(setup), cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one

@@ -1,0 +1,179 @@
+"""Runs cells: batched greedy answers in the order of the samples, and what they sum up to."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
+from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model
+from vtr.eval.run.cells import Cell, fingerprint
+from vtr.eval.run.provenance import conditions
+from vtr.eval.run.sharing import TowerCache
+from vtr.eval.stats import accuracy, macro_accuracy
+from vtr.hosts._host import host_of
+from vtr.planning import plan
+from vtr.reduction import reduced
+
+
+@dataclass
+class Runner:
+    """A loaded model that answers cells.
+
+    Args:
+        model, processor: from `load_model`.
+        identity: from `identify`, what the model is called in fingerprints.
+        attention, device: as asked for when loading.
+        batch_size: prompts at once; changes times, not answers.
+        share_tower: run the tower once for all cells that leave it alone; times of these cells mean nothing then.
+    """
+
+    model: Any
+    processor: Any
+    identity: Mapping[str, Any]
+    attention: str
+    device: str
+    batch_size: int = 16
+    share_tower: bool = False
+    _counts: dict[tuple[tuple[int, int], ...], list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size: must be at least 1, got {self.batch_size}")
+        self._tower_cache = TowerCache(self.model) if self.share_tower else None
+
+    def fingerprint(self, cell: Cell) -> dict[str, Any]:
+        """Of a cell on this model."""
+        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, self.model.config.model_type)
+
+    def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
+        """Outcomes of all samples of a cell, in order.
+
+        Args:
+            cell: what to run.
+            advance: called with the number of samples after each batch.
+        """
+        outcomes: list[dict[str, Any]] = []
+        with (
+            reduced(self.model, cell.method, processor=self.processor) if cell.method else nullcontext() as reduction,
+            self._tower(reduction),
+        ):
+            for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
+                outcomes += self._batch(cell, batch, reduction)
+                advance(len(batch))
+        return outcomes
+
+    def measure(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+        """Run a cell: the parts of its result file (see `vtr.eval.run.results`)."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        samples = self.answer(cell, advance)
+        took = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
+        summary = summarise(samples, cell.task.families, self.model.config, self._frozen(cell))
+        if cell.task.metrics:
+            summary["metrics"] = cell.task.metrics(cell.limit, [sample["prediction"] for sample in samples])
+        return {
+            "fingerprint": self.fingerprint(cell),
+            "conditions": {**conditions(self.batch_size), "tower": "shared" if self.share_tower else "own", **took},
+            "summary": summary,
+            "samples": samples,
+        }
+
+    def _frozen(self, cell: Cell) -> list[int]:
+        return [] if cell.method is None else plan(self.model, cell.method, processor=self.processor).frozen
+
+    def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
+        return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
+
+    def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
+        inputs = to_model(encode(self.processor, [s.question for s in batch], [_images(s) for s in batch]), self.model)
+        predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
+        counts = self._tokens(batch, inputs, reduction)
+        return [
+            {
+                "id": sample.id,
+                "family": sample.family,
+                "answer": sample.answer,
+                "prediction": prediction,
+                "correct": cell.task.outcome(sample, prediction),
+                **own,
+                "latency_ms": round(elapsed / len(batch), 3),
+            }
+            for sample, prediction, own in zip(batch, predictions, counts, strict=True)
+        ]
+
+    def _tokens(self, batch: Sequence[Any], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
+        """What the images of every row came to: tokens before, left at the end, and at every LLM layer."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        images: list[list[dict[str, Any]]] = [[] for _ in batch]
+        for image in reduction.report().to_dict()["images"] if reduction else []:
+            images[image["row"]].append(image)
+        found = []
+        for sample, own, slots, length in zip(batch, images, placeholders(self.model, inputs), prompt_lengths(inputs), strict=True):
+            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(sample)
+            per_layer = (
+                [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)] if reduction else [sum(before)] * layers
+            )
+            found.append(
+                {
+                    "visual_tokens": before,
+                    "retained": [len(image["retained"]) for image in own] if reduction else before,
+                    "average_tokens": statistics.fmean(per_layer),
+                    "per_layer": per_layer,
+                    "text_tokens": length - slots,
+                    "newlines": [slots - sum(before), sum(image["newlines"] for image in own) if reduction else slots - sum(before)],
+                }
+            )
+        return found
+
+    def _full_tokens(self, sample: Any) -> list[int]:
+        """Returns the visual tokens of a sample's images without newlines, as the model's host lays them out; once per image sizes."""
+        images = _images(sample)
+        size = tuple(image.size for image in images)
+        if size not in self._counts:
+            inputs = encode(self.processor, [sample.question], [images])
+            self._counts[size] = [layout.tokens for layout in host_of(self.model).layouts(dict(inputs))]
+        return self._counts[size]
+
+
+def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any, frozen: Sequence[int] = ()) -> dict[str, Any]:
+    """Scores with 95 % intervals (shares, 0 to 1), and means over samples of what was measured.
+
+    TFLOPs and the KV cache are of the LLM's prefill of one sample, from the measured token counts (see `vtr.cost`).
+    """
+    outcomes = {f: [float(s["correct"]) for s in samples if s["family"] == f] for f in families}
+    outcomes = {family: values for family, values in outcomes.items() if values}
+    shape = TransformerShape.from_config(config.get_text_config())
+    lengths = [_lengths(s) for s in samples]
+    flops = [prefill_flops(shape, n, frozen, s["text_tokens"]) for n, s in zip(lengths, samples, strict=True)]
+    return {
+        "samples": len(samples),
+        "families": {family: accuracy(v)._asdict() for family, v in outcomes.items()},
+        "macro": macro_accuracy(outcomes)._asdict(),
+        "visual_tokens": statistics.fmean(sum(s["visual_tokens"]) for s in samples),
+        "retained": statistics.fmean(sum(s["retained"]) for s in samples),
+        "average_tokens": statistics.fmean(s["average_tokens"] for s in samples),
+        "tflops": statistics.fmean(flops) / TERA,
+        "kv_mib_fp16": statistics.fmean(kv_bytes(shape, n, 2) for n in lengths) / 2**20,
+        "frozen_layers": list(frozen),
+        "latency_ms": statistics.median(s["latency_ms"] for s in samples),
+    }
+
+
+def _lengths(sample: Mapping[str, Any]) -> list[int]:
+    """Tokens of a sample's prompt at every LLM layer; newlines go when visual tokens go."""
+    full, (newlines, left) = sum(sample["visual_tokens"]), sample["newlines"]
+    return [sample["text_tokens"] + tokens + (newlines if tokens == full else left) for tokens in sample["per_layer"]]
+
+
+def _images(sample: Any) -> list[Any]:
+    return list(getattr(sample, "images", None) or [sample.image])
+
+
+def _batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]

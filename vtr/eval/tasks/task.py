@@ -1,0 +1,58 @@
+"""A task: samples with an image, a question and an answer, and how an answer is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Sample(Protocol):
+    """One question; `image` may be drawn or read only when it is needed. A sample of several images has them as `images`, too."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def image(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of samples with one score.
+
+    Args:
+        name, version, sha256: what identifies the samples.
+        families: groups of samples; the score of the task is the unweighted mean of theirs.
+        samples: `(limit) -> samples`, at most `limit` of each family.
+        is_correct: `(prediction, answer)`.
+        max_new_tokens: enough for the longest answer.
+        remote: the samples may have to be downloaded, so that nobody should ask for them just to count them.
+        judge: `(sample, prediction) -> 0 to 1`, instead of `is_correct` where more than the answer is needed.
+        metrics: `(limit, predictions in order) -> numbers` of the task's own making, in its units.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    families: tuple[str, ...]
+    samples: Callable[[int | None], Sequence[Sample]]
+    is_correct: Callable[[str, str], bool]
+    max_new_tokens: int
+    remote: bool = False
+    judge: Callable[[Any, str], float] | None = None
+    metrics: Callable[[int | None, Sequence[str]], dict[str, float]] | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """For fingerprints."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+    def outcome(self, sample: Sample, prediction: str) -> bool | float:
+        """Returns how right an answer is: a bool, or 0 to 1."""
+        return self.judge(sample, prediction) if self.judge else self.is_correct(prediction, sample.answer)
