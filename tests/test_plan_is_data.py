@@ -137,7 +137,7 @@ def test_a_method_that_restores_comes_before_those_that_remove_in_the_tower(mode
     with pytest.raises(
         VtrError, match=r"expedit: needs the whole token grid at tower layer 2, where centerclip has removed tokens at layer 1 already"
     ):
-        vtr.plan(model, [vtr.CenterClip(keep=12, stage="tower", layer=1), vtr.Expedit(alpha=2, grid=(3, 3))])
+        vtr.plan(model, [vtr.CenterCLIP(keep=12, stage="tower", layer=1), vtr.Expedit(alpha=2, grid=(3, 3))])
 
 
 # -- steps that are changed
@@ -145,7 +145,9 @@ def test_a_method_that_restores_comes_before_those_that_remove_in_the_tower(mode
 
 def first(method, steps):
     """Keeps the first tokens instead of the chosen ones, one layer later."""
-    return [replace(step, where=vtr.Layer(step.layer + 1), needs=(), select=lambda view: vtr.Selection(index=_first(view))) for step in steps]
+    return [
+        replace(step, where=vtr.Layer(step.layer + 1), needs=(), select=lambda view: vtr.Selection(index=_first(view))) for step in steps
+    ]
 
 
 def _first(view):
