@@ -9,7 +9,7 @@ import yaml
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vtr
-from tests import dense_models, probes
+from tests import dense_models
 from tests.tiny_models import ONE, batch_of, model_of, snapshot
 from vtr import VtrError
 
