@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
-from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
+from vtr.ops.reconstruct import are_few, mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
 from vtr.registry import calibrated, register_method
 from vtr.types import Card, Geometry, Method, Selection, Stage, Step, View, VtrError
@@ -246,7 +246,7 @@ def _restore(view: View, method: Expedit) -> Tensor:
     if method.reconstruct == "naive":
         kept.labels = hard_labels(kept.tokens, kept.centres) if kept.labels is None else kept.labels
         return take(view.tokens, kept.labels)
-    if not method.compat and 0 < method.neighbours < kept.centres.shape[1]:
+    if not method.compat and are_few(method.neighbours, kept.centres.shape[1]):
         kept.nearest = kept.nearest or nearest(kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours)
         return mean_of_nearest(*kept.nearest, view.tokens)
     if kept.weights is None:
