@@ -66,8 +66,8 @@ def test_dense_formulas_equal_the_flop_counter_of_torch():
     from torch.utils.flop_counter import FlopCounterMode
 
     from vtr.ops.clusters import cluster, tiles_of
-    from vtr.ops.reconstruct import reconstruct, reconstruction
-    from vtr.ops.sharpness import LADDER, auto_tau
+    from vtr.ops.reconstruct import nearest, reconstruct, reconstruction
+    from vtr.ops.sharpness import LADDER, SKETCH, auto_tau
 
     torch.manual_seed(0)
     vit = timm.create_model(
@@ -93,3 +93,10 @@ def test_dense_formulas_equal_the_flop_counter_of_torch():
     with FlopCounterMode(display=False) as counter:
         auto_tau(tokens, (8, 12), (4, 6), 3, torch.zeros(1, dtype=torch.long))
     assert counter.get_total_flops() / 2 == clustering_flops(32, 96, 24, 0, compared, restored=0, tried=len(LADDER))
+    with FlopCounterMode(display=False) as counter:
+        auto_tau(torch.randn(1, 96, 80), (8, 12), (4, 6), 3, torch.zeros(1, dtype=torch.long))
+    assert counter.get_total_flops() / 2 == clustering_flops(80, 96, 24, 0, compared, restored=0, tried=len(LADDER), sketch=SKETCH)
+    with FlopCounterMode(display=False) as counter:
+        nearest(tokens, centres, tau=0.1, neighbours=5)
+    gathered = 5 * 96 * 32  # torch has no formula for the weighted sum of 5 rows
+    assert counter.get_total_flops() / 2 + gathered == clustering_flops(32, 96, 24, 0, compared, neighbours=5)

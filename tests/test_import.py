@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtr
+from vtr.registry import method_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +51,20 @@ def test_every_public_name_is_the_one_that_the_imports_for_type_checkers_say() -
         __import__(module)
         assert getattr(vtr, name) is getattr(sys.modules[module], name)
     assert set(vtr.__all__) <= set(dir(vtr))
+
+
+def test_the_classes_of_all_methods_are_names_of_the_package() -> None:
+    own = {name: method_class(name) for name in vtr.list_methods() if method_class(name).__module__.startswith("vtr.methods.")}
+    assert set(own.values()) == {getattr(vtr, name) for name in vtr._method_classes()}
+    assert {cls.__name__ for cls in own.values()} <= set(dir(vtr))
+    from vtr import FastV
+
+    assert FastV(keep=64) == vtr.create_method("fastv", keep=64)
+
+
+def test_listing_the_names_imports_no_torch() -> None:
+    code = "import sys, vtr; print('FastV' in dir(vtr), 'plan' in dir(vtr), 'importlib' in dir(vtr), 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "True True False False\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

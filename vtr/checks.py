@@ -1,4 +1,4 @@
-"""What a plan is refused for, before anything is put on the model."""
+"""Refuses plans: everything that can be known before anything is put on the model."""
 
 from __future__ import annotations
 
@@ -10,47 +10,90 @@ from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
-from vtr.registry import create_method
 from vtr.types import Geometry, Method, Step, VtrError
 from vtr.types.errors import SettingError
 
 
-def methods_of(method: str | Method | Sequence[Method], settings: dict[str, Any]) -> list[Method]:
-    """Returns the methods of a plan, made from what the user gave.
+def check_plan(plan: Plan, host: Host | DenseHost) -> None:
+    """Refuses a plan whose steps are right one by one, but not together or not on this model.
 
     Raises:
-        TypeError: not a name, a method or a list of methods.
-        ValueError: unknown names or settings, or settings beside instances.
+        ValueError: budgets.
+        VtrError: this host or its attention backend cannot.
     """
-    if isinstance(method, str):
-        return [create_method(method, **settings)]
-    if isinstance(method, Method):
-        if settings:
-            raise ValueError(
-                f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
-                "use dataclasses.replace or vtr.create_method"
-            )
-        return [method]
-    if isinstance(method, (list, tuple)) and method and all(isinstance(m, Method) for m in method):
-        if settings:
-            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
-        return list(method)
-    name = next((m for m in method if isinstance(m, str)), None) if isinstance(method, (list, tuple)) else None
-    hint = "see vtr.list_methods()" if name is None else f"a plan holds instances: give vtr.create_method({name!r}, ...) for each name"
-    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; {hint}")
+    check_budgets(plan, host)
+    check_backend(plan, host)
+    check_restoring(plan)
+    if isinstance(host, DenseHost):
+        check_dense(plan, host)
+    else:
+        check_names(host, plan)
+    check_text_towers(plan)
 
 
-def steps_of(method: Method, geometry: Geometry) -> Sequence[Step]:
-    """Returns what `method.steps` returns, if it is steps.
+def check_steps(name: str, steps: Any) -> Sequence[Step]:
+    """Returns the steps that a method gave, if they are steps.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: they are something else.
     """
-    steps = method.steps(geometry)
     wrong = [steps] if not isinstance(steps, (tuple, list)) else [s for s in steps if not isinstance(s, Step)]
     if wrong:
-        raise TypeError(f"{method.name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")
+        raise TypeError(f"{name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")
     return steps
+
+
+def check_stage(method: Method, host: Host | DenseHost) -> None:
+    """Refuses a method whose stages the host has none of.
+
+    Raises:
+        VtrError: naming its stage.
+    """
+    if method.stages and not set(method.stages) & set(host.stages):
+        raise VtrError(
+            f"{method.name}: acts at stage {method.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
+        )
+
+
+def check_positions(method: Method, host: Host | DenseHost) -> None:
+    """Refuses renumbered positions where they have no meaning.
+
+    Raises:
+        VtrError: naming the method.
+    """
+    if method.position_ids == "renumber" and not host.renumber:
+        raise VtrError(f"{method.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
+
+
+def check_question(plan: Plan, question: str | Sequence[str] | None, processor: Any) -> None:
+    """Refuses a question that is no text, and a plan that needs the question as text where none can be had.
+
+    Raises:
+        TypeError: neither a string nor a list of strings.
+        ValueError: neither a question nor a processor.
+    """
+    if question is not None and not isinstance(question, str) and not all(isinstance(one, str) for one in question):
+        raise TypeError(f"vtr.apply: question must be a string or a list of one string per prompt, got {question!r}")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for item in plan.steps:
+        if question is None and tokenizer is None and any(signal.kind == "text_embedding" for signal in item.step.needs):
+            raise ValueError(f"{item.name}: needs the question as text, got neither; give processor= or question= beside the method")
+
+
+def check_text_towers(plan: Plan) -> None:
+    """Refuses a checkpoint for the text of questions that is not CLIP; reads its config, on the hub where it is there.
+
+    Raises:
+        VtrError: naming the checkpoint.
+    """
+    from transformers import AutoConfig
+
+    for source in {s.source for item in plan.steps for s in item.step.needs if s.kind == "text_embedding" and s.source}:
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != "clip":
+            raise VtrError(
+                f"text_tower: must be a CLIP checkpoint, got model type {kind!r} in {source!r}; relevance='similarity' needs none"
+            )
 
 
 def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry) -> None:
@@ -233,3 +276,70 @@ def _needed(host: Host, plan: Plan) -> Iterator[tuple[str, Callable[[Any], Any],
             yield name, stack.mlp if signal.kind.startswith("mlp_") else stack.attention, block
             if signal.kind == "mlp_activation" and stack.down is not None:
                 yield name, stack.down, block
+
+
+def check_restoring(plan: Plan) -> None:
+    """Refuses what acts on the tower's tokens, or reads them, where a method has merged them and will give all of them back.
+
+    Raises:
+        VtrError: naming the method in the way.
+    """
+    for number in plan.restoring:
+        own = [s for s in plan.steps if s.method == number]
+        first = min(s.step.layer for s in own if s.step.action == "merge")
+        end = next(s.step.layer for s in own if s.step.action == "restore")
+        for other in (s for s in plan.steps if s.method != number):
+            step = other.step
+            if step.stage == "tower" and first <= step.layer < end:
+                raise VtrError(
+                    f"{other.name}: acts at tower layer {step.layer}, where {own[0].name} has put tokens together that it restores at "
+                    f"layer {end}; use one of the two, or layers outside {first} to {end - 1}"
+                )
+            for signal in step.needs:
+                layer = signal_layer(signal, step)
+                if (signal.tower or step.stage == "tower") and first <= layer < end:
+                    raise VtrError(
+                        f"{other.name}: reads {signal.kind} of tower layer {layer}, where {own[0].name} has put tokens together; use one of the two"
+                    )
+        earlier = (s for s in plan.steps if s.step.stage == "tower" and s.removes and s.step.layer < first)
+        for other in (s for s in earlier if s.method not in plan.restoring):
+            raise VtrError(
+                f"{own[0].name}: needs the whole token grid at tower layer {first}, where {other.name} has removed tokens at layer "
+                f"{other.step.layer} already; let it act at layer {end} or later"
+            )
+
+
+def check_dense(plan: Plan, host: DenseHost) -> None:
+    """Refuses what a ViT without an LLM cannot do: it must get all tokens of its grid back, and merges only where its host says how.
+
+    Raises:
+        VtrError: naming the method and what it would need.
+    """
+    if len(plan.methods) > 1:
+        raise VtrError(
+            f"vtr.apply: host {host.name!r} takes one method at a time, got {', '.join(m.name for m in plan.methods)}; leave one"
+        )
+    for s in plan.steps:
+        step = s.step
+        if step.action not in ("merge", "restore"):
+            raise VtrError(
+                f"{s.name}: gives no token back that it removes, but {host.name!r} needs its full token grid at the end; use 'expedit', 'tome' "
+                "or 'pool'"
+            )
+        if step.at == "mlp" and host.rotary:
+            raise VtrError(
+                f"{s.name}: the rotary positions of {host.name!r} need tokens that form a grid, which merged ones do not; use 'expedit', or "
+                "'pool' with grid=(rows, cols)"
+            )
+        if step.at == "mlp" and host.merge_point is None:
+            raise VtrError(
+                f"{s.name}: the host {host.name!r} does not know how its blocks merge between attention and MLP; use 'expedit', or 'pool' with "
+                "grid=(rows, cols)"
+            )
+        if step.at == "mlp" and step.proportional and host.merge_point is not None and host.merge_point.mask is None:
+            raise VtrError(f"{s.name}: blocks of {host.name!r} take no mask for proportional attention; set proportional=False")
+        for signal in step.needs:
+            if signal.kind != "k" or step.at != "mlp" or signal_layer(signal, step) != step.layer or signal.tower:
+                raise VtrError(
+                    f"{s.name}: host {host.name!r} shows only the keys of the merging block, not {signal.kind}; use 'expedit' or 'pool'"
+                )

@@ -110,7 +110,17 @@ def encoder_flops(
     return patches * patch_values * shape.hidden + prefill_flops(shape, lengths) - inside
 
 
-def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, compared: float, restored: int = 1, tried: int = 0) -> float:
+def clustering_flops(
+    hidden: int,
+    tokens: int,
+    clusters: int,
+    iterations: int,
+    compared: float,
+    restored: int = 1,
+    tried: int = 0,
+    sketch: int | None = None,
+    neighbours: int | None = None,
+) -> float:
     """Multiply-adds of clustering a token grid and restoring it (arXiv 2210.01035, both layers).
 
     Args:
@@ -120,11 +130,19 @@ def clustering_flops(hidden: int, tokens: int, clusters: int, iterations: int, c
         compared: centres that a token is compared with; window^2 at least, more where tokens are compared in tiles.
         restored: how often the full grid is restored with the same weights; 0 = never, and no weights are needed.
         tried: values of tau that are tried for each image first, with one comparison and an average for each; 0 = tau is known.
+        sketch: width to which tokens are projected before they are averaged for a tau; None = as they are, also where they are no wider.
+        neighbours: clusters that a restored token is made of; None = a product with the weights of all.
 
     Pooling, norms and the softmax are left out as they are elsewhere.
     """
-    rounds = 2 * iterations + (1 + tried if tried else 0)
-    return rounds * tokens * compared * hidden + (1 + restored if restored else 0) * tokens * clusters * hidden
+    finding = 0.0
+    if tried:
+        width = min(hidden if sketch is None else sketch, hidden)
+        projecting = width if width < hidden else 0
+        finding = compared * hidden + projecting * hidden + tried * compared * width
+    one = (clusters if neighbours is None else min(neighbours, clusters)) * hidden
+    restoring = clusters * hidden + restored * one if restored else 0
+    return tokens * (2 * iterations * compared * hidden + finding + restoring)
 
 
 def matching_flops(shape: TransformerShape, lengths: Sequence[float]) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +16,7 @@ class DenseReport:
     """The last batch of images. `grid`, `small_grid`, `tokens_per_block`, `retained`, `images`, `choosing_ms`; `to_dict()` is JSON."""
 
     def __init__(self, run: DenseRun) -> None:
-        self.methods = json.loads(json.dumps([{"name": m.name, **asdict(m)} for m in run.plan.methods], default=str))
+        self.methods = [m.to_dict() for m in run.plan.methods]
         self.images: int = run.images
         """Images of the batch."""
         self.grid: tuple[int, int] = run.grid

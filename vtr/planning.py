@@ -1,56 +1,111 @@
-"""From what the user gave to a plan that was checked against the model."""
+"""Makes plans: from what the user gave to one that was checked against the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vtr.checks import check_backend, check_budgets, check_names, check_step, methods_of, steps_of
-from vtr.checks_restoring import check_dense, check_restoring
+from torch import nn
+
+from vtr.checks import check_plan, check_positions, check_question, check_stage, check_step, check_steps
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, host_of
 from vtr.ops.precision import outside_autocast
-from vtr.plans import Plan, PlanStep
-from vtr.types import Method, Step, VtrError
+from vtr.plans import Plan, PlanStep, in_model_order, planned
+from vtr.registry import create_method, method_from
+from vtr.types import Method, check_choices, steps_of_method, with_named_signals
+
+Methods = str | Method | Plan | Sequence[Method] | Mapping[str, Any]
+"""What a user may give: a registry name, a method, a plan, a list of methods, or what `to_dict` of a method or a plan returned."""
 
 
-def make_plan(host: Host | DenseHost, method: str | Method | Sequence[Method], settings: dict[str, Any]) -> Plan:
-    """Resolves what the user gave into a plan, and refuses what cannot be done.
+def plan(
+    model: nn.Module,
+    method: str | Method | Plan | Sequence[Method] | Mapping[str, Any],
+    *,
+    processor: Any = None,
+    question: str | Sequence[str] | None = None,
+    **settings: Any,
+) -> Plan:
+    """Returns what `vtr.reduced` and `vtr.apply` would do to `model`, checked in the same way; nothing is done to the model.
+
+    `print(plan)` shows its steps and what they leave of an image, `plan.counts(n)` the visual tokens at every layer for an image of `n`.
+
+    Args:
+        model: as for `reduced`; a model without weights, made on torch's meta device, will do.
+        method, processor, question, **settings: as for `reduced`.
 
     Raises:
-        TypeError: not a name, a method or a list of methods.
+        ValueError: unknown method or setting (closest names), budget or layer out of range.
+        TypeError: an argument of the wrong kind.
+        VtrError: this model or attention backend cannot do it.
+
+    Example:
+        >>> plan = vtr.plan(model, [vtr.DivPrune(keep=192), vtr.FastV(keep=64)])
+        >>> print(plan)
+        >>> json.dump(plan.to_dict(), file)  # and back: vtr.plan(model, json.load(file))
+    """
+    found = make_plan(host_of(model), method, settings)
+    check_question(found, question, processor)
+    return found
+
+
+def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, Any] | None = None) -> Plan:
+    """Resolves what the user gave into a plan for a host, and refuses what cannot be done.
+
+    Raises:
+        TypeError: not a name, a method, a plan or a list of methods.
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
-    methods = [one.resolved(host.renumber) for one in methods_of(method, settings)]
+    methods = [one.resolved(host.renumber) for one in methods_of(method, settings or {})]
+    changes = method.changes if isinstance(method, Plan) else ()
     geometry = host.geometry()
     items: list[PlanStep] = []
     for number, one in enumerate(methods):
-        if one.stages and not set(one.stages) & set(host.stages):
-            raise VtrError(
-                f"{one.name}: acts at stage {one.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
-            )
-        steps = [s if s.select is None else replace(s, select=outside_autocast(s.select)) for s in steps_of(one, geometry)]
-        removals = [s for s in steps if s.action in ("remove", "merge", "input")]
+        check_stage(one, host)
+        check_choices(one, one.name)
+        with steps_of_method(one.name):
+            steps = check_steps(one.name, one.steps(geometry))
+        for change in changes:
+            steps = check_steps(one.name, change(one, tuple(steps)))
+        steps = [s if s.select is None else replace(s, select=with_named_signals(one.name, outside_autocast(s.select))) for s in steps]
         for step in steps:
             check_step(one.name, step, host, geometry)
-            last = bool(removals) and step is removals[-1]
-            items.append(PlanStep(step, number, one.name, one.position_ids or "keep", one.newlines, last))
-        if one.position_ids == "renumber" and not host.renumber:
-            raise VtrError(f"{one.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; leave it out")
-    order = {"input": 0, "tower": 1, "boundary": 2, "prefill": 3}
-    items.sort(key=lambda s: (_model_order(s.step, order), s.step.layer if s.step.stage != "boundary" else 0, s.step.at == "mlp"))
-    plan = Plan(tuple(methods), tuple(items), host.llm_layers)
-    check_budgets(plan, host)
-    check_backend(plan, host)
-    check_restoring(plan)
-    if isinstance(host, DenseHost):
-        check_dense(plan, host)
+        check_positions(one, host)
+        items += planned(steps, number, one.name, one.position_ids or "keep", one.newlines)
+    made = Plan(tuple(methods), in_model_order(items), host.llm_layers, replace(geometry, patch_norm=None), changes)
+    check_plan(made, host)
+    return made
+
+
+def methods_of(method: Methods, settings: Mapping[str, Any]) -> list[Method]:
+    """Returns the methods of what the user gave.
+
+    Raises:
+        TypeError: not a name, a method, a plan or a list of methods.
+        ValueError: unknown names or settings, or settings beside what has its own.
+    """
+    if isinstance(method, str):
+        return [create_method(method, **settings)]
+    if isinstance(method, Method):
+        if settings:
+            raise ValueError(
+                f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
+                "use dataclasses.replace or vtr.create_method"
+            )
+        return [method]
+    if isinstance(method, Plan):
+        given: Any = list(method.methods)
+    elif isinstance(method, Mapping):
+        given = method.get("methods", [method])
     else:
-        check_names(host, plan)
-    return plan
-
-
-def _model_order(step: Step, order: dict[str, int]) -> float:
-    return 1.5 if step.side == "before_projector" and step.stage == "boundary" else order[step.stage]
+        given = method
+    if isinstance(given, (list, tuple)) and given and all(isinstance(m, (Method, Mapping)) for m in given):
+        if settings:
+            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
+        return [m if isinstance(m, Method) else method_from(m) for m in given]
+    name = next((m for m in given if isinstance(m, str)), None) if isinstance(given, (list, tuple)) else None
+    hint = "see vtr.list_methods()" if name is None else f"a plan holds instances: give vtr.create_method({name!r}, ...) for each name"
+    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; {hint}")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from statistics import fmean
 from typing import Any
 
-from vtr.types import Method, NewlineOption, PositionOption, Signal, Step
+from vtr.types import Geometry, Method, NewlineOption, PositionOption, Signal, Step
 from vtr.types.errors import SettingError
+
+Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
 
 FEWEST = 8
 """Tokens of an image that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
+
+_STAGES = {"input": 0.0, "tower": 1.0, "boundary": 2.0, "prefill": 3.0}
+_PLACES = {"input": "pixels", "tower": "tower layer", "boundary": "boundary", "prefill": "LLM layer"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class PlanStep:
 
     @property
     def removes(self) -> bool:
+        """Whether fewer tokens may be left behind it."""
         return self.step.action in ("remove", "merge", "input")
 
     @property
@@ -32,27 +40,175 @@ class PlanStep:
         """Whether it acts in front of the projector, so that it needs the images to be encoded inside the reduction."""
         return self.step.stage in ("input", "tower") or self.step.side == "before_projector"
 
+    @property
+    def place(self) -> str:
+        """Where it acts, in words: `LLM layer 2`."""
+        step = self.step
+        if step.stage not in ("tower", "prefill"):
+            return _PLACES[step.stage] + (" before the projector" if self.in_tower and step.stage == "boundary" else "")
+        return f"{_PLACES[step.stage]} {step.layer}" + (" behind attention" if step.at == "mlp" else "")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What is done to a model, in model order."""
+    """What is done to a model, in model order: data, made by `vtr.plan` and checked against the model.
+
+    `print(plan)` shows it. `vtr.reduced`, `vtr.apply` and `vtr.plan` take it in place of a method, and so do they what `to_dict` returns.
+
+    Args:
+        methods: with their settings.
+        steps: of all of them, in model order.
+        llm_layers: number of LLM layers, 0 without an LLM.
+        geometry: facts of the model it was made for.
+        changes: see `map`; made again when the plan is made again for another model.
+    """
 
     methods: tuple[Method, ...]
     steps: tuple[PlanStep, ...]
     llm_layers: int
+    geometry: Geometry | None = None
+    changes: tuple[Change, ...] = field(default=(), compare=False)
 
-    def at(self, stage: str, layer: int | None = None, **fields: Any) -> list[PlanStep]:
-        """Steps of a stage (at a layer), in list order; `fields` are matched against the step."""
+    @property
+    def host(self) -> str:
+        """Name of the host of the model, e.g. `llava`."""
+        return "" if self.geometry is None else self.geometry.host
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns host and methods with all their settings as plain JSON types; steps follow from them.
+
+        `vtr.plan(model, plan.to_dict())` makes the plan again, also from JSON or YAML.
+
+        Raises:
+            ValueError: `map` changed its steps, which cannot be written down.
+        """
+        if self.changes:
+            raise ValueError("Plan.to_dict: steps that Plan.map changed cannot be written down; call it on the plan before the change")
+        return {"host": self.host, "methods": [method.to_dict() for method in self.methods]}
+
+    def map(self, change: Change) -> Plan:
+        """Returns a plan with other steps: those of every method go through `change`.
+
+        Args:
+            change: `(method, its steps in model order) -> its new steps`. It is called again, and what it returns is checked, when the plan is
+                put on a model.
+        """
+        items: list[PlanStep] = []
+        for number, method in enumerate(self.methods):
+            own = [item for item in self.steps if item.method == number]
+            steps = change(method, tuple(item.step for item in own))
+            items += planned(steps, number, method.name, own[0].position_ids if own else "keep", method.newlines)
+        return replace(self, steps=in_model_order(items), changes=(*self.changes, change))
+
+    # ---- what is left of an image
+    def after(self, n: int) -> list[int]:
+        """Returns the visual tokens that are left of an image of `n` behind each step.
+
+        Steps that decide themselves how much stays count as removing nothing, so that numbers are upper bounds where the plan is `adaptive`.
+
+        Raises:
+            ValueError: `average_keep` is out of reach for such an image.
+        """
+        found, now = [], n
+        for item in self.steps:
+            if self.methods[item.method].removes_all and item.removes:
+                now = 0
+            elif item.removes:
+                now = min(self.targets(item, [n], [now])[0], self._of_grid(item.step, n) or now)
+            elif item.step.action == "restore":
+                now = n
+            found.append(now)
+        return found
+
+    def counts(self, n: int) -> list[int]:
+        """Returns the visual tokens of an image of `n` at every layer of the LLM, see `after`; without an LLM at every block of the ViT."""
+        layers = self.llm_layers or (self.geometry.tower_layers if self.geometry else 0)
+        found = [n] * layers
+        for item, left in zip(self.steps, self.after(n), strict=True):
+            first = item.step.layer + (item.step.at == "mlp") if item.step.stage == "prefill" or not self.llm_layers else 0
+            found[first:] = [left] * (layers - first)
+        return found
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a method decides itself how many tokens stay at the end."""
+        return any(item.last and not self.counted(item) and not self.methods[item.method].removes_all for item in self.steps)
+
+    @property
+    def frozen(self) -> list[int]:
+        """LLM layers that do not compute visual tokens, ascending."""
+        return sorted({item.step.layer for item in self.steps if item.step.action == "freeze"})
+
+    @property
+    def uses_tower(self) -> bool:
+        """Whether images have to be encoded inside the reduction: something happens in the tower, or is read there."""
+        return any(item.in_tower for item in self.steps) or bool(self.signals(tower=True))
+
+    def _of_grid(self, step: Step, n: int) -> int | None:
+        """Tokens of an image of `n` that a step leaves of its grid; None where no grid decides that."""
+        grid = None if step.grid is None or self.geometry is None else self.geometry.patch_grid
+        if grid is None or step.grid is None or n % (grid[0] * grid[1]):
+            return None
+        rows, cols = step.grid(grid)
+        return n // (grid[0] * grid[1]) * rows * cols
+
+    # ---- in words
+    def described(self) -> str:
+        """Returns the methods with all their settings, e.g. `fastv(keep=64, layer=2)`."""
+        return ", ".join(map(_described, self.methods))
+
+    def summary(self) -> str:
+        """Returns what is left of the largest image of the model in a few words: `576 visual tokens -> 64`."""
+        most = self._most()
+        if most is None:
+            return "any number of visual tokens"
+        try:
+            left = [most, *self.after(most)][-1]
+        except ValueError:
+            return f"{most} visual tokens -> as many as each image needs"
+        frozen = f", not computed in {len(self.frozen)} layers" if self.frozen else ""
+        return f"{most} visual tokens -> {'at most ' if any(map(self._bounds, self.steps)) else ''}{left}{frozen}"
+
+    def __repr__(self) -> str:
+        return f"Plan({self.host or 'no host'}: {self.described()}; {self.summary()})"
+
+    def __str__(self) -> str:
+        most, left, mean = self._most(), ["?"] * len(self.steps), ""
+        try:
+            if most is not None:
+                left = [str(count) for count in self.after(most)]
+                mean = f"mean over {len(self.counts(most))} layers: {fmean(self.counts(most) or [most]):.1f}"
+        except ValueError:
+            mean = "average_keep is out of reach for the largest image; smaller ones are asked when they come"
+        rows = [("step", "does", "method", f"left of {most or 'an image'}")]
+        for item, count in zip(self.steps, left, strict=True):
+            does = "resize" if item.step.action == "input" else item.step.action
+            rows.append((item.place, does, item.name, ("at most " if self._bounds(item) else "") + count))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        changed = " (changed by map)" if self.changes else ""
+        return "\n".join([f"Plan for {self.host or 'no host'}: {self.described()}{changed}", *lines, *([f"  {mean}"] if mean else [])])
+
+    def _bounds(self, item: PlanStep) -> bool:
+        """Whether how much stays behind a step is known only when it has run."""
+        return item.removes and not self.counted(item) and not self.methods[item.method].removes_all and item.step.grid is None
+
+    def _most(self) -> int | None:
+        return None if self.geometry is None else self.geometry.most_tokens
+
+    # ---- what the engine asks
+    def at(self, stage: str, layer: int | None = None, **wanted: Any) -> list[PlanStep]:
+        """Returns the steps of a stage (at a layer), in list order; `wanted` is matched against the step."""
         return [
             s
             for s in self.steps
             if s.step.stage == stage
             and (layer is None or s.step.layer == layer)
-            and all(getattr(s.step, name) == value for name, value in fields.items())
+            and all(getattr(s.step, name) == value for name, value in wanted.items())
         ]
 
     def signals(self, tower: bool) -> dict[int, set[Signal]]:
-        """Layer -> signals that some step reads there, for the tower or the LLM; those that need a tap."""
+        """Returns layer -> signals that some step reads there, for the tower or the LLM; those that need a tap."""
         found: dict[int, set[Signal]] = {}
         for s in self.steps:
             for signal in s.step.needs:
@@ -70,7 +226,7 @@ class Plan:
         return item.step.counted and self.methods[item.method].budget is not None
 
     def targets(self, item: PlanStep, original: list[int], now: list[int]) -> list[int]:
-        """Tokens that a step is to leave of each image.
+        """Returns the tokens that a step is to leave of each image.
 
         Args:
             item: the step.
@@ -89,7 +245,10 @@ class Plan:
         return [min(_left_by(item.step, final[n], n), have) for n, have in zip(original, now, strict=True)]
 
     def final_keep(self, method: int, n: int) -> int:
-        """Tokens that a method with a budget leaves of an image of `n` by its last removal; `average_keep` is solved over the whole plan."""
+        """Returns the tokens that a method with a budget leaves of an image of `n` at its last removal.
+
+        `average_keep` is solved over the whole plan.
+        """
         budget = self.methods[method].budget
         assert budget is not None
         if budget.average_keep is None:
@@ -144,11 +303,33 @@ def _left_by(step: Step, final: int, n: int) -> int:
     return final + round(step.share * (n - final))
 
 
+def planned(steps: Sequence[Step], method: int, name: str, position_ids: PositionOption, newlines: NewlineOption) -> list[PlanStep]:
+    """Returns the steps of one method as those of a plan; `method` is its number there."""
+    removals = [s for s in steps if s.action in ("remove", "merge", "input")]
+    return [PlanStep(s, method, name, position_ids, newlines, bool(removals) and s is removals[-1]) for s in steps]
+
+
+def in_model_order(items: Iterable[PlanStep]) -> tuple[PlanStep, ...]:
+    """Returns steps in the order in which a model comes to them; those at one place stay in list order."""
+
+    def place(item: PlanStep) -> tuple[float, int, bool]:
+        step = item.step
+        stage = 1.5 if step.stage == "boundary" and step.side == "before_projector" else _STAGES[step.stage]
+        return stage, step.layer if step.stage != "boundary" else 0, step.at == "mlp"
+
+    return tuple(sorted(items, key=place))
+
+
+def _described(method: Method) -> str:
+    settings = ((f.name, getattr(method, f.name)) for f in fields(method))
+    return f"{method.name}({', '.join(f'{name}={value!r}' for name, value in settings if value is not None)})"
+
+
 def untapped(signal: Signal) -> bool:
-    """Signals that are computed where they are asked for."""
+    """Whether a signal is computed where a step reads it, without a tap."""
     return signal.kind.startswith("next_") or signal.kind == "text_embedding"
 
 
 def signal_layer(signal: Signal, step: Step) -> int:
-    """The layer a signal of a step is read at; by default the one before the step's."""
+    """Returns the layer that a signal of a step is read at; by default the one before the step's."""
     return signal.layer if signal.layer is not None else step.layer - 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ContextDecorator
-from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from vtr.engine.compiled import forget_compiled
 from vtr.engine.copies import CleanCopies
 from vtr.engine.release import check_release
+from vtr.plans import Plan
 from vtr.report import Report
 from vtr.types import Method, VtrError
 
@@ -30,7 +30,7 @@ class Reduction(ContextDecorator):
 
     Args:
         model: a pretrained model with a host.
-        method: registry name, method instance, or list of instances (a plan).
+        method: registry name, method instance, list of instances, plan, or what `to_dict` of a method or a plan returned.
         history: keep the reports of all prefills of a block in `reports`, not only the last.
         processor, question: where a method needs the question as text, see `apply`.
         settings: settings of the method, when `method` is a name.
@@ -39,18 +39,17 @@ class Reduction(ContextDecorator):
     def __init__(
         self,
         model: nn.Module,
-        method: str | Method | Sequence[Method],
+        method: str | Method | Plan | Sequence[Method] | Mapping[str, Any],
         *,
         history: bool = False,
         processor: Any = None,
         question: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
-        from vtr.checks import methods_of
-        from vtr.engine.llm.text_tower import Questions
+        from vtr.planning import methods_of
 
-        self._model, self._methods = model, methods_of(method, settings)
-        self._questions = Questions(question, processor)
+        self._model, self._method = model, method if isinstance(method, Plan) and not settings else methods_of(method, settings)
+        self._question, self._processor = question, processor
         self.history = history
         self.reports: list[Report] = []
         self._warned = False
@@ -60,13 +59,14 @@ class Reduction(ContextDecorator):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Looks at the model and checks the plan against it."""
+        """Looks at the model and makes the plan for it, with all checks."""
+        from vtr.checks import check_question
         from vtr.hosts._host import host_of
         from vtr.planning import make_plan
 
         self.host: Any = host_of(self._model)
-        self.plan = make_plan(self.host, self._methods, {})
-        self._questions.check(self.plan)
+        self.plan = make_plan(self.host, self._method)
+        check_question(self.plan, self._question, self._processor)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -79,11 +79,8 @@ class Reduction(ContextDecorator):
         return bool(self._undo)
 
     def __repr__(self) -> str:
-        return f"Reduction({self.host.name}: {self.described()}; {'installed' if self.installed else 'not installed'})"
-
-    def described(self) -> str:
-        """Returns the methods with all their settings, e.g. `fastv(keep=64, layer=2)`."""
-        return ", ".join(map(_described, self.methods))
+        state = "installed" if self.installed else "not installed"
+        return f"Reduction({self.host.name}: {self.plan.described()}; {self.plan.summary()}; {state})"
 
     def install(self) -> Reduction:
         """Reduces the model until `remove()`, and begins new reports; does nothing while it is installed.
@@ -120,13 +117,15 @@ class Reduction(ContextDecorator):
         from vtr.engine.direct import DirectCalls
         from vtr.engine.llm.hooks import LlmHooks
         from vtr.engine.llm.labels import LabelHooks
+        from vtr.engine.llm.text_tower import Questions
         from vtr.engine.tower import TowerHooks
         from vtr.hosts._dense import DenseHost
 
         if isinstance(self.host, DenseHost):
             self._state = DenseHooks(self.host, self.plan, self._append)
             return (self._state,)
-        self._state = LlmHooks(self.host, self.plan, self._finished, self._questions)
+        questions = Questions(self._question, self._processor)
+        self._state = LlmHooks(self.host, self.plan, self._finished, questions)
         tower, labels = TowerHooks(self.host, self.plan, self._state), LabelHooks(self.host, self._state)
         return self._state, tower, labels, DirectCalls(self.host.model)
 
@@ -199,7 +198,7 @@ class Reduction(ContextDecorator):
 
 def reduced(
     model: nn.Module,
-    method: str | Method | Sequence[Method],
+    method: str | Method | Plan | Sequence[Method] | Mapping[str, Any],
     *,
     history: bool = False,
     processor: Any = None,
@@ -218,7 +217,8 @@ def reduced(
         model: a pretrained model whose `config.model_type` or class has a host (`vtr.registry.list_hosts()`), or a module around one such
             model (PEFT, DDP, `torch.compile`, ...); it is not copied and only hooked. Copies of it made inside the block are whole models.
             Give what you call, or a wrapper of it: the head around an inner model does not know that labels have to be shorter.
-        method: registry name (`vtr.list_methods()`), method instance, or a list of instances that composes in model order.
+        method: registry name (`vtr.list_methods()`), method instance, list of instances that act in model order, plan (`vtr.plan`), or
+            what `to_dict` of a method or a plan returned, also after JSON or YAML.
         history: keep the reports of all prefills of a block, not only the last.
         processor: the model's processor, for methods that need the question as text: it decodes what stands behind the image.
         question: the question itself instead, as one string or one per prompt; what the authors of such methods use.
@@ -239,7 +239,7 @@ def reduced(
 
 def apply(
     model: nn.Module,
-    method: str | Method | Sequence[Method],
+    method: str | Method | Plan | Sequence[Method] | Mapping[str, Any],
     *,
     history: bool = False,
     processor: Any = None,
@@ -286,15 +286,10 @@ def _check_free(host: Any) -> None:
     for other in _sharing(host.model):
         if other.host.base is host.base:
             raise VtrError(
-                f"vtr.apply: this model is reduced already, by {other.described()}; remove() that reduction first, or vtr.remove(model), or "
+                f"vtr.apply: this model is reduced already, by {other.plan.described()}; remove() that reduction first, or vtr.remove(model), or "
                 "give one list of methods as a plan"
             )
         raise VtrError(
-            f"vtr.apply: {host.name} shares modules with {other.host.name}, which is reduced already, by {other.described()}; a part and its "
+            f"vtr.apply: {host.name} shares modules with {other.host.name}, which is reduced already, by {other.plan.described()}; a part and its "
             "whole cannot be reduced apart: give the whole one list of methods as a plan"
         )
-
-
-def _described(method: Method) -> str:
-    settings = ((f.name, getattr(method, f.name)) for f in fields(method))
-    return f"{method.name}({', '.join(f'{name}={value!r}' for name, value in settings if value is not None)})"

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import json
 import logging
 import pkgutil
 import threading
-from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from vtr.types import BUDGETS, STAGES, Card, Method, check_choices
-from vtr.types.naming import closest as closest
+from vtr.types import STAGES, Card, Method, check_choices
+from vtr.types.naming import closest
 
 _log = logging.getLogger(__name__)
 _METHODS: dict[str, type[Method]] = {}
@@ -33,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def register_method(name: str) -> Callable[[M], M]:
-    """Class decorator: makes a frozen dataclass that extends `vtr.Method` known under `name`.
+    """Makes a frozen dataclass that extends `vtr.Method` known under `name`; a class decorator.
 
     Raises:
         ValueError: the name is taken by another class, or is not a lower-case identifier; or `stages` names an unknown one.
@@ -52,7 +51,7 @@ def register_method(name: str) -> Callable[[M], M]:
 
 
 def register_host(*model_types: str) -> Callable[[F], F]:
-    """Decorator: `build(model) -> Host | DenseHost` serves models whose `config.model_type` is one of `model_types`.
+    """Lets `build(model) -> Host | DenseHost` serve models whose `config.model_type` is one of `model_types`; a decorator.
 
     Models without a config are named by library and class, `"timm:VisionTransformer"`; subclasses are served, too.
     """
@@ -66,7 +65,7 @@ def register_host(*model_types: str) -> Callable[[F], F]:
 
 
 def list_methods(pattern: str | None = None, stage: str | None = None) -> list[str]:
-    """Registered method names, sorted.
+    """Lists registered method names, sorted.
 
     Args:
         pattern: shell pattern over names, e.g. `"prumerge*"`; text without wildcards matches as a substring.
@@ -80,7 +79,7 @@ def list_methods(pattern: str | None = None, stage: str | None = None) -> list[s
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under `name`.
+    """Returns the class registered under `name`.
 
     Raises:
         ValueError: no such method; the message has the three closest names.
@@ -95,7 +94,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def create_method(name: str, **settings: Any) -> Method:
-    """An instance of a registered method.
+    """Returns an instance of a registered method.
 
     Args:
         name: registry name, e.g. `"fastv"`.
@@ -115,40 +114,32 @@ def create_method(name: str, **settings: Any) -> Method:
     return method
 
 
-def with_settings(method: Method, **settings: Any) -> Method:
-    """A copy of `method` with some settings changed; a new budget replaces the old one."""
-    cleared = dict.fromkeys(BUDGETS) if any(settings.get(k) is not None for k in BUDGETS) else {}
-    return replace(method, **{**cleared, **settings})
+def method_from(content: Mapping[str, Any]) -> Method:
+    """Returns the method that `Method.to_dict` described, also after JSON or YAML.
 
+    Args:
+        content: `name`, and settings that are not the default; any others may stand there, too.
 
-def default_settings(cls: type[Method]) -> dict[str, Any]:
-    """Returns setting name -> default of a method class, in order; positions as they are published."""
-    found = {
-        f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
-        for f in fields(cls)
-    }
-    return {**found, "position_ids": found["position_ids"] or cls.published_positions}
+    Raises:
+        TypeError: not a mapping with a name, or a value of the wrong type.
+        ValueError: unknown method or setting (three closest names), or a value out of range.
 
-
-def setting_value(text: str) -> Any:
-    """A setting that was written as text, on a command line for example: JSON or `True`, `False`, `None` where it is that, else the text."""
-    named = {"True": True, "False": False, "None": None}
-    if text in named:
-        return named[text]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    Example:
+        >>> vtr.method_from({"name": "fastv", "keep": 64})
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
+        raise TypeError(f"method_from: content must map 'name' to the name of a method, beside its settings, got {content!r}")
+    return create_method(**content)
 
 
 def find_host(*names: str) -> Callable[..., Any] | None:
-    """The builder of the host for the first of these model types or `library:Class` names that has one, or None."""
+    """Returns the builder of the host for the first of these model types or `library:Class` names that has one, or None."""
     _load("hosts")
     return next((_HOSTS[name] for name in names if name in _HOSTS), None)
 
 
 def list_hosts() -> list[str]:
-    """Model types with a host, sorted."""
+    """Lists model types with a host, sorted."""
     _load("hosts")
     return sorted(_HOSTS)
 

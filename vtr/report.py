@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -54,7 +53,7 @@ class Report:
         prompt = call.prompt
         assert prompt is not None
         tokens, images = prompt.tokens, prompt.tokens.images
-        self.methods = json.loads(json.dumps([{"name": m.name, **asdict(m)} for m in plan.methods], default=str))
+        self.methods = [m.to_dict() for m in plan.methods]
         self._layers = plan.llm_layers
         self._gid, self._column, self._valid = tokens.gid(), tokens.column, tokens.valid
         self._layouts, self._row, self._number = images.layouts, images.row, images.number

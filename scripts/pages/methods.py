@@ -14,7 +14,8 @@ from vtr.eval.report.section import Section
 from vtr.eval.run.results import write_atomic
 from vtr.eval.summary import percent
 from vtr.markdown import markdown_table
-from vtr.registry import create_method, default_settings, list_methods, method_class
+from vtr.registry import create_method, list_methods, method_class
+from vtr.types.settings import default_settings
 
 KEEP = 64
 SIDE = 384

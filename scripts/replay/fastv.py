@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 
 from scripts.replay import Vector, close, same_index, same_value
-from vtr.methods.fastv import fastv, fastv_score
+from vtr.methods.fastv import fastv_score
 from vtr.ops.gather import compaction, take
+from vtr.ops.topk import topk_mask
 from vtr.types import Budget
 
 
@@ -27,7 +28,7 @@ def replay(vector: Vector) -> None:
     if vector.has("image_scores"):
         close("image_scores", score[0], vector["image_scores"])
     real = torch.ones(1, n, dtype=torch.bool)
-    visual = fastv(score, real, torch.tensor([count]))
+    visual = topk_mask(score, real, torch.tensor([count]))
     keep = torch.ones(1, length, dtype=torch.bool)
     keep[:, span] = visual
     index, _ = compaction(keep)
@@ -37,6 +38,6 @@ def replay(vector: Vector) -> None:
     if vector.has("position_ids"):
         same_index("position_ids", take(torch.arange(length)[None], index)[0], vector["position_ids"].flatten())
     if vector.has("topk_index_by_score"):
-        best_first = [fastv(score, real, torch.tensor([k])) for k in range(count + 1)]  # what each further unit of budget adds
+        best_first = [topk_mask(score, real, torch.tensor([k])) for k in range(count + 1)]  # what each further unit of budget adds
         order = [int((more & ~fewer).nonzero()[0, 1]) + start for fewer, more in pairwise(best_first)]
         same_index("topk_index_by_score", torch.tensor(order, dtype=torch.int64), vector["topk_index_by_score"])

@@ -150,7 +150,7 @@ def _frozen(model: _Bare, visual: int, layers: tuple[int, ...]) -> Iterator[None
         layouts=lambda _kind, _arguments: [layout],
         default_layout=layout,
     )
-    hooks = LlmHooks(host, make_plan(host, ShortV(layers=layers), {}), lambda call: None)
+    hooks = LlmHooks(host, make_plan(host, ShortV(layers=layers)), lambda call: None)
     undo: list = []
     hooks.install(undo)
     try:

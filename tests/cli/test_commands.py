@@ -47,7 +47,8 @@ def test_list_shows_every_method_and_filters():
 @pytest.mark.parametrize("name", list_methods())
 def test_info_explains_every_setting(name):
     from vtr.cli.info import SHARED
-    from vtr.registry import default_settings, method_class
+    from vtr.registry import method_class
+    from vtr.types.settings import default_settings
 
     shown = vtr("info", name).stdout
     cls = method_class(name)

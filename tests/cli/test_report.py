@@ -10,7 +10,8 @@ from tests.eval.report.made import content
 from vtr.cli import app
 from vtr.eval.run.failures import Failure, write_failure
 from vtr.eval.run.results import write_cell
-from vtr.registry import default_settings, method_class
+from vtr.registry import method_class
+from vtr.types.settings import default_settings
 
 
 def vtr(*arguments):

@@ -7,7 +7,8 @@ import vtr
 from tests.methods.handmade import LLAVA, SIGLIP, chosen, select_without_sync
 from tests.methods.towers import layers_of, random_layer, tower_view
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.fastervlm import FasterVLM, fastervlm, fastervlm_score
+from vtr.methods.fastervlm import FasterVLM, fastervlm_score
+from vtr.ops.topk import topk_mask
 from vtr.types import Budget, Signal
 
 SIZES = [36, 20, 1, 7]
@@ -27,7 +28,7 @@ def test_the_best_attended_stay_in_every_row():
 def test_scores_are_the_mean_over_heads_in_float32_and_ties_go_to_the_first():
     rows = torch.tensor([[[0.1, 0.5, 0.3, 0.3], [0.5, 0.1, 0.3, 0.3]]], dtype=torch.float16)
     assert fastervlm_score(rows).dtype == torch.float32
-    assert fastervlm(torch.full((1, 5), 0.2), torch.ones(1, 5, dtype=torch.bool), torch.tensor([2])).tolist() == [
+    assert topk_mask(torch.full((1, 5), 0.2), torch.ones(1, 5, dtype=torch.bool), torch.tensor([2])).tolist() == [
         [True, True, False, False, False]
     ]
 

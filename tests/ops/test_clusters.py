@@ -16,7 +16,7 @@ from vtr.ops.clusters import (
     home_cells,
     tiles_of,
 )
-from vtr.ops.reconstruct import reconstruct, reconstruction
+from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.rotary import cell_rotation
 from vtr.ops.windows import from_windows, to_windows
 
@@ -175,6 +175,27 @@ def test_weights_are_those_of_the_definition(normalize, neighbours):
     norm = wanted.sum(-1, keepdim=True) if normalize == "sum" else wanted.norm(dim=-1, keepdim=True)
     made = reconstruction(tokens, centres, tau=0.3, neighbours=neighbours, normalize=normalize)
     torch.testing.assert_close(made, wanted / norm, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_nearest_alone_restore_as_all_the_weights_do(dtype):
+    tokens, centres, refined = tokens_of((5, 4)).to(dtype), tokens_of((3, 3), seed=1).to(dtype), tokens_of((3, 3), seed=2).to(dtype)
+    tau = torch.tensor([0.3, 0.7])
+    weights = reconstruction(tokens, centres, tau=tau, neighbours=4)
+    index, some = nearest(tokens, centres, tau=tau, neighbours=4)
+    torch.testing.assert_close(torch.zeros_like(weights).scatter(-1, index, some), weights)
+    full = mean_of_nearest(index, some, refined.requires_grad_())
+    assert full.dtype == dtype
+    torch.testing.assert_close(full, reconstruct(weights, refined))
+    wanted = torch.autograd.grad(reconstruct(weights, refined).float().square().sum(), refined)
+    rounding = 0.02 if dtype == torch.bfloat16 else 1e-5  # its gradients are summed in it
+    torch.testing.assert_close(torch.autograd.grad(full.float().square().sum(), refined), wanted, atol=rounding, rtol=rounding)
+
+
+def test_ties_for_the_last_place_are_cut_where_only_the_nearest_count():
+    centres = torch.tensor([[[1.0], [-1.0], [5.0]]])
+    index, weights = nearest(torch.zeros(1, 1, 1), centres, tau=1.0, neighbours=1)
+    assert int(index) in (0, 1) and weights.tolist() == [[[1.0]]]
 
 
 def test_ties_with_the_last_neighbour_count_and_far_tokens_keep_a_weight():

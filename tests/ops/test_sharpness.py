@@ -57,6 +57,14 @@ def test_tau_is_that_of_the_rule(grid, clusters, window):
     torch.testing.assert_close(auto_tau(tokens, grid, clusters, window, torch.arange(3)), torch.tensor(wanted), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("rank", [1, 8, 400])
+def test_wide_tokens_get_nearly_the_tau_of_the_rule(rank):
+    generator = torch.Generator().manual_seed(rank)
+    tokens = tokens_of((16, 16), 2, rank) @ torch.randn(rank, 400, generator=generator)
+    tau = auto_tau(tokens, (16, 16), (10, 10), 5, torch.arange(2))
+    torch.testing.assert_close(tau, torch.tensor([by_rule(one, (16, 16), (10, 10), 5) for one in tokens]), rtol=0.1, atol=0)
+
+
 def test_the_ladder_is_geometric():
     assert len({round(sharp / soft, 9) for soft, sharp in pairwise(LADDER)}) == 1
 

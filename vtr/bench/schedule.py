@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, host_of
 from vtr.reduction import reduced
-from vtr.registry import with_settings
 from vtr.types import Geometry, Method, Selection, Step, View, VtrError
+from vtr.types.method import with_settings
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused:
     for name in asked.names:
         try:
             method = make(name, keep, asked, host.llm_layers)
-            make_plan(host, method, {})
+            make_plan(host, method)
         except (TypeError, ValueError, VtrError) as error:
             if ALL not in asked.methods:
                 raise

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vtr.mistakes import is_refusal
-from vtr.registry import setting_value
 from vtr.types import VtrError
+from vtr.types.settings import setting_value
 
 P = ParamSpec("P")
 T = TypeVar("T")

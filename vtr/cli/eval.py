@@ -10,8 +10,9 @@ import typer
 
 from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, method_settings, out, parse_list, reported
 from vtr.cli._watching import Watcher
-from vtr.registry import default_settings, method_class
+from vtr.registry import method_class
 from vtr.types import BUDGETS, VtrError
+from vtr.types.settings import default_settings
 
 if TYPE_CHECKING:
     from vtr.eval.run.workers import Setup

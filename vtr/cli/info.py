@@ -8,8 +8,9 @@ import typer
 
 from vtr.cli._common import out, reported
 from vtr.cli.list_ import facts
-from vtr.registry import default_settings, method_class
+from vtr.registry import method_class
 from vtr.types import BUDGETS
+from vtr.types.settings import default_settings
 
 SHARED = {
     "keep": "visual tokens left per image after the last removal",

@@ -46,7 +46,7 @@ class DenseHooks:
         """The plan for inputs of this token grid, without steps where `keep` is more than the grid has; refuses what does not fit it."""
         if grid not in self.plans:
             small = [m for m in self.methods if m.budget is not None and (m.budget.keep or 0) > grid[0] * grid[1]]
-            self.plans[grid] = Plan(self.methods, (), 0) if small else make_plan(self.host.at(grid), list(self.methods), {})
+            self.plans[grid] = Plan(self.methods, (), 0) if small else make_plan(self.host.at(grid), self.first_plan)
             if small and not self.warned:
                 self.warned = True
                 warnings.warn(

@@ -11,8 +11,9 @@ import numpy as np
 
 from vtr.eval.run.results import ResultError, content_hash
 from vtr.eval.stats import Interval, accuracies, combine
-from vtr.registry import default_settings, list_methods, method_class
+from vtr.registry import list_methods, method_class
 from vtr.types import BUDGETS
+from vtr.types.settings import default_settings
 
 
 class Outcomes(NamedTuple):

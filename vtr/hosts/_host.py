@@ -14,8 +14,9 @@ from vtr.hosts._layout import Kind, Layout
 from vtr.hosts._towers import RowTower, Stack
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
-from vtr.registry import closest, find_host, list_hosts
+from vtr.registry import find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
+from vtr.types.naming import closest
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.ops.gather import left_align
+from vtr.ops.gather import left_align, take
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
 from vtr.types import Boundary, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
@@ -61,8 +61,8 @@ def merge_chosen(
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
 
     index, used = left_align(chosen & ~whole, min(most, real.shape[1]))
-    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), wide.gather(1, _wide(index, wide)))
-    merged = wide.scatter(1, _wide(index, wide), grown)
+    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), take(wide, index))
+    merged = wide.scatter(1, index[..., None].expand_as(grown), grown)
     share = torch.where(rest, attention, 0).to(wide.dtype)
     remains = (share[:, None] @ wide.masked_fill(~real[..., None], 0)).squeeze(1)  # (G, D)
     merged = torch.where(extra[..., None], remains[:, None], merged).to(tokens.dtype)
@@ -73,10 +73,6 @@ def merge_chosen(
 def outliers(attention: Tensor, real: Tensor) -> Tensor:
     """`(G, N)` bool: attention strictly above `Q3 + 1.5 IQR` of its row; never more than a quarter of a row."""
     return (attention > upper_fence(attention, real)[:, None]) & real
-
-
-def _wide(index: Tensor, tokens: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, tokens.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,8 +32,8 @@ class ScoreMethod(Method):
         """Returns the signals that `score` reads."""
         return ()
 
-    def score(self, view: View, *signals: Tensor) -> Tensor:
-        """Returns the score `(G, N)` of each token, higher stays, from the signals in the order of `needs`."""
+    def score(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the score `(G, N)` of each token, higher stays; written as `score(self, view, signal, ...)`, signals in the order of `needs`."""
         raise NotImplementedError
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:

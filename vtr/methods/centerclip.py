@@ -31,7 +31,7 @@ from vtr.ops.gather import index_to_mask
 from vtr.ops.kmedoids import Medoids, kmedoids
 from vtr.ops.spectral import heat_affinity, laplacian_eigen
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, Place, Remove, Selection, Stage, Step, Tower, View
+from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, Place, Remove, Selection, Stage, Step, Tower, View, at_least
 
 CHOICES = {
     "stage": ("tower", "boundary"),
@@ -117,8 +117,7 @@ class CenterCLIP(Method):
             raise ValueError(f"centerclip: layer must be 0 or more, got {self.layer}")
         if not self.sigma > 0 or self.iterations < 0:
             raise ValueError(f"centerclip: sigma must be above 0 and iterations at least 0, got {self.sigma} and {self.iterations}")
-        if self.neighbours is not None and self.neighbours < 1:
-            raise ValueError(f"centerclip: neighbours must be at least 1, got {self.neighbours}")
+        at_least(self, "neighbours", 1)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layer = min(geometry.tower_layers // 2, geometry.feature_layer) if self.layer is None else self.layer

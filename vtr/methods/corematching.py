@@ -31,7 +31,7 @@ from vtr.ops.elbow import elbow
 from vtr.ops.outliers import quantile
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View, VtrError, at_least, check_llm_layer
 from vtr.types.signals import mlp_activation
 
 CHUNK = 1 << 22
@@ -103,8 +103,7 @@ class CoreMatching(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1:
-            raise ValueError(f"corematching: layer must be at least 1, got {self.layer}; activations come from the layer before")
+        at_least(self, "layer", 1, "; activations come from the layer before")
         for name in ("rho", "beta"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"corematching: {name} must be in (0, 1], got {getattr(self, name)}; the paper uses 0.2 and 0.4")
@@ -114,10 +113,7 @@ class CoreMatching(Method):
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":
             raise VtrError("corematching: compat='authors' zeroes cached keys and values instead of removing tokens; use compat=None")
-        if self.layer >= geometry.llm_layers:
-            raise ValueError(
-                f"corematching: layer {self.layer} is out of range: this LLM has {geometry.llm_layers} layers; use 1 to {geometry.llm_layers - 1}"
-            )
+        check_llm_layer(self.name, self.layer, geometry, least=1)
         activation = mlp_activation(self.layer - 1)
         exact = self.budget is not None
         return (Remove(Layer(self.layer), partial(self._select, activation, exact), (activation,), counted=exact),)

@@ -30,7 +30,7 @@ from torch import Tensor
 from vtr.ops.gather import index_to_mask, left_align, take
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Method, Remove, Selection, Stage, Step, View, VtrError, at_least
 from vtr.types.signals import keys
 
 
@@ -114,8 +114,7 @@ class DART(Method):
         super().__post_init__()
         if self.stage not in ("prefill", "boundary"):
             raise ValueError(f"dart: stage must be 'prefill' or 'boundary', got {self.stage!r}")
-        if self.layer < 1:
-            raise ValueError(f"dart: layer must be at least 1, got {self.layer}; use stage='boundary' to prune before layer 0")
+        at_least(self, "layer", 1, "; use stage='boundary' to prune before layer 0")
         if self.pivots_image < 0 or self.pivots_text < 0 or self.pivots_image + self.pivots_text < 1:
             raise ValueError(f"dart: needs at least one pivot, got pivots_image={self.pivots_image}, pivots_text={self.pivots_text}")
         if self.compat not in (None, "authors"):

@@ -32,11 +32,11 @@ from torch import Tensor
 from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
 from vtr.ops.grids import by_grid, together
-from vtr.ops.reconstruct import reconstruct, reconstruction
+from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
 from vtr.recipes import calibrated
 from vtr.registry import register_method
-from vtr.types import Card, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError
+from vtr.types import Card, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError, at_least
 
 FULL_SHARE = 10 / 24
 """Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
@@ -53,6 +53,7 @@ class _Clusters:
     centres: Tensor
     tau: float | Tensor
     weights: Tensor | None = None
+    nearest: tuple[Tensor, Tensor] | None = None
     labels: Tensor | None = None
 
 
@@ -103,23 +104,13 @@ class Expedit(Method):
         elif isinstance(grid, bool) or not isinstance(grid, (int, float)) or not 0 < grid <= 1:
             raise ValueError(f"expedit: grid must be (rows, cols) or a share of each side in (0, 1], got {grid!r}")
         for name, least in (("alpha", 0), ("iterations", 0), ("window", 1), ("blocks", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("alpha", "blocks"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"expedit: {name} must be an integer, got {value!r}")
-            if value < least:
-                raise ValueError(f"expedit: {name} must be at least {least}, got {value}")
+            at_least(self, name, least)
         if self.window % 2 == 0:
             raise ValueError(
                 f"expedit: window must be odd, got {self.window}; {self.window + 1} reaches {self.window // 2} cells to every side"
             )
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int):
-            raise TypeError(f"expedit: neighbours must be an integer, got {self.neighbours!r}")
         if self.neighbours == 0:
             raise ValueError("expedit: neighbours must be at least 1, or negative for all clusters, got 0")
-        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float, str)):
-            raise TypeError(f"expedit: tau must be a number, 'auto' or a file, got {self.tau!r}")
         if not isinstance(self.tau, str) and not 0 < self.tau < float("inf"):
             raise ValueError(f"expedit: tau must be above 0 and finite, got {self.tau}")
         if self.reconstruct not in (True, False, "naive"):
@@ -279,6 +270,9 @@ def _restored(tokens: Tensor, kept: _Clusters, method: Expedit) -> Tensor:
     if method.reconstruct == "naive":
         kept.labels = hard_labels(kept.tokens, kept.centres) if kept.labels is None else kept.labels
         return take(tokens, kept.labels)
+    if not method.compat and 0 < method.neighbours < kept.centres.shape[1]:
+        kept.nearest = kept.nearest or nearest(kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours)
+        return mean_of_nearest(*kept.nearest, tokens)
     if kept.weights is None:
         kept.weights = reconstruction(
             kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours, normalize="l2" if method.compat else "sum"

@@ -15,40 +15,27 @@ tokens are chosen before the projector, which is the same and cheaper.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vtr.ops.topk import topk_mask
+from vtr.methods._score import ScoreMethod
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, Geometry, PositionOption, Signal, Stage, View
 from vtr.types.signals import cls_row
 
 
 def fastervlm_score(attention: Tensor) -> Tensor:
-    """CLS attention `(..., H, N)` after the softmax over CLS and patches -> score `(..., N)`."""
+    """Returns the score `(..., N)` of CLS attention `(..., H, N)` after the softmax over CLS and patches."""
     return attention.float().mean(-2)
-
-
-def fastervlm(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
-    """Keeps the best-scored tokens; ties go to the lowest index.
-
-    Args:
-        score: `(G, N)`, one row per view, as `fastervlm_score` gives it.
-        real: `(G, N)` bool, candidates.
-        keep: `(G,)` int64.
-
-    Returns:
-        Keep mask `(G, N)` bool with exactly `keep` True per row.
-    """
-    return topk_mask(score, real, keep)
 
 
 @register_method("fastervlm")
 @dataclass(frozen=True, kw_only=True)
-class FasterVLM(Method):
+class FasterVLM(ScoreMethod):
     """The default budget is a quarter, the 144 of 576 of the paper; positions are renumbered as the authors do."""
 
+    per: ClassVar[Literal["image", "view"]] = "view"
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
     published_positions: ClassVar[PositionOption] = "renumber"
@@ -63,10 +50,11 @@ class FasterVLM(Method):
         needs_cls=True,
     )
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        row = cls_row(geometry.feature_layer)  # mean over heads
-        return (Remove(Boundary(before_projector=True), lambda view: _select(view, row), (row,), per="view"),)
+    def where(self, geometry: Geometry) -> Boundary:
+        return Boundary(before_projector=True)
 
+    def needs(self, geometry: Geometry) -> Signal:
+        return cls_row(geometry.feature_layer)
 
-def _select(view: View, row: Signal) -> Selection:
-    return Selection(keep=fastervlm(view.signals[row], view.real, view.keep))
+    def score(self, view: View, row: Tensor) -> Tensor:
+        return row  # the mean over heads

@@ -21,38 +21,25 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtr.ops.topk import topk_mask
+from vtr.methods._score import ScoreMethod
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Layer, Method, Remove, Selection, Signal, Stage, Step, View
+from vtr.types import Budget, Card, Geometry, Layer, Signal, Stage, View, at_least
 from vtr.types.signals import LAST, attention
 
 
 def fastv_score(attention: Tensor) -> Tensor:
-    """Attention of the last token to the visual tokens, `(..., H, N)` after the softmax over all keys -> score `(..., N)`."""
+    """Returns the score `(..., N)` of attention of the last token to the visual tokens, `(..., H, N)` after the softmax over all keys."""
     return attention.float().mean(-2)
-
-
-def fastv(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
-    """Keeps the best-scored tokens; ties go to the lowest index.
-
-    Args:
-        score: `(G, N)`, as `fastv_score` gives it.
-        real: `(G, N)` bool, candidates.
-        keep: `(G,)` int64.
-
-    Returns:
-        Keep mask `(G, N)` bool.
-    """
-    return topk_mask(score, real, keep)
 
 
 @register_method("fastv")
 @dataclass(frozen=True, kw_only=True)
-class FastV(Method):
+class FastV(ScoreMethod):
     """The default is the paper's headline setting, K = 2 and R = 50 %."""
 
     layer: int = 2
 
+    symbol: ClassVar[str] = "K"
     stages: ClassVar[tuple[Stage, ...]] = ("prefill",)
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.5)
     card: ClassVar[Card] = Card(
@@ -68,21 +55,19 @@ class FastV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1:
-            raise ValueError(
-                f"fastv: layer must be at least 1, got {self.layer} (the paper's K = {self.layer}): scores come from the layer before; "
-                "to remove tokens before the LLM use a boundary method such as 'divprune'"
-            )
+        at_least(
+            self,
+            "layer",
+            1,
+            f" (the paper's K = {self.layer}): scores come from the layer before; to remove tokens before the LLM use a boundary method such as "
+            "'divprune'",
+        )
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        if self.layer >= geometry.llm_layers:
-            raise ValueError(
-                f"fastv: layer {self.layer} (the paper's K = {self.layer}) is out of range: this LLM has {geometry.llm_layers} layers; "
-                f"use 1 to {geometry.llm_layers - 1}"
-            )
-        row = attention(self.layer - 1, queries=LAST)  # mean over heads
-        return (Remove(Layer(self.layer), lambda view: _select(view, row), (row,)),)
+    def where(self, geometry: Geometry) -> Layer:
+        return Layer(self.layer)
 
+    def needs(self, geometry: Geometry) -> Signal:
+        return attention(self.layer - 1, queries=LAST)
 
-def _select(view: View, row: Signal) -> Selection:
-    return Selection(keep=fastv(view.signals[row], view.real, view.keep))
+    def score(self, view: View, row: Tensor) -> Tensor:
+        return row  # the mean over heads

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from vtr.ops.gather import take
 from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.precision import widened
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
@@ -107,7 +108,7 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
 
     `values (G, N, H, d)`, `cls_values (G, P, H, d)`, `part (G, N)`, `real (G, N)` -> `(G, N)` float32.
     """
-    values, cls_values = _wide(values), _wide(cls_values)
+    values, cls_values = widened(values), widened(cls_values)
     views = cls_values if cls_values.shape[1] > 1 else cls_values.expand(-1, 2, -1, -1)  # one column rounds differently in larger batches
     every = values.transpose(1, 2) @ views.permute(0, 2, 3, 1)  # (G, H, N, P)
     logits = every.gather(3, part[:, None, :, None].expand(-1, every.shape[1], -1, -1)).squeeze(3)  # (G, H, N)
@@ -137,9 +138,9 @@ def last_row(last: Tensor, others: Tensor, real: Tensor, scaling: float | None =
 
     `scaling` is the factor on the logits, that of the model's attention; None = `d ** -0.5`.
     """
-    wide = _wide(others)[:, :, :, None]  # (G, N, H', 1, d)
-    grouped = _wide(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
-    logits = (wide * grouped).sum(-1).flatten(2) * (last.shape[-1] ** -0.5 if scaling is None else scaling)  # (G, N, H)
+    spread = widened(others)[:, :, :, None]  # (G, N, H', 1, d)
+    grouped = widened(last).unflatten(1, (others.shape[2], -1))[:, None]  # (G, 1, H', H / H', d)
+    logits = (spread * grouped).sum(-1).flatten(2) * (last.shape[-1] ** -0.5 if scaling is None else scaling)  # (G, N, H)
     return logits.masked_fill(~real[..., None], -torch.inf).softmax(1).mean(2)
 
 
@@ -260,7 +261,7 @@ def _note_keep(view: View) -> None:
 def _in_llm(view: View, row: Signal, value: Signal) -> Selection:
     """Step 4: the last prompt token's view on the visual tokens of one image."""
     assert view.text is not None
-    heads = _wide(view.signals[row])  # (G, H, N)
+    heads = widened(view.signals[row])  # (G, H, N)
     relation = torch.where(view.real[:, None], heads, 0)
     relation = (relation / relation.sum(-1, keepdim=True).clamp_min(torch.finfo(relation.dtype).tiny)).mean(1)
     visual, text = view.signals[value]
@@ -271,11 +272,6 @@ def _in_llm(view: View, row: Signal, value: Signal) -> Selection:
     semantic = last_row(last, visual, view.real, view.scaling.get(value))
     score = flow_score(relation, semantic, value_strength(visual), part, view.real)
     return Selection(keep=topk_mask(score, view.real, view.keep))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _last(values: Tensor, real: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, valid_region
 from vtr.ops.grids import largest, sides
-from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.parts import extent, members, part_sum, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
@@ -95,9 +95,9 @@ def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Ten
     """
     on_canvas = real & (cells[..., 0] > 0)
     row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]) if own is None else own)
-    top, height = _extent(row, on_canvas)
-    left, width = _extent(col, on_canvas)
-    spread = resized_at(thumbnail, row - top[:, None], col - left[:, None], height, width, own)
+    (top, bottom), (left, right) = (extent(at, on_canvas[:, None]) for at in (row, col))
+    height, width = ((end - start).clamp_min(1)[:, 0] for start, end in ((top, bottom), (left, right)))
+    spread = resized_at(thumbnail, row - top, col - left, height, width, own)
     return torch.where(on_canvas, spread, 0)
 
 
@@ -125,13 +125,6 @@ def similarity_scores(tokens: Tensor, cells: Tensor, real: Tensor, views: int) -
     mean = (member / member.sum(-1, keepdim=True).clamp_min(1)).to(wide.dtype) @ wide.masked_fill(~real[..., None], 0)  # (G, V, D)
     cosine = F.normalize(wide, dim=-1, eps=1e-12) @ F.normalize(mean, dim=-1, eps=1e-12).mT  # (G, N, V)
     return -cosine.gather(2, part[..., None]).squeeze(2)
-
-
-def _extent(at: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """First place and length of the range of `at (G, N)` where `there`; length at least 1."""
-    first = torch.where(there, at, torch.iinfo(at.dtype).max).amin(1)
-    last = torch.where(there, at, -1).amax(1)
-    return torch.where(last >= 0, first, 0), torch.where(last >= 0, last - first + 1, 1)
 
 
 @register_method("globalcom2")

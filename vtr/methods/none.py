@@ -27,6 +27,7 @@ class Nothing(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     published_positions: ClassVar[PositionOption] = "renumber"
+    removes_all: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="None: the prompt with its image cut out",
         paper="none (reference row)",

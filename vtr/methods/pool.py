@@ -31,6 +31,7 @@ from vtr.ops.canvas import canvas_cells, on_device
 from vtr.ops.clusters import cell_means, cell_pivots, home_cells
 from vtr.ops.gather import index_to_mask, take
 from vtr.ops.grids import by_grid, sides, stacked_rows, together
+from vtr.ops.parts import extent
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
@@ -92,8 +93,8 @@ def pool(
     n = real.shape[1]
     member = (part[:, None] == torch.arange(2, device=part.device)[:, None]) & real[:, None]  # (G, 2, N)
     count = member.sum(2)
-    top, bottom = _extent(row, member)
-    left, right = _extent(col, member)
+    top, bottom = extent(row, member)
+    left, right = extent(col, member)
     share = quota(count.double(), count, keep)  # (G, 2)
 
     number = torch.arange(most, device=keep.device).expand(len(keep), most)
@@ -121,14 +122,6 @@ def pool(
     nearest = torch.where(inside.any(1), pivot.gather(1, away.argmin(1)), -1)  # the cell whose centre is closest
     assign = torch.where(kept, torch.arange(n, device=pivot.device), nearest)
     return kept, torch.where(fresh[..., None], take(mean, owner).to(tokens.dtype), tokens), assign
-
-
-def _extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last of `at (G, N)` among the members `(G, P, N)` of each part; 0 and 0 of an empty part."""
-    some = member.any(2)
-    low = torch.where(member, at[:, None], torch.iinfo(torch.int64).max).amin(2)
-    high = torch.where(member, at[:, None] + 1, 0).amax(2)
-    return torch.where(some, low, 0), high
 
 
 @register_method("pool")

@@ -16,31 +16,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from vtr.methods._score import ScoreMethod
 from vtr.ops.hashing import random_key
-from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
-
-
-def random(seed: int, checksum: Tensor, patch: Tensor, real: Tensor, keep: Tensor) -> Tensor:
-    """Draws tokens without replacement.
-
-    Args:
-        seed: any integer.
-        checksum: `(G,)` int64, one per image.
-        patch: `(G, N)` int64 original patch ids.
-        real: `(G, N)` bool, candidates.
-        keep: `(G,)` int64.
-
-    Returns:
-        Keep mask `(G, N)` bool.
-    """
-    return topk_mask(-random_key(seed, checksum, patch).double(), real, keep)
+from vtr.types import Boundary, Budget, Card, Geometry, Stage, View
 
 
 @register_method("random")
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(ScoreMethod):
     """Random choice at the boundary; the default budget is a third, the 192 of 576 of most tables."""
 
     seed: int = 0
@@ -61,8 +45,8 @@ class Random(Method):
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"random: seed must fit in 64 bits, got {self.seed}")
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Remove(Boundary(), self._select),)
+    def where(self, geometry: Geometry) -> Boundary:
+        return Boundary()
 
-    def _select(self, view: View) -> Selection:
-        return Selection(keep=random(self.seed, view.checksum, view.patch, view.real, view.keep))
+    def score(self, view: View) -> Tensor:
+        return -random_key(self.seed, view.checksum, view.patch).double()

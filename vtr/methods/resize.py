@@ -19,8 +19,7 @@ from typing import ClassVar
 
 from vtr.ops.canvas import valid_region
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Input, Method, Stage, Step, View
-from vtr.types import Resize as Resizing
+from vtr.types import Budget, Card, Geometry, Input, Method, Rescale, Stage, Step, View
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +87,7 @@ class Resize(Method):
     )
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        return (Resizing(Input(), _select),)
+        return (Rescale(Input(), _select),)
 
 
 def _select(view: View) -> list[tuple[int, int]]:

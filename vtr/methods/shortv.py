@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from vtr.registry import closest, register_method
-from vtr.types import Card, Freeze, Geometry, Layer, Method, Stage, Step, is_integer
+from vtr.registry import register_method
+from vtr.types import Card, Freeze, Geometry, Layer, Method, Stage, Step, at_least, is_integer
+from vtr.types.naming import closest
 
 
 class Published(NamedTuple):
@@ -134,8 +135,7 @@ class ShortV(Method):
         super().__post_init__()
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", _checked(self.layers, "layers"))  # YAML and JSON hand in lists
-        if self.first is not None and self.first < 0:
-            raise ValueError(f"shortv: first must be at least 0, got {self.first}")
+        at_least(self, "first", 0)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers = self.frozen_layers(geometry)

@@ -29,7 +29,7 @@ from vtr.methods._schedule import Tabled
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Layer, Observe, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import Boundary, Budget, Card, Geometry, Layer, Observe, Remove, Selection, Signal, Stage, Step, View, VtrError, at_least
 from vtr.types.signals import TEXT, attention
 
 PUBLISHED = (3, 7, 16)
@@ -145,8 +145,7 @@ class SparseVLMPlus(Tabled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads < 1:
-            raise ValueError(f"{self.name}: heads must be at least 1, got {self.heads}; the code uses 14")
+        at_least(self, "heads", 1, "; the code uses 14")
         if self.rope_base is not None and not self.rope_base > 0:
             raise ValueError(f"{self.name}: rope_base must be above 0, got {self.rope_base}; None takes the model's, LLaMA uses 10000")
 

@@ -43,6 +43,7 @@ from vtr.types import (
     Step,
     View,
     VtrError,
+    at_least,
 )
 from vtr.types.signals import TEXT, VISUAL, attention, cls_row
 
@@ -142,8 +143,7 @@ class ToDRE(Method):
             raise ValueError(f"todre: pivot must be one of {', '.join(PIVOTS)}, got {self.pivot!r}")
         if not 0 <= self.tau <= 1:
             raise ValueError(f"todre: tau must be in [0, 1], got {self.tau}; the paper uses 0.1, 0 switches stage 2 off")
-        if self.layer is not None and self.layer < 1:
-            raise ValueError(f"todre: layer must be at least 1, got {self.layer}; stage 2 reads the attention of the layer before")
+        at_least(self, "layer", 1, "; stage 2 reads the attention of the layer before")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         pivot = ("cls" if geometry.has_cls else "random") if self.pivot == "auto" else self.pivot

@@ -19,7 +19,7 @@ from vtr.ops.precision import outside_autocast
 
 Grid = tuple[int, int]
 Made = TypeVar("Made")
-GATHER = 64
+GATHER = 96
 """What fetching and adding back one number of a box of centres costs, in multiply-adds; decides how large tiles are, not what comes out."""
 
 
@@ -93,9 +93,9 @@ def tile_means(member: Tensor, parts: Tensor, tiles: Tiles, shape: torch.Size) -
     if tiles.real is not None:
         member = member * tiles.real.repeat(shape[0], 1, 1)
     place = tiles.centres.flatten()
-    weight = member.new_zeros(shape[:2]).index_add(1, place, member.sum(1).view(shape[0], -1))
+    weight = member.new_zeros(shape[:2]).index_add_(1, place, member.sum(1).view(shape[0], -1))
     summed = (member.mT @ parts).view(shape[0], -1, shape[2])
-    return summed.new_zeros(shape).index_add(1, place, summed) / weight.clamp_min(1e-16)[..., None]
+    return summed.new_zeros(shape).index_add_(1, place, summed) / weight.clamp_min(1e-16)[..., None]
 
 
 def _by_kernels(tokens: Tensor, centres: Tensor, tiles: Tiles, tau: float | Tensor, iterations: int) -> Tensor:
@@ -110,7 +110,9 @@ def cell_means(tokens: Tensor, grid: Grid, clusters: Grid) -> Tensor:
     """Adaptive average pooling of `tokens (B, H*W, D)` to `(B, h*w, D)`, both in raster order."""
     if grid == clusters:
         return tokens
-    pooled = F.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), clusters)
+    pooled = F.adaptive_avg_pool2d(
+        tokens.unflatten(1, grid).permute(0, 3, 1, 2), clusters
+    )  # strides of channels last, also of a single row
     return pooled.flatten(2).mT.contiguous()
 
 
@@ -184,6 +186,7 @@ class Tiles(NamedTuple):
 
     `tokens (T, n)` and `centres (T, m)` int64 in raster order; `bias (T, n, m)` float32, 0 for candidates and -inf for others; `real (T, n, 1)`
     float32, 0 where a token is another tile's (tiles overlap where their side does not divide the grid's), or None when none is.
+    `candidates` int64 says where in `bias.flatten()` each candidate of each token lies, once.
     `holders (h*w, most)` int64 says where in `centres.flatten()` each centre lies, -1 behind the last place.
     """
 
@@ -192,6 +195,7 @@ class Tiles(NamedTuple):
     bias: Tensor
     real: Tensor | None
     holders: Tensor
+    candidates: Tensor
 
 
 @constant
@@ -211,9 +215,11 @@ def tiles_of(grid: Grid, clusters: Grid, window: int, device: torch.device) -> T
     apart = (cells[0][..., None] - cells[1][:, :, None]).abs().amax(0)  # (T, n, m)
     bias = torch.zeros(apart.shape).masked_fill_(apart > window // 2, -torch.inf)
     real = _cross(rows.real, cols.real, 2) == 3  # 2 * row + column, both 1
+    candidates = ((bias == 0) & real[..., None]).flatten().nonzero()[:, 0].to(device)
     bias[~real] = 0  # a softmax over nothing would be NaN
     real_or_none = None if bool(real.all()) else real[..., None].float().to(device)
-    return Tiles(tokens.to(device), centres.to(device), bias.to(device), real_or_none, _holders(centres, clusters).to(device))
+    holders = _holders(centres, clusters).to(device)
+    return Tiles(tokens.to(device), centres.to(device), bias.to(device), real_or_none, holders, candidates)
 
 
 def _holders(centres: Tensor, clusters: Grid) -> Tensor:

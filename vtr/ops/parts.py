@@ -41,3 +41,11 @@ def topk_per_part(score: Tensor, part: Tensor, real: Tensor, keep: Tensor) -> Te
     first = (size.cumsum(1) - size).gather(1, part)  # where the part of each token begins in `order`
     place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return (place - first < keep.gather(1, part)) & real
+
+
+def extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first and one past the last of `at (G, N)` among the members `(G, P, N)` of each part; 0 and 0 of an empty part."""
+    some = member.any(2)
+    low = torch.where(member, at[:, None], torch.iinfo(torch.int64).max).amin(2)
+    high = torch.where(member, at[:, None] + 1, 0).amax(2)
+    return torch.where(some, low, 0), high

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Made = TypeVar("Made")
 
@@ -26,3 +27,8 @@ def outside_autocast(function: Callable[..., Made]) -> Callable[..., Made]:
             return function(first, *args, **kwargs)
 
     return run
+
+
+def widened(values: Tensor) -> Tensor:
+    """Returns values in float32, or as they are where they are wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

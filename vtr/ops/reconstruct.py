@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vtr.ops.clusters import squared_distances
 from vtr.ops.precision import outside_autocast
 
 Normalize = Literal["sum", "l2"]
@@ -34,14 +34,38 @@ def reconstruction(tokens: Tensor, centres: Tensor, *, tau: float | Tensor, neig
         raise ValueError("reconstruction: neighbours must be at least 1, or negative for all centres, got 0")
     if normalize not in ("sum", "l2"):
         raise ValueError(f"reconstruction: normalize must be 'sum' or 'l2', got {normalize!r}")
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    distance = squared_distances(wide, centres.to(wide.dtype))
-    logits = distance * (-tau if isinstance(tau, (int, float)) else -tau.to(wide).view(-1, 1, 1))
+    away = _away(tokens, centres, tau)
     if 0 < neighbours < centres.shape[1]:
-        last = logits.topk(neighbours, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < last, -torch.inf)
-    weights = logits.softmax(-1)  # the row maximum is subtracted: no row is all zero
+        last = away.topk(neighbours, dim=-1, largest=False, sorted=False).values.amax(-1, keepdim=True)
+        away = torch.where(away > last, torch.inf, away)
+    weights = (-away).softmax(-1)  # the row maximum is subtracted: no row is all zero
     return weights if normalize == "sum" else weights / torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+
+
+@outside_autocast
+def nearest(tokens: Tensor, centres: Tensor, *, tau: float | Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Returns the nearest centres of every token, `(B, N, neighbours)` int64, and their weights, which sum to 1.
+
+    The same as `reconstruction`, whose arguments these are, but where centres tie for the last place only as many count as there is room for.
+    """
+    away, index = _away(tokens, centres, tau).topk(neighbours, dim=-1, largest=False, sorted=False)
+    return index, (-away).softmax(-1)
+
+
+def mean_of_nearest(index: Tensor, weights: Tensor, refined: Tensor) -> Tensor:
+    """Returns `(B, N, D)` in the dtype of `refined (B, M, D)`: its mean by what `nearest` gives, at a cost of `O(N neighbours D)`."""
+    batch, count, width = refined.shape
+    place = (index + count * torch.arange(batch, device=index.device)[:, None, None]).flatten(0, 1)
+    weights = weights.to(refined.dtype).flatten(0, 1)
+    return F.embedding_bag(place, refined.reshape(-1, width), per_sample_weights=weights, mode="sum").unflatten(0, (batch, -1))
+
+
+def _away(tokens: Tensor, centres: Tensor, tau: float | Tensor) -> Tensor:
+    """Returns tau times the squared distances `(B, N, M)` less the token's own square, which is the same for all centres."""
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    centres = centres.to(wide.dtype)
+    sharp = tau if isinstance(tau, (int, float)) else tau.to(wide).view(-1, 1, 1)
+    return torch.baddbmm((sharp * centres.square().sum(-1, keepdim=True)).mT, wide, (-2 * sharp * centres).mT)
 
 
 def reconstruct(weights: Tensor, refined: Tensor) -> Tensor:

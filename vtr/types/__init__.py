@@ -2,10 +2,11 @@
 
 from vtr.types.budget import Budget
 from vtr.types.errors import VtrError
-from vtr.types.geometry import Geometry
+from vtr.types.geometry import Geometry, check_llm_layer
 from vtr.types.method import BUDGETS, Card, Method
+from vtr.types.naming import steps_of_method
 from vtr.types.selection import Selection
-from vtr.types.settings import check_choices, is_integer, is_number, plain
+from vtr.types.settings import at_least, check_choices, is_integer, is_number, plain
 from vtr.types.signals import PerToken, Signal, SignalKind, TextEmbedding
 from vtr.types.step import (
     ACTIONS,
@@ -21,13 +22,13 @@ from vtr.types.step import (
     Place,
     PositionOption,
     Remove,
-    Resize,
+    Rescale,
     Restore,
     Stage,
     Step,
     Tower,
 )
-from vtr.types.view import Grid, Kind, Text, View
+from vtr.types.view import Grid, Kind, Text, View, with_named_signals
 
 __all__ = [
     "ACTIONS",
@@ -51,7 +52,7 @@ __all__ = [
     "Place",
     "PositionOption",
     "Remove",
-    "Resize",
+    "Rescale",
     "Restore",
     "Selection",
     "Signal",
@@ -63,8 +64,12 @@ __all__ = [
     "Tower",
     "View",
     "VtrError",
+    "at_least",
     "check_choices",
+    "check_llm_layer",
     "is_integer",
     "is_number",
     "plain",
+    "steps_of_method",
+    "with_named_signals",
 ]

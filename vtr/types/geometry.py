@@ -11,7 +11,7 @@ from vtr.types.view import Kind
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is fixed about a model when a method is applied to it.
+    """Holds what is fixed about a model when a method is applied to it.
 
     Args:
         host: name of the host, e.g. `llava`.
@@ -49,3 +49,23 @@ class Geometry:
     fixed_grid: bool = True
     first_layer: int = 0
     patch_norm: Callable[[], float | None] | None = field(default=None, compare=False)
+
+
+def check_llm_layer(who: str, layer: int, geometry: Geometry, least: int = 0, symbol: str = "") -> None:
+    """Refuses a layer that is none of the LLM's.
+
+    Args:
+        who: what the message begins with.
+        layer: 0-based.
+        geometry: of the model.
+        least: the first layer that will do.
+        symbol: what the paper calls the layer.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not least <= layer < geometry.llm_layers:
+        paper = f" (the paper's {symbol} = {layer})" if symbol else ""
+        raise ValueError(
+            f"{who}: layer {layer}{paper} is out of range: this LLM has {geometry.llm_layers} layers; use {least} to {geometry.llm_layers - 1}"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from vtr.types.budget import Budget
@@ -17,7 +18,7 @@ BUDGETS = tuple(f.name for f in fields(Budget))
 
 @dataclass(frozen=True)
 class Card:
-    """Facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
+    """Holds the facts about a method that are not settings; `vtr list`, `vtr info` and the README are made from it."""
 
     title: str
     paper: str
@@ -62,6 +63,9 @@ class Method:
     published_positions: ClassVar[PositionOption] = "keep"
     """What `position_ids=None` means: what the published numbers were made with."""
 
+    removes_all: ClassVar[bool] = False
+    """Whether no visual token is left, which a method without a budget cannot say otherwise."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "default_budget" in vars(cls) and "takes_budget" not in vars(cls):
@@ -94,9 +98,19 @@ class Method:
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         """Returns what this method does on a model of that geometry, and where."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name}: has no steps; write steps(self, geometry) -> tuple[Step, ...]")
 
     @classmethod
     def identity(cls, n: int) -> Method:
-        """Settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
+        """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the name and every setting as plain JSON types; `vtr.method_from` makes the method again, also from JSON or YAML."""
+        return json.loads(json.dumps({"name": self.name, **asdict(self)}, default=str))
+
+
+def with_settings(method: Method, **settings: Any) -> Method:
+    """Returns a copy of `method` with some settings changed; a new budget replaces the old one."""
+    cleared = dict.fromkeys(BUDGETS) if any(settings.get(k) is not None for k in BUDGETS) else {}
+    return replace(method, **{**cleared, **settings})

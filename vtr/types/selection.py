@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class Selection:
-    """What a step answers: which visual tokens stay, and optionally what they become.
+    """Says which visual tokens stay, and optionally what they become.
 
     Args:
         keep: `(G, N)` bool; True stays. Exactly `view.keep` per row for a step with a budget.

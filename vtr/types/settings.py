@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -28,6 +29,26 @@ def plain(value: Any) -> Any:
     if not isinstance(value, (bool, int, float, str)) and hasattr(value, "__index__") and not hasattr(value, "ndim"):
         return int(value.__index__())
     return value
+
+
+def setting_value(text: str) -> Any:
+    """Returns a setting that was written as text, on a command line for example: JSON or `True`, `False`, `None` where it is that, else the text."""
+    named = {"True": True, "False": False, "None": None}
+    if text in named:
+        return named[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def default_settings(cls: Any) -> dict[str, Any]:
+    """Returns setting name -> default of a method class, in order; None for a setting without a default, positions as they are published."""
+    found = {
+        f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
+        for f in fields(cls)
+    }
+    return {**found, "position_ids": found["position_ids"] or cls.published_positions}
 
 
 def is_integer(value: Any) -> bool:
@@ -76,6 +97,23 @@ def check_choices(settings: object, who: str) -> None:
         if any(_is_one(value, kind) for kind in literals) or any(_is_of(value, kind) for kind in kinds if kind not in literals):
             continue
         raise ValueError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
+
+
+def at_least(settings: Any, name: str, least: int, hint: str = "") -> None:
+    """Refuses a setting below the least that means something; None passes.
+
+    Args:
+        settings: an instance with its name in `settings.name`.
+        name: of the field.
+        least: the smallest value that is allowed.
+        hint: what the message says behind the value.
+
+    Raises:
+        ValueError: it is smaller.
+    """
+    value = getattr(settings, name)
+    if value is not None and value < least:
+        raise ValueError(f"{settings.name}: {name} must be at least {least}, got {value}{hint}")
 
 
 @cache

@@ -7,12 +7,12 @@ of its row, `K` kept, `D` width, `H` heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from vtr.types.naming import closest
+from vtr.types.naming import closest, named
 from vtr.types.settings import check_choices, check_types
 
 SignalKind = Literal[
@@ -66,11 +66,16 @@ class Signal:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        check_types(self, "Signal")
+        who = named(self)
+        check_types(self, who)
         kinds = list(get_args(SignalKind))
         if self.kind not in kinds:
-            raise ValueError(f"Signal: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
-        check_choices(self, "Signal")
+            raise ValueError(f"{who}: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+        check_choices(self, who)
+
+    def __str__(self) -> str:
+        given = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "kind" and getattr(self, f.name) != f.default)
+        return f"Signal({', '.join([repr(self.kind), *given])})"
 
 
 class PerToken(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from vtr.types.naming import named
 from vtr.types.settings import check_choices, check_types
 from vtr.types.signals import Signal
 from vtr.types.view import View
@@ -26,8 +27,8 @@ class Place:
     layer: int
 
     def __post_init__(self) -> None:
-        check_types(self, type(self).__name__)
-        check_choices(self, type(self).__name__)
+        check_types(self, named(self))
+        check_choices(self, named(self))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Layer(Place):
 
 @dataclass(frozen=True)
 class Step:
-    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore` and `Resize`.
+    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore` and `Rescale`.
 
     Args:
         where: the place.
@@ -90,9 +91,11 @@ class Step:
     places: ClassVar[tuple[type[Place], ...]]
 
     def __post_init__(self) -> None:
-        who = type(self).__name__
+        who = named(self)
         if not hasattr(self, "action"):
-            raise TypeError("Step: is what all steps have in common, got one without an action; write Remove, Merge, Observe, ... instead")
+            raise TypeError(
+                f"{who}: is what all steps have in common, got one without an action; write Remove, Merge, Observe, ... instead"
+            )
         if not isinstance(self.where, self.places):
             places = " or ".join(f"{place.__name__}(...)" for place in self.places)
             raise TypeError(f"{who}: where must be {places}, got {self.where!r}")
@@ -242,7 +245,7 @@ class Restore(Step):
 
 
 @dataclass(frozen=True)
-class Resize(Step):
+class Rescale(Step):
     """Shows the tower smaller images: `select` returns the new `(rows, cols)` of patches of a view for each row of the View."""
 
     action: ClassVar[Action] = "input"

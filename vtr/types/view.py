@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vtr.types.errors import VtrError
@@ -20,8 +22,34 @@ Grid = tuple[int, int]
 Kind = Literal["image", "video"]
 
 
+class Signals(dict[Signal, Any]):
+    """What a step asked for; another signal is refused with the name of the method."""
+
+    def __init__(self, method: str, found: Mapping[Signal, Any]) -> None:
+        super().__init__(found)
+        self.method = method
+
+    def __missing__(self, signal: Any) -> Any:
+        raise VtrError(
+            f"{self.method}: reads {signal} in select, but its step asked for {', '.join(map(str, self)) or 'no signal'}; add it to the needs of "
+            "that step"
+        )
+
+
+def with_named_signals(method: str, select: Callable[[View], Any]) -> Callable[[View], Any]:
+    """Returns a `select` whose View refuses signals that the step of this method did not ask for."""
+
+    @wraps(select)
+    def asked(view: View) -> Any:
+        if not torch.compiler.is_compiling():
+            view.signals = Signals(method, view.signals)
+        return select(view)
+
+    return asked
+
+
 class Text(NamedTuple):
-    """Text tokens of each group's prompt row at this point.
+    """Holds the text tokens of each group's prompt row at this point.
 
     `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call; if there
     is none, all real text of this call); the rest is system text. Never another image's tokens.
@@ -34,7 +62,7 @@ class Text(NamedTuple):
 
 @dataclass
 class View:
-    """What a step sees: one row per image group (or per view, with `Step.per == "view"`). No batch rows, padding or newlines.
+    """Shows a step the visual tokens: one row per image group (or per view, with `per="view"`). No batch rows, padding or newlines.
 
     Args:
         tokens: visual tokens `(G, N, D)` in position order (view, then raster; at the boundary thumbnail, then canvas raster).
@@ -55,11 +83,11 @@ class View:
         checksum: `(G,)` int64 of the image's pixel values; the only seed a random choice may use besides its own.
         layer: layer the step is at.
         text: text of the row; None in the tower.
-        signals: what `Step.needs` asked for.
+        signals: what the step's `needs` ask for.
         scaling: for signals `q`, `k`, `v`, `next_q` and `next_k`: the factor that the attention they belong to has on its logits, usually
             `d ** -0.5`; `view.scaling.get(signal)` is None where it is not known.
-        memory: per-call notes from earlier steps of the same method; `memory.per_token` style entries live in `per_token`.
-        per_token: name -> `(G, N, ...)` tensors that the host gathers at every later removal.
+        memory: what earlier steps of the same method noted in this call; notes per token go into `per_token`.
+        per_token: name -> `(G, N, ...)` tensors, which follow their tokens at every later removal.
         final_norm: the LLM's final norm as a function of tokens; None in the tower.
     """
 

@@ -9,7 +9,8 @@ import pytest
 from tests.eval.report.made import cell
 from tests.eval.report.test_tables import cells_of, titles
 from vtr.eval.report import build, read_speed
-from vtr.registry import default_settings, method_class
+from vtr.registry import method_class
+from vtr.types.settings import default_settings
 
 RECORD = Path(__file__).with_name("bench-tiny-llava.json")
 TINY = {"model": {"name": "tiny-llava", "sha256": "0"}}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vtr.registry import create_method, method_class, setting_value
+from vtr.registry import create_method, method_class
 from vtr.types import Method
 from vtr.types.naming import FULL, closest
+from vtr.types.settings import setting_value
 
 NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_new_tokens", "batch_size", "max_batch_size")
 

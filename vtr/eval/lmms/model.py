@@ -24,8 +24,9 @@ from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
 from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
+from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
-from vtr.reduction import apply, reduced
+from vtr.reduction import apply
 from vtr.types import VtrError
 from vtr.types.naming import FULL
 
@@ -106,8 +107,7 @@ class Vtr(lmms):
                 raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
-        with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
-            self.layouts = partial(reduction.host.layouts, "image")
+        self.layouts = partial(host_of(self.model).layouts, "image")
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property

@@ -12,9 +12,10 @@ from vtr.eval.report.resamples import Resamples
 from vtr.eval.report.speed import Speed
 from vtr.eval.run.results import content_hash
 from vtr.eval.summary import Condensed, Row, make_rows
-from vtr.registry import default_settings, list_methods, method_class
+from vtr.registry import list_methods, method_class
 from vtr.types import BUDGETS
 from vtr.types.naming import FULL
+from vtr.types.settings import default_settings
 
 AT_A_BUDGET = ("random", "uniform", "pool", "resize")
 BASELINES = (FULL, *AT_A_BUDGET, "none")

@@ -11,9 +11,10 @@ import torch
 
 from vtr.eval.run.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
-from vtr.registry import create_method, default_settings, method_class
+from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, plain
 from vtr.types.naming import FULL
+from vtr.types.settings import default_settings
 
 
 @dataclass(frozen=True)

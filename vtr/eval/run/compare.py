@@ -129,8 +129,8 @@ def ask(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below
             prefill_ms(model, inputs)  # warms up, and tells whether the budget fits these images
-        if method:
-            report, frozen = _report(reduction), frozen_layers(reduction)
+        if method and reduction:
+            report, frozen = _report(reduction), reduction.plan.frozen
             check_budget(method, report)
             lengths = report["sequence_lengths"]
             per_layer = [sum(layer) for layer in zip(*(image["per_layer"] for image in report["images"]), strict=True)]
@@ -165,11 +165,6 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
         if method.keep is not None and method.keep > image["visual_tokens"]:
             where = f"image {image['image']} has {image['visual_tokens']} visual tokens"
             raise ValueError(f"{method.name}: keep must be from 1 to the image's visual tokens, got {method.keep}; {where}")
-
-
-def frozen_layers(reduction: Any) -> list[int]:
-    """Returns the LLM layers in which a reduction freezes the visual tokens."""
-    return sorted({item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"})
 
 
 def _report(reduction: Any) -> dict[str, Any]:

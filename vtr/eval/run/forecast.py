@@ -1,6 +1,6 @@
 """What cells will cost, and whether they fit their model, before weights are loaded.
 
-The model is built from its config on torch's meta device, which takes no memory; methods are applied to it as they are later to the real one.
+The model is built from its config on torch's meta device, which takes no memory; plans are made for it as they are later for the real one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
-from vtr.eval.run.compare import frozen_layers
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
+from vtr.hosts._host import host_of
 from vtr.models.loading import Checkpoint, find_checkpoint, load_config
 from vtr.models.recipes import find_recipe, list_recipes
-from vtr.reduction import reduced
+from vtr.planning import plan
+from vtr.plans import Plan
 from vtr.registry import create_method
 from vtr.types import VtrError
 
@@ -85,8 +86,7 @@ def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]
     found: list[tuple[Cell, Exception]] = []
     for cell in cells:
         try:
-            with _applied(setup, cell):
-                pass
+            _planned(setup, cell)
         except (ValueError, TypeError, VtrError) as error:
             found.append((cell, error))
     return found
@@ -113,17 +113,10 @@ def forecast(setup: Setup, cell: Cell) -> Forecast:
     """
     model = sketch(setup)
     shape = TransformerShape.from_config(model.config.get_text_config())
-    with _applied(setup, cell) as reduction:
-        most = count = reduction.host.most_tokens
-        adaptive, per_layer = False, [float(most)] * shape.layers
-        for item in [step for step in reduction.plan.steps if step.removes]:
-            adaptive = adaptive or (item.last and not reduction.plan.counted(item) and item.name != "none")
-            count = 0 if item.name == "none" else reduction.plan.targets(item, [most], [count])[0]
-            first = item.step.layer if item.step.stage == "prefill" else 0
-            per_layer[first:] = [float(count)] * (shape.layers - first)
-        frozen, tower = frozen_layers(reduction), _tower_flops(reduction.host)
-    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], frozen, TEXT_TOKENS) + tower
-    return Forecast(count, average_tokens(per_layer), adaptive, flops / TERA)
+    host, planned = host_of(model), _planned(setup, cell)
+    per_layer = planned.counts(host.most_tokens)
+    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS) + _tower_flops(host)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive, flops / TERA)
 
 
 def final_keep(setup: Setup, cell: Cell, method: int) -> int:
@@ -132,8 +125,7 @@ def final_keep(setup: Setup, cell: Cell, method: int) -> int:
     Raises:
         ValueError, VtrError: the method does not fit the model; see also `sketch`.
     """
-    with _applied(setup, cell) as reduction:
-        return reduction.plan.final_keep(method, reduction.host.most_tokens)
+    return _planned(setup, cell).final_keep(method, host_of(sketch(setup)).most_tokens)
 
 
 @dataclass(frozen=True)
@@ -230,5 +222,5 @@ def _tower_flops(host: Any) -> float:
     return views * prefill_flops(shape, [area + host.tower.prefix_tokens] * shape.layers)
 
 
-def _applied(setup: Setup, cell: Cell) -> Any:
-    return reduced(sketch(setup), cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one
+def _planned(setup: Setup, cell: Cell) -> Plan:
+    return plan(sketch(setup), cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one

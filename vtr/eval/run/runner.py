@@ -13,10 +13,11 @@ from typing import Any
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
 from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model
 from vtr.eval.run.cells import Cell, fingerprint
-from vtr.eval.run.compare import frozen_layers
 from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
+from vtr.hosts._host import host_of
+from vtr.planning import plan
 from vtr.reduction import reduced
 
 
@@ -83,10 +84,7 @@ class Runner:
         }
 
     def _frozen(self, cell: Cell) -> list[int]:
-        if cell.method is None:
-            return []
-        with reduced(self.model, cell.method, processor=self.processor) as reduction:
-            return frozen_layers(reduction)
+        return [] if cell.method is None else plan(self.model, cell.method, processor=self.processor).frozen
 
     def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
@@ -133,14 +131,12 @@ class Runner:
         return found
 
     def _full_tokens(self, sample: Any) -> list[int]:
-        """Visual tokens of a sample's images without newlines, by asking a reduction that keeps all; once per image sizes."""
+        """Returns the visual tokens of a sample's images without newlines, as the model's host lays them out; once per image sizes."""
         images = _images(sample)
         size = tuple(image.size for image in images)
         if size not in self._counts:
-            inputs = to_model(encode(self.processor, [sample.question], [images]), self.model)
-            with reduced(self.model, "uniform", keep_ratio=1.0) as reduction:
-                generate(self.model, self.processor, inputs, 1)
-                self._counts[size] = [image.visual_tokens for image in reduction.report().images]
+            inputs = encode(self.processor, [sample.question], [images])
+            self._counts[size] = [layout.tokens for layout in host_of(self.model).layouts(dict(inputs))]
         return self._counts[size]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.reduction import reduced
+from vtr.hosts._host import host_of
 
 MOST_BYTES = 4 * 2**30
 
@@ -29,8 +29,7 @@ class TowerCache:
     """
 
     def __init__(self, model: Any, most_bytes: int = MOST_BYTES) -> None:
-        with reduced(model, "uniform", keep_ratio=1.0) as reduction:
-            self.tower = reduction.host.tower
+        self.tower = host_of(model).tower
         self.most_bytes = most_bytes
         self.runs = 0
         self._outputs: dict[str, Any] = {}
@@ -43,7 +42,7 @@ class TowerCache:
         Args:
             reduction: what is installed on the model, None for nothing.
         """
-        if reduction is not None and _needs_tower(reduction.plan):
+        if reduction is not None and reduction.plan.uses_tower:
             yield False
             return
         own = self.tower.__dict__.get("forward")
@@ -72,10 +71,6 @@ class TowerCache:
             del self.tower.__dict__["forward"]
             if own is not None:
                 self.tower.forward = own
-
-
-def _needs_tower(plan: Any) -> bool:
-    return any(item.in_tower for item in plan.steps) or bool(plan.signals(tower=True))
 
 
 def _key(pixels: Tensor, rest: str) -> str:

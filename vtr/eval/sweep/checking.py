@@ -10,9 +10,10 @@ from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
 from vtr.mistakes import is_refusal
 from vtr.models.loading import check_device
-from vtr.registry import create_method, default_settings, list_methods, method_class
+from vtr.registry import create_method, list_methods, method_class
 from vtr.types import BUDGETS, Method
 from vtr.types.naming import FULL, closest
+from vtr.types.settings import default_settings
 
 
 def find_mistakes(file: SweepFile, earlier: Sequence[Mistake]) -> list[Mistake]:

@@ -16,11 +16,12 @@ from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, set
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
+from vtr.planning import plan
 from vtr.plans import FEWEST
-from vtr.reduction import reduced
-from vtr.registry import create_method, method_class, with_settings
+from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, VtrError
 from vtr.types.errors import SettingError, setting_of
+from vtr.types.method import with_settings
 from vtr.types.naming import FULL
 
 Variant = tuple[Method | tuple[Method, ...] | None, int | None]
@@ -253,8 +254,7 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
     if method is None or method.keep is None or file.equalise == "keep":
         return method
     try:
-        with reduced(sketch(setup), method, question="") as reduction:
-            removing = [step for step in reduction.plan.steps if step.removes]
+        removing = [step for step in plan(sketch(setup), method, question="").steps if step.removes]
     except (ValueError, TypeError, VtrError):
         return method  # reported where it is checked
     inside = bool(removing) and removing[0].step.stage == "prefill"
