@@ -1,6 +1,7 @@
 """What a KV cache holds in front of a call: the caller's mask decides which of its keys are real, whatever is known of them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,21 +116,9 @@ def test_a_mask_that_hides_an_earlier_token_hides_it_later(plan, width):
 
 def _hidden_for_the_new(model, whole: Batch, expected, hidden: torch.Tensor, new: int) -> torch.Tensor:
     """The masked model in which only the last `new` tokens do not see the hidden ones: those in front were computed before."""
-    handles = []
-    old = whole.valid.shape[1] - new
-
-    def enter(module, args, kwargs):
-        mask = kwargs["attention_mask"].clone()
-        mask[:, :, old:, :] &= ~hidden[:, None, None, :]
-        return args, {**kwargs, "attention_mask": mask}
-
-    try:
-        with reference._llm_hooks(model, whole, expected):
-            handles += [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in model.model.language_model.layers]
-            return model(**whole.inputs, position_ids=whole.positions, use_cache=False).logits[:, -new:]
-    finally:
-        for handle in handles:
-            handle.remove()
+    late = torch.arange(whole.valid.shape[1]) >= whole.valid.shape[1] - new
+    unseen = late[None, :, None] & hidden[:, None, :]
+    return reference.masked_logits(model, whole, replace(expected, unseen=unseen))[:, -new:]
 
 
 def test_a_mask_of_another_width_is_refused():

@@ -7,18 +7,15 @@ nothing of how a reduction works: it is told which tokens are left, and hides th
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-
 from vtr.registry import create_method
 from vtr.selfcheck.cases import KEEP, Case, TowerTop, dense
+from vtr.testing.surroundings import own_settings
 from vtr.types import Method
 
 TOLERANCE = 1e-3
@@ -55,7 +52,7 @@ def self_check(quick: bool = False) -> list[Check]:
         (f"{kind}, {family}", family, partial(create_method, name, **settings)) for kind, family, name, settings in plans
     ]
     checks = []
-    with _own_settings():
+    with own_settings():
         models: dict[str, Any] = {}
         for kind, family, method in cases[:2] if quick else [*cases, ("tower method, LLaVA", "LLaVA", TowerTop)]:
             case = Case(family, method, models)
@@ -81,18 +78,3 @@ def _run(name: str, part: Callable[[], float]) -> Check:
     except Exception as problem:  # whatever another release makes of it is the finding
         error = f"{type(problem).__name__}: {problem}"
     return Check(name, difference <= TOLERANCE, difference, time.perf_counter() - started, error)
-
-
-@contextmanager
-def _own_settings() -> Iterator[None]:
-    dtype = torch.get_default_dtype()
-    with ExitStack() as stack:
-        for manager in (torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[])):
-            stack.enter_context(manager)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)  # models this small only wait for a second one
-        yield

@@ -1,0 +1,364 @@
+"""What a reduced model must compute, by the unmodified model at full length with explicit masks. Uses nothing of vtr's engine and hosts.
+
+A token that is gone from layer k on is hidden from every other token's attention from layer k on. A merged token is overwritten by the
+mean of what it stands for, a frozen one by its own input. Keys are hidden through the attention function that transformers hands to each
+layer, so that layers without a mask argument work too; the rest by plain hooks on single layers. All of it is undone at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtr.testing.tiny_models import FAMILIES, SIDE, Batch, Family, packing, views_of
+
+
+@dataclass
+class Expected:
+    """What happened to the tokens of a batch; build it with the functions below, in model order.
+
+    Args:
+        drops: (LLM layer, `(B, S)` bool kept from the input of that layer on).
+        merges: (LLM layer, `(B, S)` int64 position each token is averaged into at the input of that layer).
+        positions: (LLM layer, `(B, S)` int64 rotary positions from that layer on).
+        values: (LLM layer, `(B, S)` bool, `(B, S, D)`), values that replace those of tokens at the input of that layer.
+        unseen: `(B, S, S)` bool, keys that a query does not see in any LLM layer, by query and key; None = none.
+        freeze: LLM layers in which placeholders keep their values.
+        tower_drops: (tower layer, `(U, P)` bool patches kept from the input of that layer on), U = tower inputs.
+        tower_merges: (tower layer, `(U, P)` int64 patch each patch is averaged into between that layer's attention and MLP).
+        tower_values: what merges leave whose values are given, see `TowerValues`.
+        proportional: whether a key weighs log(size) after a tower merge.
+    """
+
+    drops: list[tuple[int, Tensor]] = field(default_factory=list)
+    merges: list[tuple[int, Tensor]] = field(default_factory=list)
+    positions: list[tuple[int, Tensor]] = field(default_factory=list)
+    values: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    unseen: Tensor | None = None
+    freeze: tuple[int, ...] = ()
+    tower_drops: list[tuple[int, Tensor]] = field(default_factory=list)
+    tower_merges: list[tuple[int, Tensor]] = field(default_factory=list)
+    tower_values: list[TowerValues] = field(default_factory=list)
+    proportional: bool = True
+
+
+@dataclass(frozen=True)
+class TowerValues:
+    """A merge in the tower with given values, `(U, P)` patches of U tower inputs.
+
+    Args:
+        layer: tower layer.
+        before_mlp: whether it is between the layer's attention and MLP, or at the layer's input.
+        keep: `(U, P)` bool, patches that are left.
+        into: `(U, P)` int64, patch that each patch is merged into, itself where it stays, -1 where it is pruned.
+        values: `(U, P, D)`, values of the patches that are left.
+    """
+
+    layer: int
+    before_mlp: bool
+    keep: Tensor
+    into: Tensor
+    values: Tensor
+
+
+@torch.no_grad()
+def masked_logits(model: Any, batch: Batch, expected: Expected) -> Tensor:
+    """Returns the logits `(B, S, V)` of the full-length model in which what `expected` says is hidden, averaged or frozen."""
+    family = FAMILIES[batch.kind]
+    with ExitStack() as stack:
+        masks = _in_llm(stack, family.language(model), batch, expected)
+        masks.update(_in_tower(stack, family, family.tower_layers(model), expected, model.dtype))
+        stack.enter_context(keys_hidden(masks))
+        return model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits
+
+
+@contextmanager
+def keys_hidden(masks: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Hides keys inside the block: the attention of a layer, or of a module in it, gets the mask of the layer and no other.
+
+    Args:
+        masks: layer -> mask `(B, 1, S, S)` or wider: bool, True where a key is seen, or float, what is added to the logits.
+
+    Raises:
+        AssertionError: the attention of a layer did not ask transformers for its function, so that nothing was hidden from it.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+    layer_of = {module: layer for layer in masks for module in layer.modules()}
+    met: set[nn.Module] = set()
+    plain = registry.get_interface
+
+    def get_interface(name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        attend = plain(name, default)
+
+        def masked(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            layer = layer_of.get(module)
+            if layer is not None:
+                met.add(layer)
+                attention_mask = masks[layer]
+                if name == "eager" and attention_mask.dtype == torch.bool:
+                    attention_mask = additive(attention_mask, query)
+            return attend(module, query, key, value, attention_mask, *args, **kwargs)
+
+        return masked
+
+    registry.get_interface = get_interface  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del registry.get_interface
+    unmet = [type(layer).__name__ for layer in masks if layer not in met]
+    assert not unmet, f"keys_hidden: {', '.join(sorted(set(unmet)))} did not ask transformers for its attention function: nothing is hidden"
+
+
+def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -> dict[nn.Module, Tensor]:
+    """Hooks the LLM's layers until `stack` is closed; returns their masks."""
+    visible, visual = batch.valid, batch.visual
+    length = visible.shape[1]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    diagonal = torch.eye(length, dtype=torch.bool)
+    sizes = torch.ones(visible.shape, dtype=language.dtype)
+    positions: Tensor | None = None
+    masks = {}
+    for number, layer in enumerate(language.layers):
+        averages = []
+        for at, into in expected.merges:
+            if at == number:
+                averages.append((into, sizes))
+                sizes = torch.zeros_like(sizes).scatter_add(1, into, sizes)
+                visible = visible & (into == torch.arange(length))
+        for at, keep in expected.drops:
+            visible = visible & keep if at == number else visible
+        for at, wanted in expected.positions:
+            positions = wanted if at == number else positions
+        seen = (distance >= 0) & (distance < (window_of(language.config, number) or length)) & visible[:, None, :]
+        if expected.unseen is not None:
+            seen = seen & ~expected.unseen
+        masks[layer] = (seen | diagonal)[:, None]  # no row without a key
+        kinds: Any = getattr(language.config, "layer_types", None)
+        typed = {"layer_type": kinds[number]} if language.config.model_type == "gemma3_text" else {}
+
+        def enter(
+            module: nn.Module,
+            args: tuple,
+            kwargs: dict,
+            averages: list = averages,
+            given: list = [entry[1:] for entry in expected.values if entry[0] == number],  # noqa: B006
+            positions: Tensor | None = positions,
+            typed: dict = typed,
+        ) -> Any:
+            hidden = args[0]
+            for into, weight in averages:
+                hidden = average(hidden, weight, into)
+            for changed, values in given:
+                hidden = torch.where(changed[..., None], values, hidden)
+            if positions is not None:
+                kwargs = {**kwargs, "position_embeddings": language.rotary_emb(hidden, positions, **typed)}
+            return (hidden, *args[1:]), kwargs
+
+        stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        if number in expected.freeze:
+            freeze = layer.register_forward_hook(lambda module, args, output: torch.where(visual[..., None], args[0], output))
+            stack.callback(freeze.remove)
+    return masks
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """Returns how many tokens a layer sees, itself included; None when it sees all."""
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding" in kinds[layer] if kinds else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def _in_tower(stack: ExitStack, family: Family, layers: Any, expected: Expected, dtype: torch.dtype) -> dict[nn.Module, Tensor]:
+    """Hooks the tower's layers until `stack` is closed; returns their masks, none where nothing happens in the tower."""
+    given = [
+        *(keep for _, keep in expected.tower_drops),
+        *(into for _, into in expected.tower_merges),
+        *(v.keep for v in expected.tower_values),
+    ]
+    if not given:
+        return {}
+    prefix = 1 if family.has_cls else 0
+    units, area = given[0].shape
+    visible = torch.ones(units, area + prefix, dtype=torch.bool)
+    sizes = torch.ones(visible.shape, dtype=dtype)
+    own = torch.arange(visible.shape[1])
+    head = own[:prefix].expand(units, prefix)
+    diagonal = torch.eye(visible.shape[1], dtype=torch.bool)
+
+    def behind(merge: TowerValues) -> tuple[Tensor, Tensor]:
+        """Sizes and visible patches after a merge with given values."""
+        taken = torch.cat([head, (merge.into + prefix).clamp(min=0)], 1)
+        weight = torch.where(torch.cat([head >= 0, merge.into >= 0], 1), sizes, 0)
+        left = torch.cat([head >= 0, merge.keep], 1)
+        return torch.zeros_like(sizes).scatter_add(1, taken, weight).clamp(min=1), visible & left
+
+    masks = {}
+    for number, layer in enumerate(layers):
+        for at, keep in expected.tower_drops:
+            if at == number:
+                visible = visible & torch.cat([head >= 0, keep], 1)
+        here = [merge for merge in expected.tower_values if merge.layer == number]
+        for merge in (m for m in here if not m.before_mlp):
+            sizes, visible = behind(merge)
+            change = partial(_replaced, merge, prefix)
+            entering = layer.register_forward_pre_hook(lambda module, args, change=change: (change(args[0]), *args[1:]))
+            stack.callback(entering.remove)
+        bias = sizes.log() if expected.proportional else torch.zeros_like(sizes)
+        masks[layer] = additive(visible[:, None, None, :] | diagonal, bias) + bias[:, None, None, :]
+        for at, patches in expected.tower_merges:
+            if at == number:
+                into = torch.cat([head, patches + prefix], 1)
+                _change_before_mlp(stack, family, layer, partial(average, sizes=sizes, into=into))
+                sizes = torch.zeros_like(sizes).scatter_add(1, into, sizes).clamp(min=1)
+                visible = visible & (into == own)
+        for merge in (m for m in here if m.before_mlp):
+            _change_before_mlp(stack, family, layer, partial(_replaced, merge, prefix))
+            sizes, visible = behind(merge)
+    return masks
+
+
+def _replaced(merge: TowerValues, prefix: int, hidden: Tensor) -> Tensor:
+    """Returns tower tokens `(U, prefix + P, D)` with the values of a merge."""
+    patches = torch.where(merge.keep[..., None], merge.values.to(hidden.dtype), hidden[:, prefix:])
+    return torch.cat([hidden[:, :prefix], patches], 1)
+
+
+def _change_before_mlp(stack: ExitStack, family: Family, layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Changes what the layer's attention and its residual leave, in place, so that the MLP and its residual both get the changed values."""
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        args[0].copy_(change(args[0]))
+
+    stack.callback(family.before_mlp(layer).register_forward_pre_hook(enter).remove)
+
+
+def average(hidden: Tensor, sizes: Tensor, into: Tensor) -> Tensor:
+    """Returns the mean of `(B, S, D)` weighted by `sizes`, written to the position `into` names; other positions keep their value."""
+    index = into[..., None].expand_as(hidden)
+    total = torch.zeros_like(hidden).scatter_add(1, index, hidden * sizes[..., None])
+    count = torch.zeros_like(sizes).scatter_add(1, into, sizes)
+    return torch.where((count > 0)[..., None], total / count.clamp(min=1)[..., None], hidden)
+
+
+def additive(mask: Tensor, like: Tensor) -> Tensor:
+    """Turns a bool mask into 0 where True, the smallest number elsewhere."""
+    return torch.zeros(mask.shape, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where one image is: `(T,)` sequence positions of its visual tokens and their patch ids, in sequence order, and its newlines.
+
+    `newlines` has one position per row of the canvas; `members` the ranks of the visual tokens of that row.
+    """
+
+    row: int
+    positions: Tensor
+    patches: Tensor
+    newlines: tuple[int, ...]
+    members: tuple[Tensor, ...]
+
+
+def spots(batch: Batch) -> list[Spot]:
+    """Returns one entry per image of the batch, row by row."""
+    found = []
+    for row, shots in enumerate(batch.shots):
+        placeholders = batch.visual[row].nonzero()[:, 0]
+        for shot in shots:
+            packed = packing(batch.kind, shot)
+            mine, placeholders = placeholders[: len(packed)], placeholders[len(packed) :]
+            token = packed[:, 3] == 0
+            rank = token.long().cumsum(0) - 1
+            ends = (~token).nonzero()[:, 0]
+            starts = [int((packed[:, 0] == 0).sum()), *(ends[:-1] + 1).tolist()][: len(ends)]
+            view, row_of, column = packed[token, :3].T
+            found.append(
+                Spot(
+                    row=row,
+                    positions=mine[token],
+                    patches=(view * SIDE + row_of) * SIDE + column,
+                    newlines=tuple(mine[ends].tolist()),
+                    members=tuple(rank[start:end] for start, end in zip(starts, ends.tolist(), strict=True)),
+                )
+            )
+        assert not len(placeholders)
+    return found
+
+
+def keep_mask(batch: Batch, retained: Sequence[Sequence[int]], newlines: str = "rows") -> Tensor:
+    """Returns `(B, S)` bool: all text, of each image the patches listed (in any order), and the newlines that the option keeps.
+
+    Args:
+        retained: original patch ids per image, row by row.
+        newlines: `rows` keeps the newline of a canvas row that still has a visual token; `all`; `none`.
+    """
+    keep = batch.valid & ~batch.visual
+    for spot, ids in zip(spots(batch), retained, strict=True):
+        chosen = torch.isin(spot.patches, torch.tensor(list(ids), dtype=torch.long))
+        assert int(chosen.sum()) == len(ids), "unknown or repeated patch id"
+        keep[spot.row, spot.positions[chosen]] = True
+        for newline, members in zip(spot.newlines, spot.members, strict=True):
+            keep[spot.row, newline] = newlines == "all" or (newlines == "rows" and bool(chosen[members].any()))
+    return keep
+
+
+def merge_map(batch: Batch, assignment: Sequence[dict[int, int]]) -> Tensor:
+    """Returns the `(B, S)` int64 position each token is averaged into, from patch id -> patch id per image; other tokens stay themselves."""
+    into = torch.arange(batch.valid.shape[1]).expand(batch.valid.shape).clone()
+    for spot, targets in zip(spots(batch), assignment, strict=True):
+        position = dict(zip(spot.patches.tolist(), spot.positions.tolist(), strict=True))
+        for source, target in targets.items():
+            into[spot.row, position[source]] = position[target]
+    return into
+
+
+def renumbered(keep: Tensor) -> Tensor:
+    """Returns `(B, S)` int64: survivors numbered 0, 1, 2, ... in each row."""
+    return (keep.long().cumsum(1) - 1).clamp(min=0)
+
+
+def patches_of(batch: Batch, retained: Sequence[Sequence[int]]) -> Tensor:
+    """Returns `(U, P)` bool over the tower's inputs: the patches listed per image."""
+    views = [views_of(batch.kind, shot) for row in batch.shots for shot in row]
+    keep = torch.zeros(sum(views) * SIDE * SIDE, dtype=torch.bool)
+    start = 0
+    for count, ids in zip(views, retained, strict=True):
+        keep[start + torch.tensor(list(ids), dtype=torch.long)] = True
+        start += count * SIDE * SIDE
+    return keep.view(-1, SIDE * SIDE)
+
+
+def survivors(batch: Batch, keep: Tensor, shortened: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both results at the survivors, `(tokens, V)` each: rows are right aligned, with the trailing padding still behind them."""
+    short, long = [], []
+    for row in range(len(keep)):
+        real = batch.valid[row].nonzero()[:, 0]
+        behind = keep.shape[1] - 1 - int(real[-1])
+        count = int(keep[row].sum())
+        end = shortened.shape[1] - behind
+        assert end >= count, f"row {row}: {count} survivors do not fit into {shortened.shape[1]} columns"
+        short.append(shortened[row, end - count : end])
+        long.append(full[row, keep[row]])
+    return torch.cat(short), torch.cat(long)
+
+
+def difference(batch: Batch, keep: Tensor, shortened: Tensor, full: Tensor) -> float:
+    """Returns the largest absolute difference of two results at the survivors."""
+    return largest(*survivors(batch, keep, shortened, full))
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """Returns the largest absolute difference; infinite where either has a NaN, which Python's `max` would pass over."""
+    difference = float((a - b).abs().max())
+    return math.inf if math.isnan(difference) else difference

@@ -1,0 +1,198 @@
+"""What a method chose while it ran, and what that must amount to in the unreduced model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtr.hosts._host import host_of
+from vtr.reduction import reduced
+from vtr.testing.reference import Expected, TowerValues, keep_mask, largest, masked_logits, patches_of, renumbered, spots, survivors
+from vtr.testing.tiny_models import FAMILIES, IMAGE, Batch, batch_of, generate, model_of, views_of
+from vtr.types import Geometry, Method, Selection, Step, View
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one step returned, and the View that it saw; `keep (G, N)` and `tokens (G, N, D)` also where the step answered by `index`."""
+
+    step: Step
+    view: View
+    selection: Selection
+    keep: Tensor
+    tokens: Tensor | None
+
+
+def watched(method: Method, answers: list[Answer]) -> Method:
+    """Returns a method that does the same and appends to `answers` what its removing steps return, in the order in which they run."""
+
+    class Watched(type(method)):  # type: ignore[misc]
+        def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+            return tuple(watch(step) for step in super().steps(geometry))
+
+    def watch(step: Step) -> Step:
+        select = step.select
+        if step.action not in ("remove", "merge") or select is None:
+            return step
+
+        def noted(view: View) -> Any:
+            selection = select(view)
+            answers.append(Answer(step, replace(view), selection, *_by_mask(selection, view)))
+            return selection
+
+        return replace(step, select=noted)
+
+    return Watched(**{f.name: getattr(method, f.name) for f in fields(method) if f.init})
+
+
+def _by_mask(selection: Selection, view: View) -> tuple[Tensor, Tensor | None]:
+    """Keep mask `(G, N)` and values `(G, N, D)` of a selection, whichever way it was written."""
+    if selection.keep is not None:
+        return selection.keep, selection.tokens
+    index = selection.index
+    assert index is not None
+    real = torch.ones_like(index, dtype=torch.bool) if selection.real is None else selection.real
+    keep, tokens = torch.zeros_like(view.real), None
+    if selection.tokens is not None:
+        tokens = selection.tokens.new_zeros(*view.real.shape, selection.tokens.shape[-1])
+    for group, there in enumerate(real):
+        keep[group, index[group, there]] = True
+        if tokens is not None and selection.tokens is not None:
+            tokens[group, index[group, there]] = selection.tokens[group, there]
+    return keep, tokens
+
+
+def images_of(view: View) -> list[int]:
+    """Returns the number of the image that each row of a View belongs to; with one row per view, several rows belong to one."""
+    if view.only is None:
+        return list(range(len(view.keeps)))
+    image, found = -1, []
+    for before, now in zip([None, *view.only], view.only, strict=False):
+        image += before is None or now <= before
+        found.append(image)
+    return found
+
+
+def expected_of(model: Any, batch: Batch, method: Method, answers: Sequence[Answer], geometry: Geometry) -> Expected:
+    """Returns what the answers of a method must amount to in the unreduced model.
+
+    Raises:
+        NotImplementedError: a step changes the images or gives tokens back, which masks cannot express.
+    """
+    family, expected = FAMILIES[batch.kind], Expected()
+    steps = method.steps(geometry)
+    beyond = [type(step).__name__ for step in steps if step.action in ("restore", "input")]
+    beyond += ["another order of tokens" for answer in answers if answer.selection.order == "given"]
+    if beyond:
+        raise NotImplementedError(f"{method.name}: {beyond[0]} has no counterpart in a model with masks")
+    expected.freeze = tuple(step.layer for step in steps if step.action == "freeze")
+    for answer in answers:
+        step, layer = answer.step, answer.step.layer if answer.step.stage == "prefill" else 0
+        retained = _retained(batch, answer)
+        keep = keep_mask(batch, retained, method.newlines)
+        if step.stage == "tower" and answer.tokens is None:
+            expected.tower_drops.append((step.layer, patches_of(batch, retained)))
+        elif step.stage == "tower":
+            expected.tower_values.append(_tower_values(batch, answer))
+            expected.proportional = step.proportional
+        elif answer.tokens is not None:
+            values = answer.tokens
+            if step.side == "before_projector":
+                values = family.projected(model, values)
+            expected.values.append((layer, *_llm_values(batch, answer, values)))
+        expected.drops.append((layer, keep))
+        if method.position_ids == "renumber":
+            expected.positions.append((layer, renumbered(keep)))
+    return expected
+
+
+def _retained(batch: Batch, answer: Answer) -> list[list[int]]:
+    """Patch ids that are left, per image."""
+    retained: list[list[int]] = [[] for row in batch.shots for _ in row]
+    for group, image in enumerate(images_of(answer.view)):
+        retained[image] += answer.view.patch[group][answer.keep[group]].tolist()
+    return retained
+
+
+def _llm_values(batch: Batch, answer: Answer, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions of the sequence get new values, and the values `(B, S, D)`."""
+    changed, full = torch.zeros_like(batch.visual), values.new_zeros(*batch.visual.shape, values.shape[-1])
+    places = spots(batch)
+    for group, image in enumerate(images_of(answer.view)):
+        spot = places[image]
+        position = dict(zip(spot.patches.tolist(), spot.positions.tolist(), strict=True))
+        for token in answer.keep[group].nonzero()[:, 0].tolist():
+            at = position[int(answer.view.patch[group, token])]
+            changed[spot.row, at], full[spot.row, at] = True, values[group, token]
+    return changed, full
+
+
+def _tower_values(batch: Batch, answer: Answer) -> TowerValues:
+    """A merge in the tower, by tower input and patch."""
+    assign, tokens = answer.selection.assign, answer.tokens
+    assert tokens is not None
+    keep = patches_of(batch, _retained(batch, answer))
+    units, area = keep.shape
+    views = [views_of(batch.kind, shot) for row in batch.shots for shot in row]
+    first = [sum(views[:image]) * area for image in range(len(views))]
+    into = torch.arange(area).expand(units, area).clone().flatten()
+    values = tokens.new_zeros(units * area, tokens.shape[-1])
+    for group, image in enumerate(images_of(answer.view)):
+        patch = first[image] + answer.view.patch[group]
+        for token in answer.view.real[group].nonzero()[:, 0].tolist():
+            target = -1 if assign is None else int(assign[group, token])
+            stays = bool(answer.keep[group, token])
+            into[patch[token]] = patch[token] % area if stays else patch[target] % area if target >= 0 else -1
+            if stays:
+                values[patch[token]] = tokens[group, token]
+    return TowerValues(answer.step.layer, answer.step.at == "mlp", keep, into.view(units, area), values.view(units, area, -1))
+
+
+@torch.no_grad()
+def removed_and_cached(method: Method, kind: str, new_tokens: int = 3, dtype: torch.dtype = torch.float64) -> tuple[float, float]:
+    """Compares a reduced model with the unreduced one in which what the method removed is hidden, and what it merged or froze is set.
+
+    Returns:
+        The largest difference of logits at the tokens that are left, and of those of generated tokens with the shortened KV cache.
+
+    Raises:
+        NotImplementedError: masks cannot express what the method does.
+    """
+    model, batch, answers = model_of(kind, "sdpa", dtype), batch_of(kind, dtype=dtype), list[Answer]()
+    host = host_of(model)
+    method = method.resolved(host.renumber)
+    expected_of(model, batch, method, [], host.geometry())  # before anything runs: is it one that masks can express?
+    with reduced(model, watched(method, answers)) as reduction:
+        logits = model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits
+        positions = reduction.report().positions
+    chosen = list(answers)
+    expected = expected_of(model, batch, method, chosen, host.geometry())
+    keep = expected.drops[-1][1] if expected.drops else batch.valid
+    if [list(row) for row in positions] != [row.nonzero()[:, 0].tolist() for row in keep]:
+        return float("inf"), float("inf")
+    removed = largest(*survivors(batch, keep, logits, masked_logits(model, batch, expected)))
+    with reduced(model, method):
+        answer = generate(model, batch, new_tokens, suppress_tokens=[IMAGE])
+    made = answer.sequences[:, -new_tokens:-1]
+    whole = batch.followed_by(made)
+    full = masked_logits(model, whole, _longer(expected, made.shape[1]))[:, -new_tokens:]
+    return removed, largest(torch.stack(answer.logits, 1), full)
+
+
+def _longer(expected: Expected, new: int) -> Expected:
+    """The same for a batch with generated tokens at its end."""
+
+    def seen(mask: Tensor, value: Any = True) -> Tensor:
+        return nn.functional.pad(mask, (0, new), value=value)
+
+    drops = [(layer, seen(keep)) for layer, keep in expected.drops]
+    return replace(
+        expected,
+        drops=drops,
+        positions=[(layer, renumbered(keep)) for layer, keep in drops] if expected.positions else [],
+        values=[(layer, seen(changed, False), nn.functional.pad(v, (0, 0, 0, new))) for layer, changed, v in expected.values],
+    )
