@@ -107,10 +107,10 @@ def test_frozen_layers_under_another_backend_have_no_floor(llava):
 
 
 def test_counts_are_measured_and_followed(llava):
-    model, host, inputs = llava
+    model, _, inputs = llava
     shares = schedule.measure_shares(model, [inputs], Half())
     assert shares == (0.5, 0.5)  # what the second step leaves of what the first one got
-    followed = schedule.forced(Half(), (0.5, 0.25), host.geometry())
+    followed = schedule.forced(vtr.plan(model, Half()), (0.5, 0.25))
     assert schedule.measure_schedule(model, inputs, followed).llm == (48, 30, 30, 21)
     assert schedule.measure_shares(model, [inputs], First(keep=9)) == ()
     assert schedule._stretch([1.0, 0.0], 4) == [1.0, 0.75, 0.25, 0.0]

@@ -22,6 +22,7 @@ from vtr.engine.llm.entry import swap
 from vtr.hosts._host import Host, host_of
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.models.devices import synchronize
+from vtr.plans import Plan
 from vtr.reduction import Reduction, reduced
 from vtr.types import Method, VtrError
 from vtr.types.naming import FULL
@@ -34,7 +35,7 @@ class Row:
     Args:
         kind: `full`, `kept floor`, `schedule floor` or `method`.
         name: of the method; the kind for the others.
-        method: to reduce with.
+        method: to reduce with, or its plan with steps that were changed.
         schedule: lengths it runs on; given for floors, seen in the warm-up for the others.
         runs: one dict of numbers per counted round, see `_once`.
         peak_bytes: of a prefill, on top of weights and prompts.
@@ -43,7 +44,7 @@ class Row:
 
     kind: str
     name: str
-    method: Method | None = None
+    method: Method | Plan | None = None
     schedule: Schedule | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
     peak_bytes: int = 0
@@ -52,7 +53,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
-        settings = {k: v for k, v in asdict(self.method.resolved()).items() if v is not None} if self.method else {}  # type: ignore[call-overload]
+        method = self.method.methods[0] if isinstance(self.method, Plan) else self.method.resolved() if self.method else None
+        settings = {k: v for k, v in asdict(method).items() if v is not None} if method else {}  # type: ignore[call-overload]
         return {
             "kind": self.kind,
             "name": self.name,
@@ -69,7 +71,7 @@ class Row:
 def run_cell(
     model: Any,
     pool: Sequence[Mapping[str, Tensor]],
-    methods: Sequence[Method],
+    methods: Sequence[Method | Plan],
     keep: int,
     new_tokens: Sequence[int] = (1,),
     repeats: int = 3,
@@ -98,7 +100,7 @@ def run_cell(
         `full`, the kept floor, the methods in their order, and one schedule floor for every schedule that differs and can be cut by hand.
     """
     host = host_of(model)
-    rows = [Row(FULL, FULL), *(Row(METHOD, m.name, m) for m in methods)]
+    rows = [Row(FULL, FULL), *(Row(METHOD, m.methods[0].name if isinstance(m, Plan) else m.name, m) for m in methods)]
     for row in list(rows):
         try:
             _warm_up(host, row, pool[0], new_tokens)
@@ -159,8 +161,7 @@ def _warm_up(host: Host, row: Row, inputs: Mapping[str, Tensor], new_tokens: Seq
         row.peak_bytes = peak_bytes(work, host.model)
         if reduction is not None:
             report = reduction.report()
-            frozen = {item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"}
-            row.schedule = watch.schedule(report.sequence_lengths, frozen)
+            row.schedule = watch.schedule(report.sequence_lengths, reduction.plan.frozen)
             row.facts = {"average_keep": report.average_keep, "retained": [len(image.retained) for image in report.images]}
         elif row.schedule is None:
             row.schedule = watch.schedule()

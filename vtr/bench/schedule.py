@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtr.hosts._host import Host, host_of
+from vtr.planning import plan
+from vtr.plans import Change, Plan
 from vtr.reduction import reduced
-from vtr.types import Geometry, Method, Selection, Step, View, VtrError
+from vtr.types import Method, Selection, Step, View, VtrError
 from vtr.types.method import with_settings
 
 
@@ -94,8 +96,8 @@ class Watch:
 
 
 @torch.no_grad()
-def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | None) -> Schedule:
-    """Returns the lengths of one prefill, with a method or of the full model (None)."""
+def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | Plan | None) -> Schedule:
+    """Returns the lengths of one prefill, with a method or a plan, or of the full model (None)."""
     host = host_of(model)
     if method is None:
         with Watch(host) as watch:
@@ -103,8 +105,7 @@ def measure_schedule(model: Any, inputs: Mapping[str, Tensor], method: Method | 
         return watch.schedule()
     with reduced(model, method) as reduction, Watch(host) as watch:
         model(**inputs, logits_to_keep=1)
-        frozen = {item.step.layer for item in reduction.plan.steps if item.step.action == "freeze"}
-        return watch.schedule(reduction.report().sequence_lengths, frozen)
+        return watch.schedule(reduction.report().sequence_lengths, reduction.plan.frozen)
 
 
 def kept_schedule(full: Schedule, text: int, keep: int) -> Schedule:
@@ -112,11 +113,9 @@ def kept_schedule(full: Schedule, text: int, keep: int) -> Schedule:
     return replace(full, llm=(text + keep,) * len(full.llm))
 
 
-def decides_itself(method: Method, geometry: Geometry) -> list[Step]:
-    """Returns the steps with which a method removes as many tokens as the images ask for, whatever its budget says."""
-    if method.budget is None:
-        return []
-    return [s for s in method.steps(geometry) if s.action in ("remove", "merge") and not s.counted]
+def decides_itself(plan: Plan) -> list[Step]:
+    """Returns the steps with which methods remove as many tokens as the images ask for, whatever their budget says."""
+    return [item.step for item in plan.steps if _decides(item.step) and plan.methods[item.method].budget is not None]
 
 
 @torch.no_grad()
@@ -131,7 +130,8 @@ def measure_shares(model: Any, prompts: Iterable[Mapping[str, Tensor]], method: 
     Returns:
         One share per such step, the mean over images; empty when there is none.
     """
-    seen: list[list[float]] = [[] for _ in decides_itself(method, host_of(model).geometry())]
+    made = plan(model, method)
+    seen: list[list[float]] = [[] for _ in decides_itself(made)]
 
     def note(order: int, view: View, selection: Selection) -> Selection:
         if selection.keep is None:
@@ -141,26 +141,25 @@ def measure_shares(model: Any, prompts: Iterable[Mapping[str, Tensor]], method: 
         seen[order] += [n / max(first, 1) for n, first in zip(left, start, strict=True)]
         return selection
 
+    noted = made.map(_through(note))
     for inputs in prompts:
-        with reduced(model, _rewired(method, note)):
+        with reduced(model, noted):
             model(**inputs, logits_to_keep=1)
     return tuple(sum(own) / max(len(own), 1) for own in seen)
 
 
-def forced(method: Method, shares: Sequence[float], geometry: Geometry) -> Method:
-    """Returns the method with its own counts replaced by given ones; it still computes everything it computes.
+def forced(made: Plan, shares: Sequence[float]) -> Plan:
+    """Returns the plan of a method with its own counts replaced by given ones; it still computes everything it computes.
 
     Args:
-        method: with steps that decide for themselves.
+        made: of a method with steps that decide for themselves.
         shares: from `measure_shares`, there for another number of steps perhaps; read at the same relative depth.
-        geometry: of the model it will run on.
     """
-    count = len(decides_itself(method, geometry))
-    spread = _stretch(shares, count)
+    spread = _stretch(shares, len(decides_itself(made)))
 
     def follow(order: int, view: View, selection: Selection) -> Selection:
         if selection.keep is None:
-            raise VtrError(f"bench: {method.name} answers with an index where it decides for itself; give --schedule own")
+            raise VtrError(f"bench: {made.methods[0].name} answers with an index where it decides for itself; give --schedule own")
         start = view.memory.setdefault(_START, list(view.counts))
         wanted = [min(max(round(spread[order] * first), 1), now) for first, now in zip(start, view.counts, strict=True)]
         rank = (~view.real).to(torch.uint8) * 2 + (~selection.keep).to(torch.uint8)  # its own choice first, then lowest index
@@ -168,7 +167,7 @@ def forced(method: Method, shares: Sequence[float], geometry: Geometry) -> Metho
         limit = torch.tensor(wanted).to(place.device, non_blocking=True)
         return replace(selection, keep=place < limit[:, None])
 
-    return _rewired(method, follow)
+    return made.map(_through(follow))
 
 
 _START = "bench_start"
@@ -187,25 +186,22 @@ def _stretch(values: Sequence[float], count: int) -> list[float]:
     return found
 
 
-def _rewired(method: Method, change: Callable[[int, View, Selection], Selection]) -> Method:
-    """Returns a copy whose self-deciding steps hand their Selection through `change(number of the step, view, selection)`."""
-    cls: Any = type(method)
-
-    def steps(self: Method, geometry: Geometry) -> tuple[Step, ...]:
-        own, order = [], 0
-        for step in cls.steps(self, geometry):
-            if step.action in ("remove", "merge") and not step.counted and step.select is not None:
-                step = replace(step, select=_through(step.select, change, order))
-                order += 1
-            own.append(step)
-        return tuple(own)
-
-    copy = type(cls.__name__, (cls,), {"steps": steps})
-    return copy(**{f.name: getattr(method, f.name) for f in fields(cls)})
+def _decides(step: Step) -> bool:
+    return step.action in ("remove", "merge") and not step.counted and step.select is not None
 
 
-def _through(select: Callable[[View], Selection], change: Callable[[int, View, Selection], Selection], order: int) -> Callable[[View], Any]:
-    return lambda view: change(order, view, select(view))
+def _through(change: Callable[[int, View, Selection], Selection]) -> Change:
+    """Returns the change of a plan whose self-deciding steps hand their Selection through `change(number of the step, view, selection)`."""
+
+    def changed(_method: Method, steps: Sequence[Step]) -> list[Step]:
+        numbers = iter(range(len(steps)))
+        return [replace(step, select=_behind(step.select, change, next(numbers))) if _decides(step) else step for step in steps]
+
+    return changed
+
+
+def _behind(select: Any, change: Callable[[int, View, Selection], Selection], number: int) -> Callable[[View], Selection]:
+    return lambda view: change(number, view, select(view))
 
 
 def scaled(method: Method, here: int, there: int) -> Method:

@@ -14,6 +14,8 @@ from vtr.bench.measure import Row, run_cell
 from vtr.bench.record import environment, make_record
 from vtr.bench.schedule import decides_itself, forced, measure_shares, scaled
 from vtr.hosts._host import Host, host_of
+from vtr.planning import make_plan
+from vtr.plans import Plan
 from vtr.registry import create_method, list_methods, method_class
 from vtr.types import Method, VtrError
 
@@ -80,12 +82,12 @@ def find_counts(model: Any, asked: Asked, tokens: int, source: str, trained: Any
         prompts: its inputs.
         there: visual tokens of an image of the checkpoint.
     """
-    counts, geometry = Counts(source), host_of(model).geometry()
+    counts, host = Counts(source), host_of(model)
     for name in asked.names:
         for keep in asked.keeps:
             try:
-                method = make(name, keep, asked, geometry.llm_layers)
-                if not decides_itself(method, geometry):
+                method = make(name, keep, asked, host.llm_layers)
+                if not decides_itself(make_plan(host, method)):
                     continue
                 counts.shares[f"{name} {keep}"] = measure_shares(trained, prompts, scaled(method, tokens, there))
             except (ValueError, VtrError):
@@ -154,20 +156,18 @@ def bench_model(
     return record
 
 
-def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused: dict[str, str]) -> Iterable[Method]:
-    from vtr.planning import make_plan
-
+def _methods(asked: Asked, keep: int, host: Any, counts: Counts | None, refused: dict[str, str]) -> Iterable[Method | Plan]:
     for name in asked.names:
         try:
             method = make(name, keep, asked, host.llm_layers)
-            make_plan(host, method)
+            made = make_plan(host, method)
         except (TypeError, ValueError, VtrError) as error:
             if ALL not in asked.methods:
                 raise
             refused[name] = str(error)
             continue
         shares = counts.shares.get(f"{name} {keep}") if counts is not None else None
-        yield method if not shares else forced(method, shares, host.geometry())
+        yield method if not shares else forced(made, shares)
 
 
 def dtype_of(name: str, device: str, stored: str) -> torch.dtype:

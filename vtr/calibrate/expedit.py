@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.ops.sharpness import auto_tau
+from vtr.planning import plan
 from vtr.reduction import reduced
 from vtr.registry import create_method
 from vtr.types import Geometry, Method, Selection, Step, Tower, View
@@ -33,21 +34,22 @@ class _Seen(Exception):
     """Ends a forward once the output of the encoder is known, so that no LLM runs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Watch(Method):
-    """Runs Expedit, or nothing where `full`, and notes the tokens behind its last block.
+@dataclass
+class _Watch:
+    """Changes the steps of Expedit so that they note the tokens behind its last block, and do nothing else where `full`.
 
     `seen` gets these tokens of every input, `taus` those that `auto_tau` gives its images, `sizes` their numbers of tokens and clusters.
     """
 
-    method: Any = None
+    method: Any
     full: bool = False
-    seen: list[Tensor] = field(default_factory=list, compare=False)
-    taus: list[Tensor] = field(default_factory=list, compare=False)
-    sizes: list[tuple[int, int]] = field(default_factory=list, compare=False)
+    seen: list[Tensor] = field(default_factory=list)
+    taus: list[Tensor] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
 
-    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        merge, restore = self.method.steps(geometry)
+    def change(self, _method: Method, steps: tuple[Any, ...]) -> tuple[Step, ...]:
+        """Returns the steps that note what they see, for `Plan.map`."""
+        merge, restore = steps
         if self.full:
             merge = replace(merge, where=Tower(restore.layer - 1), select=_nothing, grid=lambda grid: grid)
             return merge, replace(restore, select=lambda view: self._end(view.tokens))
@@ -175,10 +177,10 @@ def search(
 
 
 def _run(model: nn.Module, watch: _Watch, inputs: Sequence[Inputs], advance: Callable[[int], None]) -> tuple[Geometry, float]:
-    """Runs the encoder on every input; its geometry, and the median time of an input in ms."""
-    times = []
+    """Runs the encoder on every input; returns its geometry, and the median time of an input in ms."""
+    times, watched = [], plan(model, watch.method).map(watch.change)
     for one in inputs:
-        with reduced(model, watch) as reduction:
+        with reduced(model, watched) as reduction:
             geometry, start = reduction.host.geometry(), perf_counter()
             with suppress(_Seen):
                 model(**one) if isinstance(one, Mapping) else model(one)
