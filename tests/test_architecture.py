@@ -12,7 +12,7 @@ SOURCES = sorted((ROOT / "vtr").rglob("*.py"))
 UPKEEP = sorted((ROOT / "scripts").glob("*/*.py"))
 METHODS = [p for p in sorted((ROOT / "vtr" / "methods").glob("*.py")) if not p.name.startswith("_")]
 
-ENGINE = {"engine", "planning", "plans", "checks", "reduction", "report", "dense_report"}
+ENGINE = {"engine", "planning", "plans", "checks", "reduction", "report"}
 EVERYTHING = ENGINE | {
     "bench",
     "calibrate",
@@ -36,19 +36,18 @@ EVERYTHING = ENGINE | {
 }
 TOOLS = ENGINE | {"models", "mistakes", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
-    "__init__": {"planning", "plans", "reduction", "report", "hosts", "registry", "types", "methods"},
+    "__init__": {"planning", "plans", "reduction", "report", "hosts", "registry", "types", "methods", "viz"},
     "__main__": {"cli"},
     "cli": EVERYTHING,
     "eval": TOOLS | {"bench", "hosts"},
     "bench": TOOLS | {"hosts", "ops"},
     "calibrate": TOOLS | {"ops"},
-    "engine": {"plans", "planning", "report", "dense_report", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
+    "engine": {"plans", "planning", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
     "plans": {"types"},
     "checks": {"plans", "hosts", "types"},
     "planning": {"plans", "checks", "registry", "hosts", "ops", "types"},
     "reduction": {"engine", "plans", "planning", "checks", "report", "hosts", "types"},
-    "report": {"plans", "engine", "ops"},
-    "dense_report": {"engine"},
+    "report": {"plans", "engine", "hosts", "ops", "types", "viz"},
     "selfcheck": ENGINE | {"hosts", "registry", "testing", "types"},
     "testing": ENGINE | {"hosts", "registry", "types"},
     "versions": set(),

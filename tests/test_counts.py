@@ -42,7 +42,7 @@ def test_a_wrong_count_is_an_error_of_the_report_and_text_stays(kind, stage, off
         answer = generate(model, batch, 2)
         assert answer.sequences.shape[1] == batch.valid.shape[1] + 2
         report = reduction.reports[-1]
-    column, valid = report._column, report._valid
+    column, valid = report._seen.places.column, report._seen.places.valid
     for row in range(2):
         left = set(column[row][valid[row]].tolist())
         text = set((batch.valid & ~batch.visual)[row].nonzero()[:, 0].tolist())

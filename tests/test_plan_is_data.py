@@ -59,7 +59,7 @@ def test_making_a_plan_touches_nothing_and_a_plan_is_what_a_reduction_does(model
     before = snapshot(model)
     plan = vtr.plan(model, "fastv", keep=9)
     assert snapshot(model) == before
-    assert plan.methods == (vtr.FastV(keep=9),) == vtr.reduced(model, plan).methods == vtr.plan(model, plan).methods
+    assert plan.methods == (vtr.FastV(keep=9, position_ids="keep"),) == vtr.reduced(model, plan).methods == vtr.plan(model, plan).methods
     assert plan.host == "llava" == vtr.host_of(model).name
     with vtr.reduced(model, "divprune", keep=9):
         during = snapshot(model)
@@ -97,12 +97,12 @@ def test_it_is_printed_step_by_step(model):
 def test_it_survives_json_and_yaml(model, methods):
     plan = vtr.plan(model, methods)
     content = plan.to_dict()
-    assert content == {"host": "llava", "methods": [method.to_dict() for method in methods]}
+    assert content == {"host": "llava", "methods": [method.resolved().to_dict() for method in methods]}
     for text in (content, json.loads(json.dumps(content)), yaml.safe_load(yaml.safe_dump(content))):
         again = vtr.plan(model, text)
         assert again.methods == plan.methods and again.counts(36) == plan.counts(36) and str(again) == str(plan)
         assert vtr.reduced(model, text).methods == vtr.reduced(model, text["methods"]).methods == plan.methods
-    assert vtr.reduced(model, methods[0].to_dict()).methods == (methods[0],)
+    assert vtr.reduced(model, methods[0].to_dict()).methods == (methods[0].resolved(),)
 
 
 def test_settings_beside_what_has_its_own_are_refused(model):
@@ -135,9 +135,9 @@ def test_what_cannot_be_done_is_refused_when_the_plan_is_made(monkeypatch, metho
 
 def test_a_method_that_restores_comes_before_those_that_remove_in_the_tower(model):
     with pytest.raises(
-        VtrError, match=r"expedit: needs the whole token grid at tower layer 2, where tome has removed tokens at layer \d already"
+        VtrError, match=r"expedit: needs the whole token grid at tower layer 2, where centerclip has removed tokens at layer 1 already"
     ):
-        vtr.plan(model, [vtr.ToMe(keep=12), vtr.Expedit(alpha=2, grid=(3, 3))])
+        vtr.plan(model, [vtr.CenterCLIP(keep=12, stage="tower", layer=1), vtr.Expedit(alpha=2, grid=(3, 3))])
 
 
 # -- steps that are changed
@@ -145,7 +145,9 @@ def test_a_method_that_restores_comes_before_those_that_remove_in_the_tower(mode
 
 def first(method, steps):
     """Keeps the first tokens instead of the chosen ones, one layer later."""
-    return [replace(step, layer=step.layer + 1, needs=(), select=lambda view: vtr.Selection(index=_first(view))) for step in steps]
+    return [
+        replace(step, where=vtr.Layer(step.layer + 1), needs=(), select=lambda view: vtr.Selection(index=_first(view))) for step in steps
+    ]
 
 
 def _first(view):
@@ -167,7 +169,7 @@ def test_changed_steps_are_what_runs(model):
 def test_changed_steps_are_checked(model):
     plan = vtr.plan(model, "fastv", keep=9, layer=1)
     with pytest.raises(ValueError, match=r"fastv: layer must be 0 to 4"):
-        vtr.reduced(model, plan.map(lambda method, steps: [replace(step, layer=9) for step in steps]))
+        vtr.reduced(model, plan.map(lambda method, steps: [replace(step, where=vtr.Layer(9)) for step in steps]))
     with pytest.raises(TypeError, match=r"fastv: steps must return a tuple of vtr\.Step, got 'none'"):
         vtr.reduced(model, replace(plan, changes=(lambda method, steps: ["none"],)))
 

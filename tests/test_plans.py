@@ -7,7 +7,7 @@ import pytest
 import vtr
 from tests import probes
 from tests.tiny_models import model_of
-from vtr import Boundary, Layer, Remove, VtrError
+from vtr import Boundary, Remove
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -96,17 +96,6 @@ def test_a_plan_does_not_go_below_eight_tokens_to_meet_a_mean(model):
         refuse(model, plan)
     refuse(model, [plan[0], vtr.create_method("fastv", average_keep=12.8)])
     refuse(model, "fastv", average_keep=16)  # 3 tokens, by one method that was asked for them
-
-
-@pytest.mark.parametrize("stage", ["boundary", "prefill"])
-def test_rows_by_view_behind_the_projector_are_refused(model, stage):
-    @dataclass(frozen=True, kw_only=True)
-    class ByView(probes.Probe):
-        def steps(self, geometry):
-            return (Remove(Boundary() if stage == "boundary" else Layer(1), self.select, per="view"),)
-
-    with pytest.raises(VtrError, match=rf"probe: per='view' is known in the tower .* not at stage '{stage}'; use per='image'"):
-        refuse(model, ByView())
 
 
 def test_the_stage_of_the_cache_is_not_offered():

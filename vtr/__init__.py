@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         View,
         VtrError,
     )
+    from vtr.viz import draw
 
 __version__ = "0.1.0"
 
@@ -80,6 +81,7 @@ __all__ = [
     "VtrError",
     "apply",
     "create_method",
+    "draw",
     "host_of",
     "list_hosts",
     "list_methods",
@@ -91,7 +93,7 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning")
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning", "vtr.viz")
 
 
 def __getattr__(name: str) -> Any:

@@ -105,8 +105,6 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     """
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
-    if step.per == "view" and (step.stage == "prefill" or (step.stage == "boundary" and step.side == "after_projector")):
-        raise VtrError(f"{name}: per='view' is known in the tower and before the projector, not at stage {step.stage!r}; use per='image'")
     if step.stage == "prefill":
         deepest = geometry.llm_layers - 1
         if not 0 <= step.layer <= deepest:

@@ -122,7 +122,7 @@ class Reduction(ContextDecorator):
         from vtr.hosts._dense import DenseHost
 
         if isinstance(self.host, DenseHost):
-            self._state = DenseHooks(self.host, self.plan, self._append)
+            self._state = DenseHooks(self.host, self.plan, lambda run: self._append(Report.of_encoder(run)))
             return (self._state,)
         questions = Questions(self._question, self._processor)
         self._state = LlmHooks(self.host, self.plan, self._finished, questions)
@@ -144,8 +144,8 @@ class Reduction(ContextDecorator):
             if installed:
                 forget_compiled()
 
-    def report(self) -> Any:
-        """What the last prefill with images really did (`Report`), or the last batch of a ViT without an LLM (`DenseReport`).
+    def report(self) -> Report:
+        """Returns what the last prefill with images, or the last batch of a ViT without an LLM, really did.
 
         Raises:
             VtrError: no prompt with an image was run in this block yet, or a method kept another number of tokens than it was asked for.
@@ -184,7 +184,7 @@ class Reduction(ContextDecorator):
             raise TypeError(f"vtr.reduced: {name!r} is a generator or async, whose body runs later; use `with` inside it")
         return super().__call__(function)
 
-    def _append(self, report: Any) -> None:
+    def _append(self, report: Report) -> None:
         if not self.history:
             self.reports.clear()
         self.reports.append(report)
@@ -192,7 +192,7 @@ class Reduction(ContextDecorator):
     def _finished(self, call: Any) -> None:
         from vtr.report import warn_small_images
 
-        self._append(Report(self.plan, call))
+        self._append(Report.of_prompt(self.plan, call))
         self._warned = self._warned or warn_small_images(self.plan, call)
 
 

@@ -15,6 +15,7 @@ from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, ma
 from vtr.markdown import markdown_table
 from vtr.models.devices import synchronize
 from vtr.ops.clusters import cluster, hard_labels, tiles_of
+from vtr.ops.reconstruct import are_few
 from vtr.ops.sharpness import LADDER, SKETCH, auto_tau
 from vtr.reduction import reduced
 from vtr.types.naming import FULL
@@ -158,7 +159,7 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
         tiles = tiles_of(report.grid, report.small_grid, method["window"], torch.device("cpu"))
         clusters = report.small_grid[0] * report.small_grid[1]
         compared, tried = tiles.bias.numel() / patches, len(LADDER) if method["tau"] == "auto" else 0
-        some = method["neighbours"] if method["neighbours"] > 0 and not method["compat"] else None
+        some = method["neighbours"] if not method["compat"] and are_few(method["neighbours"], clusters) else None
         extra = clustering_flops(
             shape.hidden, patches, clusters, method["iterations"], compared, tried=tried, sketch=SKETCH, neighbours=some
         )

@@ -66,7 +66,7 @@ def test_masks_from_prompts() -> None:
         short = model(pixel_values=PIXELS, **prompts)
     assert short.pred_masks.shape == full.pred_masks.shape
     assert not torch.equal(short.pred_masks, full.pred_masks)
-    assert reduction.report().images == 2
+    assert len(reduction.report().images) == 2
 
 
 def test_parts_of_one_model_cannot_be_reduced_twice() -> None:

@@ -16,7 +16,7 @@ from vtr.ops.clusters import (
     home_cells,
     tiles_of,
 )
-from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
+from vtr.ops.reconstruct import are_few, mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.rotary import cell_rotation
 from vtr.ops.windows import from_windows, to_windows
 
@@ -196,6 +196,7 @@ def test_ties_for_the_last_place_are_cut_where_only_the_nearest_count():
     centres = torch.tensor([[[1.0], [-1.0], [5.0]]])
     index, weights = nearest(torch.zeros(1, 1, 1), centres, tau=1.0, neighbours=1)
     assert int(index) in (0, 1) and weights.tolist() == [[[1.0]]]
+    assert not are_few(1, 3) and not are_few(-1, 99) and not are_few(20, 121) and are_few(20, 676)  # not in the windows of SAM
 
 
 def test_ties_with_the_last_neighbour_count_and_far_tokens_keep_a_weight():

@@ -32,7 +32,7 @@ def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
     Returns:
         `(V, projector, D)`.
     """
-    tower = host.tower
+    tower = host.tower.module
     hidden = tower.embeddings(pixels, interpolate_pos_encoding=True) if schedule.grid else tower.embeddings(pixels)
     if hasattr(tower, "pre_layrnorm"):
         hidden = tower.pre_layrnorm(hidden)

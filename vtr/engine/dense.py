@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.dense_report import DenseReport
 from vtr.engine import checkpointing
 from vtr.engine.dense_run import DenseRun
 from vtr.engine.llm.entry import swap
@@ -209,7 +208,7 @@ class DenseHooks:
                 hidden = full
             if i == len(self.host.blocks) - 1:
                 if not torch.compiler.is_compiling():
-                    self.finished(DenseReport(run))
+                    self.finished(run)
                 self._end(run)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from vtr.ops.clusters import cell_centres, cell_pivots, cluster, hard_labels, home_cells
 from vtr.ops.gather import take
 from vtr.ops.grids import by_grid, together
-from vtr.ops.reconstruct import mean_of_nearest, nearest, reconstruct, reconstruction
+from vtr.ops.reconstruct import are_few, mean_of_nearest, nearest, reconstruct, reconstruction
 from vtr.ops.sharpness import auto_tau
 from vtr.recipes import calibrated
 from vtr.registry import register_method
@@ -270,7 +270,7 @@ def _restored(tokens: Tensor, kept: _Clusters, method: Expedit) -> Tensor:
     if method.reconstruct == "naive":
         kept.labels = hard_labels(kept.tokens, kept.centres) if kept.labels is None else kept.labels
         return take(tokens, kept.labels)
-    if not method.compat and 0 < method.neighbours < kept.centres.shape[1]:
+    if not method.compat and are_few(method.neighbours, kept.centres.shape[1]):
         kept.nearest = kept.nearest or nearest(kept.tokens, kept.centres, tau=kept.tau, neighbours=method.neighbours)
         return mean_of_nearest(*kept.nearest, tokens)
     if kept.weights is None:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from vtr.ops.precision import outside_autocast
 
 Normalize = Literal["sum", "l2"]
+FEW = 8
+"""From this many centres for each neighbour on, taking the neighbours alone is much cheaper than a product with the weights of all."""
 
 
 @outside_autocast
@@ -40,6 +42,14 @@ def reconstruction(tokens: Tensor, centres: Tensor, *, tau: float | Tensor, neig
         away = torch.where(away > last, torch.inf, away)
     weights = (-away).softmax(-1)  # the row maximum is subtracted: no row is all zero
     return weights if normalize == "sum" else weights / torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+
+
+def are_few(neighbours: int, centres: int) -> bool:
+    """Tells whether `nearest` is to be taken instead of `reconstruction`.
+
+    Not in attention windows, whose padding makes many centres the same: there all ties have to count.
+    """
+    return 0 < FEW * neighbours <= centres
 
 
 @outside_autocast

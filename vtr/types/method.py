@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -94,7 +95,9 @@ class Method:
         """Returns the method with `position_ids` as it acts on a host that can renumber positions, or cannot."""
         if self.position_ids is not None:
             return self
-        return replace(self, position_ids=self.published_positions if renumber else "keep")
+        same = copy(self)  # no new objects in settings, which a caller may hold
+        object.__setattr__(same, "position_ids", self.published_positions if renumber else "keep")
+        return same
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         """Returns what this method does on a model of that geometry, and where."""

@@ -25,7 +25,7 @@ Kind = Literal["image", "video"]
 class Signals(dict[Signal, Any]):
     """What a step asked for; another signal is refused with the name of the method."""
 
-    def __init__(self, method: str, found: Mapping[Signal, Any]) -> None:
+    def __init__(self, found: Any = (), method: str = "") -> None:  # as a dict is made, which is what `asdict` does
         super().__init__(found)
         self.method = method
 
@@ -42,7 +42,7 @@ def with_named_signals(method: str, select: Callable[[View], Any]) -> Callable[[
     @wraps(select)
     def asked(view: View) -> Any:
         if not torch.compiler.is_compiling():
-            view.signals = Signals(method, view.signals)
+            view.signals = Signals(view.signals, method)
         return select(view)
 
     return asked

@@ -58,6 +58,7 @@ class Call:
         positions: positions of the tokens that are left.
         past, now: per layer `(B, keys)` bool, real columns of the cache and of this call; `segment` numbers layers that share them.
         now_where: per layer `(B, S)` int64, original column in this call of every token there, -1 for filler; None = all columns in order.
+        given: segment whose keys the model's own mask is made for, set once the boundary is passed.
         windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
         masks: masks made so far, by segment.
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
@@ -73,6 +74,7 @@ class Call:
     now: list[Tensor]
     now_where: list[Tensor | None]
     segment: list[int]
+    given: int = 0
     windowed: bool = False
     masks: dict[tuple, Any] = field(default_factory=dict)
     prompt: Prompt | None = None

@@ -152,6 +152,7 @@ class LlmHooks:
             call.prompt.questions = self.questions.of(call.prompt) if self.text_towers else None
             embeds = self._boundary(call.prompt, embeds)
             call.shortened(0)
+        call.given = call.segment[0]
         window = self.host.sliding_window()
         call.windowed = window is not None and not call.static and call.before + length > window
         kwargs = dict(kwargs)
@@ -236,7 +237,7 @@ class LlmHooks:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:
-                if call.segment[i] != call.segment[0] or (call.windowed and self.host.slides(i)):
+                if call.segment[i] != call.given or (call.windowed and self.host.slides(i)):
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread

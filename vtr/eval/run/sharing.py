@@ -29,7 +29,7 @@ class TowerCache:
     """
 
     def __init__(self, model: Any, most_bytes: int = MOST_BYTES) -> None:
-        self.tower = host_of(model).tower
+        self.tower = host_of(model).tower.module
         self.most_bytes = most_bytes
         self.runs = 0
         self._outputs: dict[str, Any] = {}
