@@ -69,10 +69,6 @@ UPKEEP_MAY_IMPORT = {
     "replay": ENGINE | {"methods", "registry", "ops", "types", "calibrate", "hosts"},
     "pages": TOOLS | {"eval", "bench", "ops"},
 }
-KNOWN_CIRCLES: tuple[set[str], ...] = (
-    {"vtr/engine/release.py", "vtr/reduction.py", "vtr/selfcheck/__init__.py", "vtr/selfcheck/cases.py"},
-)
-"""Circles of imports that are still to be cut: must become empty."""
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
 MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "bench", "engine", "checks", "selfcheck", "testing"}
 
@@ -186,10 +182,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     targets = {path: {file for name in imports(path) if (file := file_of(name))} - {path} for path in files}
     graph = {str(path.relative_to(ROOT)): {str(file.relative_to(ROOT)) for file in own} for path, own in targets.items()}
     found = circles(graph)
-    new = [" <-> ".join(group) for group in found if set(group) not in KNOWN_CIRCLES]
-    assert not new, "imports inside functions count, too; move what both need into a file of its own"
-    cut = [" <-> ".join(sorted(group)) for group in KNOWN_CIRCLES if sorted(group) not in found]
-    assert not cut, "this circle is cut: take it off KNOWN_CIRCLES"
+    assert not [" <-> ".join(group) for group in found], "imports inside functions count, too; move what both need into a file of its own"
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
