@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([A-Za-z_-]*\)>=\(.*\)/"\1==\2.*"/p' setup.cfg)
 
-.PHONY: help demo test test-slow test-gpu test-newest test-oldest lock quality style install readme clean
+.PHONY: help demo test test-method named test-slow test-gpu test-newest test-oldest lock quality style install readme clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -20,6 +20,12 @@ demo: install  ## full model against three methods on the embedded checkpoint, u
 
 test: install  ## the tests that need no GPU and no network, under 10 minutes on 2 cores
 	@$(PYTHON_IN_ENV) $(PYTEST) $(ARGS)
+
+test-method: named install  ## contract and tests of one method, under 20 seconds: make test-method NAME=fastv
+	@$(PYTHON_IN_ENV) -m pytest --method "$(NAME)" tests/test_contract.py tests/methods/test_$(NAME).py $(ARGS)
+
+named:
+	@test -n "$(NAME)" || { echo "test-method: give the method, make test-method NAME=fastv"; exit 2; }
 
 test-slow: install  ## the same and the slow ones: every method on every host
 	@$(PYTHON_IN_ENV) -m pytest --slow $(ARGS)

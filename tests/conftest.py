@@ -14,6 +14,7 @@ OFF_BY_DEFAULT = ("slow", "gpu", "network")
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name in OFF_BY_DEFAULT:
         parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name}")
+    parser.addoption("--method", help="of the contract, only this method")
 
 
 def wanted(config: pytest.Config, name: str) -> bool:
@@ -42,11 +43,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    off = {name for name in OFF_BY_DEFAULT if not wanted(config, name)}
-    deselected = [item for item in items if any(mark.name in off for mark in item.iter_markers())]
+    off, method = {name for name in OFF_BY_DEFAULT if not wanted(config, name)}, config.getoption("--method")
+    deselected = [
+        item for item in items if any(mark.name in off for mark in item.iter_markers()) or (method and is_of_another(item, method))
+    ]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+
+
+def is_of_another(item: pytest.Item, method: str) -> bool:
+    """Whether a test of the contract looks at another method."""
+    callspec = getattr(item, "callspec", None)
+    return item.path.name == "test_contract.py" and (callspec is None or callspec.params.get("name") != method)
 
 
 def pytest_collection_finish() -> None:

@@ -15,6 +15,7 @@ from vtr.registry import method_class
 from vtr.testing.checking import TOLERANCE
 from vtr.testing.contract import CONTRACT, FACTS
 from vtr.testing.subject import TINY, Subject
+from vtr.testing.subject import retained_of as retained_of
 from vtr.testing.watching import removed_and_cached
 
 NAMES = vtr.list_methods()
@@ -34,16 +35,24 @@ def subject_of(name: str) -> Subject:
     return Subject(name, NEEDED.get(name), SEEDED.get(name), LEAST.get(name, 0))
 
 
+def method_of(name: str, keep: int | None = None, kind: str = "llava") -> vtr.Method:
+    """The method with its defaults, or with a budget where it has one: `keep`, or the fewest that it can leave on that kind of host."""
+    return subject_of(name).method(keep, kind)
+
+
+def home(name: str) -> str:
+    """The first kind of host that the method can run on."""
+    return subject_of(name).home()
+
+
 def mechanism(name: str) -> tuple:
     """What a method does where; methods that share it stress the same code of a host."""
-    return tuple(sorted({(step.stage, step.action) for step in subject_of(name).method().steps(TINY)}))
+    return tuple(sorted({(step.stage, step.action) for step in method_of(name).steps(TINY)}))
 
 
 REPRESENTATIVES = {mechanism(name): name for name in reversed(NAMES)}.values()
 PAIRS = [
-    pytest.param(
-        name, kind, id=f"{name}-{kind}", marks=() if kind == subject_of(name).home() or name in REPRESENTATIVES else pytest.mark.slow
-    )
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=() if kind == home(name) or name in REPRESENTATIVES else pytest.mark.slow)
     for name in NAMES
     for kind in tiny_models.ALL_KINDS
     if subject_of(name).works_on(kind)
@@ -72,7 +81,7 @@ def test_some_methods_have_a_seed():
 def test_removed_equals_masked_and_cached_equals_recomputed(name, kind):
     if name in UNMASKED:
         with pytest.raises(NotImplementedError, match=name):
-            removed_and_cached(subject_of(name).method(7, kind), kind)
+            removed_and_cached(method_of(name, 7, kind), kind)
         return
-    removed, cached = removed_and_cached(subject_of(name).method(7, kind), kind)
+    removed, cached = removed_and_cached(method_of(name, 7, kind), kind)
     assert removed <= TOLERANCE and cached <= TOLERANCE

@@ -1,4 +1,4 @@
-"""Removed = masked, cached = recomputed, batch = single: every oracle on every host and precision. See tests/oracles.py."""
+"""Removed = masked, cached = recomputed, batch = single: every oracle on every host and precision. See vtr/testing/oracles.py."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 import vtr
-from tests import probes
+from tests import probes, tiny_models
 from tests.tiny_models import model_of
 from vtr import Boundary, Remove
 
@@ -96,6 +97,17 @@ def test_a_plan_does_not_go_below_eight_tokens_to_meet_a_mean(model):
         refuse(model, plan)
     refuse(model, [plan[0], vtr.create_method("fastv", average_keep=12.8)])
     refuse(model, "fastv", average_keep=16)  # 3 tokens, by one method that was asked for them
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+def test_a_removal_in_front_of_the_first_layer_is_one_at_the_boundary(kind):
+    """The model has made its masks for the longer prompt by then."""
+    found, batch = [], tiny_models.batch_of(kind)
+    for where in ({"stage": "boundary"}, {"stage": "prefill", "layer": 0}):
+        small = tiny_models.model_of(kind)
+        with torch.no_grad(), vtr.reduced(small, [probes.EveryNth(**where)]):
+            found.append(small(**batch.inputs).logits)
+    assert torch.allclose(*found, atol=1e-5)
 
 
 def test_the_stage_of_the_cache_is_not_offered():

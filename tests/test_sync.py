@@ -1,8 +1,10 @@
 """A selection never waits for the device, and a removal at most once."""
 
+import ast
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,17 +26,37 @@ WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__l
 
 
 HOST_TABLES = {
-    "Layout.tokens",
-    "Layout.view_tokens",
-    "Layout.cells",
-    "by_patch",
-    "Prompt._place.<locals>.<genexpr>",  # lines of cached layouts
-    "quotas",  # a quota of host integers
-    "plan_resize",
-    "plan_resize.<locals>.<listcomp>",
-    "check_selection",  # looks at an index on the CPU only
+    "hosts/_layout.py: Layout.tokens",
+    "hosts/_layout.py: Layout.view_tokens",
+    "hosts/_layout.py: Layout.cells",
+    "hosts/_layout.py: by_patch",
+    "engine/llm/prompt.py: Prompt._place.<locals>.<genexpr>",  # lines of cached layouts
+    "engine/views.py: quotas",  # a quota of host integers
+    "engine/resize.py: plan_resize",
+    "engine/resize.py: plan_resize.<locals>.<listcomp>",
+    "engine/selections.py: check_selection",  # looks at an index on the CPU only
 }
-"""Functions of the host layer that read tensors which never leave the host."""
+"""Functions of the host layer that read tensors which never leave the host, by file."""
+
+
+def functions_of(path: Path) -> set[str]:
+    """Qualified names of the functions of a file, those inside functions excluded."""
+
+    def inside(node: ast.AST, outer: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef):
+                yield outer + child.name
+            elif isinstance(child, ast.ClassDef):
+                yield from inside(child, f"{outer}{child.name}.")
+
+    return set(inside(ast.parse(path.read_text()), ""))
+
+
+@pytest.mark.parametrize("entry", sorted(HOST_TABLES))
+def test_host_tables_name_functions_that_exist(entry):
+    """Otherwise a function that is renamed would no longer be allowed, or another one of its name would be."""
+    path, _, function = entry.partition(": ")
+    assert function.partition(".<locals>")[0] in functions_of(PACKAGE / path)
 
 
 class Waits(TorchFunctionMode):
@@ -59,7 +81,7 @@ class Waits(TorchFunctionMode):
                 frame = frame.f_back
             path = Path(frame.f_code.co_filename) if frame is not None else TORCH
             if path.is_relative_to(self.root) and path.relative_to(self.root).parts[0] in self.parts:
-                self.functions.append(frame.f_code.co_qualname)
+                self.functions.append(f"{path.relative_to(self.root).as_posix()}: {frame.f_code.co_qualname}")
                 self.lines.append(f"{path.name}:{frame.f_lineno} {name}")
         return function(*args, **kwargs)
 
@@ -84,7 +106,7 @@ def test_the_trap_sees_what_waits():
     with Waits("replay", root=PACKAGE.parent / "scripts") as waits:
         released_authors = authors_order(torch.tensor([True, False, True]), torch.tensor([False, False, True]))
     assert released_authors.tolist() == [0, 2]
-    assert waits.functions == ["authors_order"] * 2, "nonzero, twice"
+    assert waits.functions == ["replay/visionzip.py: authors_order"] * 2, "nonzero, twice"
 
 
 @pytest.mark.parametrize(("name", "stage"), CASES)
@@ -108,7 +130,7 @@ def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_c
             model(**batch.inputs)
         anyres = "next" in home(name)  # which lines keep their newline token is known on the device only
         unknown = [step for step in reduction.plan.steps if step.removes and (anyres or not reduction.plan.counted(step))]
-        found = Counter(function for function in waits.functions if function not in HOST_TABLES)
+        found = Counter(function.partition(": ")[2] for function in waits.functions if function not in HOST_TABLES)
         assert found.pop("count_rows", 0) == 1
         assert found.pop("Prompt._count", 0) <= len(unknown)
         assert not found, waits.lines

@@ -35,7 +35,7 @@ def test_two_reduced_models_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_threads_on_one_reduced_model_get_their_own_results_or_a_clear_refusal(kind):
+def test_threads_on_one_reduced_model_get_their_own_results(kind):
     model = model_of(kind)
     batches = [batch_of(kind, ((3 + i, tiny_models.Shot(90, 40), 4),), seed=i) for i in range(4)]
     start = threading.Barrier(len(batches))
@@ -46,17 +46,14 @@ def test_threads_on_one_reduced_model_get_their_own_results_or_a_clear_refusal(k
             found = []
             start.wait()
             for _ in range(5):
-                try:
-                    with torch.no_grad():
-                        found.append(generate(model, batches[number], 4).sequences)
-                except vtr.VtrError as error:
-                    assert "thread" in str(error)
+                with torch.no_grad():
+                    found.append(generate(model, batches[number], 4).sequences)
             return found
 
         with ThreadPoolExecutor(len(batches)) as pool:
             results = list(pool.map(work, range(len(batches))))
     for found, wanted in zip(results, expected, strict=True):
-        assert all(torch.equal(sequences, wanted) for sequences in found)
+        assert len(found) == 5 and all(torch.equal(sequences, wanted) for sequences in found)
 
 
 def test_threads_with_a_reduced_model_each():

@@ -11,6 +11,7 @@ import pytest
 import vtr
 from tests.tiny_models import batch_of, model_of
 from vtr import registry
+from vtr.testing import check_method
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
@@ -42,3 +43,7 @@ def test_the_example_reduces_a_model(example: tuple[str, str], kind: str) -> Non
     with vtr.reduced(model, example[0], keep=5) as reduction:
         model(**batch.inputs)
     assert [len(image.retained) for image in reduction.report().images] == [5] * len(batch.counts())
+
+
+def test_the_example_keeps_what_vtr_promises_of_a_method(example: tuple[str, str]) -> None:
+    check_method(example[0], ["llava"], raises=True)

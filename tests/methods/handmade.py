@@ -1,4 +1,4 @@
-"""Views made by hand: images of any crop grid with padded canvases, ragged rows, text, and a small stand-in for the engine's removals."""
+"""Views made by hand: images of any crop grid with padded canvases, ragged rows and text; and steps run on them by the engine's parts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from torch.utils._pytree import tree_map
 
 import vtr
 from tests.tiny_models import Batch, model_of, packing, views_of
+from vtr.engine.images import Images
+from vtr.engine.tokens import Spots, Tokens
+from vtr.engine.views import by_image, remember
+from vtr.engine.views import make_view as make_engine_view
+from vtr.hosts._layout import Layout
 from vtr.ops.canvas import canvas_cells, valid_region
-from vtr.ops.gather import compaction, take
 from vtr.types import Geometry, Method, Selection, Signal, Step, Text, View
 
 GRID = (6, 6)
@@ -110,35 +114,50 @@ def chosen(view: View, mask: Tensor) -> list[Tensor]:
 
 
 def run(method: Method, geometry: Geometry, view: View, signal: Callable[[Signal, View], Any], stage: str = "tower") -> list[View]:
-    """Runs the steps of a stage as the engine would: budgets, per-token notes and removals. Returns the View behind every step."""
-    wanted, after = view.keep, []
+    """Runs the steps of a stage on the engine's own tokens, with made-up signals. Returns the View behind every step.
+
+    Views, per-token notes and removals are the engine's; the budget of every counted step is the keep count of `view`.
+    """
+    lines = torch.full((view.real.shape[1],), -1)
+    layouts = [
+        Layout(tuple(view.grids[g]), view.patch[g][real], lines[: int(real.sum())], view.crop_grids[g], view.image_sizes[g])
+        for g, real in enumerate(view.real)
+    ]
+    images = Images.of(layouts, view.tokens.device)
+    images.checksum = view.checksum
+    gid = torch.where(view.real, torch.arange(len(layouts))[:, None] * images.slots + view.patch, -1)
+    columns = torch.arange(view.real.shape[1]).expand(view.real.shape)
+    tokens, hidden, groups, after = Tokens(columns, view.real, gid, images), view.tokens, by_image(layouts, images.slots), []
+
+    def seen(step: Step, spots: Spots) -> View:
+        counts = tokens.valid.sum(1).tolist()
+        counted = step.counted or step.action == "observe"
+        keep = [min(k, n) for k, n in zip(view.keeps, counts, strict=True)] if counted else counts
+        return make_engine_view(hidden, spots, images, groups, counts, keep, 0, step.layer)
+
+    def located() -> Spots:
+        return tokens.locate(groups, int(tokens.valid.sum(1).max()))
+
     for step in method.steps(geometry):
         if step.stage != stage:
             continue
         assert step.select is not None
-        counted = step.counted or step.action == "observe"
-        keep = wanted.minimum(view.real.sum(1)) if counted else view.real.sum(1)
-        view = replace(view, keep=keep, most=int(keep.max()), layer=step.layer)
-        view.signals = {need: signal(need, view) for need in step.needs}
-        answer = step.select(view)
+        spots = located()
+        now = seen(step, spots)
+        now.text, now.final_norm = view.text, view.final_norm
+        now.signals = {need: signal(need, now) for need in step.needs}
+        answer = step.select(now)
+        remember(now, spots, images, 0)
         if step.action == "observe":
             assert answer is None
         else:
             assert isinstance(answer, Selection) and answer.keep is not None
-            assert not (answer.keep & ~view.real).any()
+            assert not (answer.keep & ~now.real).any()
             if step.counted:
-                assert torch.equal(answer.keep.sum(1), keep)
-            view = shortened(view, answer.keep)
-        after.append(view)
+                assert torch.equal(answer.keep.sum(1), now.keep)
+            hidden, _ = tokens.select(hidden, now, spots, answer, answer.keep, lambda keep: (keep & tokens.valid, None))
+        after.append(seen(step, located()))
     return after
-
-
-def shortened(view: View, keep: Tensor) -> View:
-    """The View with only the kept tokens, right aligned."""
-    index, real = compaction(keep)
-    fields = {name: take(getattr(view, name), index) for name in ("tokens", "cells", "patch", "sizes")}
-    notes = {name: take(note, index) for name, note in view.per_token.items()}
-    return replace(view, **fields, real=real, counts=real.sum(1).tolist(), per_token=notes)
 
 
 def select_without_sync(step: Step, view: View) -> None:

@@ -1,5 +1,6 @@
 """The replay runner, the kept copies of reference vectors, and the whole folder of them where it is at hand."""
 
+import filecmp
 import importlib
 import json
 import os
@@ -18,8 +19,11 @@ from scripts.replay import Vector, close, list_replays, read_vector, replay_file
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "tests" / "vectors").glob("*.safetensors"))
 SHARED = [
-    f for f in sorted((ROOT.parent / "shared" / "reference-vectors").glob("*.safetensors")) if read_vector(f).method in list_replays()
+    f
+    for f in sorted((ROOT.parent / "shared" / "reference-vectors").glob("*.safetensors"))
+    if read_vector(f).method in list_replays() and not any(k.name == f.name and filecmp.cmp(k, f, shallow=False) for k in KEPT)
 ]
+"""Vectors beside a checkout that are not kept byte for byte in it: those are replayed once."""
 NON_COMMERCIAL = {"divprune", "tome", "centerclip", "prunevid"}
 
 

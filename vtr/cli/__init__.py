@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import bench, calibrate, demo, doctor, eval, info, list_, models, report, run, sweep
+from vtr.cli import bench, calibrate, check, demo, doctor, eval, info, list_, models, report, run, sweep
 from vtr.cli._common import EXIT_CODES
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("list")(list_.list_)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("demo")(demo.demo)
+app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(calibrate.app, name="calibrate")
 

@@ -21,6 +21,9 @@ from vtr.types import Method
 TOLERANCE = 1e-3
 """Largest difference of logits, which are about 4 apart; float32 on a CPU rounds to about 1e-6, a mask or position that is off gives 0.1."""
 
+KIND = {"LLaVA": "llava", "AnyRes": "llava_next"}
+"""Families of the checks -> kinds of `vtr.testing.tiny_models`."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -55,7 +58,7 @@ def self_check(quick: bool = False) -> list[Check]:
     with own_settings():
         models: dict[str, Any] = {}
         for kind, family, method in cases[:2] if quick else [*cases, ("tower method, LLaVA", "LLaVA", TowerTop)]:
-            case = Case(family, method, models)
+            case = Case(KIND[family], method, models)
             parts = [("removed = masked", case.removed), ("cached = recomputed", case.cached), ("batch = single", case.single)]
             checks += [_run(f"{kind}: {name}", part) for name, part in (parts[:2] if quick else parts)]
         if not quick and find_spec("timm") is not None:

@@ -1,0 +1,17 @@
+"""The Python on docs/testing.md works as it is printed there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vtr.testing.tiny_models import FAMILIES
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["a method", "a family"])
+def test_the_page_works_as_printed(block, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "wider", None)  # put back as it was: absent
+    exec(block, {})
