@@ -13,7 +13,7 @@ import pytest
 
 import vtr
 from vtr import registry
-from vtr.types import Boundary, Freeze, Input, Layer, Merge, Observe, Remove, Resize, Restore, Selection, Signal, Step, Tower
+from vtr.types import Boundary, Freeze, Input, Layer, Merge, Observe, Remove, Rescale, Restore, Selection, Signal, Step, Tower
 from vtr.types.signals import attention
 
 COUNT = len(vtr.list_methods())
@@ -173,7 +173,7 @@ def test_what_a_method_does_not_say_is_said(monkeypatch, caplog):
         (lambda: Restore(Boundary()), TypeError, r"Restore: where must be Tower\(\.\.\.\), got Boundary"),
         (lambda: Freeze(Tower(2)), TypeError, r"Freeze: where must be Layer\(\.\.\.\), got Tower"),
         (lambda: Observe(Input(), len), TypeError, r"Observe: where must be .*, got Input\(\)"),
-        (lambda: Resize(Boundary(), len), TypeError, r"Resize: where must be Input\(\.\.\.\), got Boundary"),
+        (lambda: Rescale(Boundary(), len), TypeError, r"Rescale: where must be Input\(\.\.\.\), got Boundary"),
         (lambda: Merge(Layer(2), None), TypeError, "Merge: needs a select function of a View, got None"),
         (
             lambda: Remove(Layer(2), len, attention(1)),
