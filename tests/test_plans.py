@@ -1,6 +1,7 @@
 """Plans: what a method gives as steps, and budgets of several methods that have to fit together."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 import vtr
 from tests import probes, tiny_models
 from tests.tiny_models import model_of
-from vtr import Boundary, Remove
+from vtr import Boundary, Layer, Observe, Remove
+from vtr.types.signals import LAST, attention
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -108,6 +110,24 @@ def test_a_removal_in_front_of_the_first_layer_is_one_at_the_boundary(kind):
         with torch.no_grad(), vtr.reduced(small, [probes.EveryNth(**where)]):
             found.append(small(**batch.inputs).logits)
     assert torch.allclose(*found, atol=1e-5)
+
+
+def test_a_step_reads_attention_of_any_earlier_layer(model):
+    """What was seen at a layer is kept until its last reader."""
+    seen = {}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Reads(probes.Probe):
+        def steps(self, geometry):
+            return tuple(Observe(Layer(at), partial(self.note, at), needs=(attention(0, queries=LAST),)) for at in (1, 3))
+
+        def note(self, at, view):
+            (seen[at],) = view.signals.values()
+
+    batch = tiny_models.batch_of("llava")
+    with torch.no_grad(), vtr.reduced(tiny_models.model_of("llava"), [Reads()]):
+        tiny_models.model_of("llava")(**batch.inputs)
+    assert torch.equal(seen[1], seen[3])
 
 
 def test_the_stage_of_the_cache_is_not_offered():

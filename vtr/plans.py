@@ -216,6 +216,16 @@ class Plan:
                     found.setdefault(signal_layer(signal, s.step), set()).add(signal)
         return found
 
+    def last_use(self, tower: bool) -> dict[int, int]:
+        """Returns layer -> last layer of the tower, or of the LLM, whose steps read it; -1 where only later stages do."""
+        last = dict.fromkeys(self.signals(tower), -1)
+        for s in self.at("tower" if tower else "prefill"):
+            for signal in s.step.needs:
+                if not untapped(signal) and (tower or not signal.tower):
+                    layer = signal_layer(signal, s.step)
+                    last[layer] = max(last[layer], s.step.layer)
+        return last
+
     @property
     def restoring(self) -> set[int]:
         """Methods that give back all tokens they merged."""

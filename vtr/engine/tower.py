@@ -38,10 +38,7 @@ class TowerHooks:
         self.edge_steps = plan.at("boundary", side="before_projector")
         self.inputs = plan.at("input")
         self.acts = bool(self.layer_steps or self.edge_steps or self.inputs)
-        self.last_use = {  # tower layer -> last tower layer whose steps read it; its tap is dropped after that
-            i: max((s.step.layer for s in self.layer_steps if any(signal_layer(n, s.step) == i for n in s.step.needs)), default=-1)
-            for i in self.watched
-        }
+        self.last_use = plan.last_use(tower=True)
         later = [s.step for s in plan.steps if s.step.stage not in ("tower", "input")]
         self.kept_taps = {signal_layer(need, step) for step in later for need in step.needs if need.tower}
 

@@ -43,6 +43,7 @@ class LlmHooks:
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
         self.needs_tower = any(s.in_tower for s in plan.steps)
         self.watched = plan.signals(tower=False)
+        self.last_use = plan.last_use(tower=False)
         sources = {n.source for s in plan.steps for n in s.step.needs if n.kind == "text_embedding"}
         self.text_towers = {source: TextTower(source) for source in sources if source}
 
@@ -231,7 +232,8 @@ class LlmHooks:
                 if prompt.tokens.valid is not call.now[i]:
                     call.shortened(i)
             if prompt is not None:
-                prompt.taps.pop(i - 1, None)
+                for read in [r for r in prompt.taps if r < i and self.last_use[r] <= i]:
+                    del prompt.taps[read]
             freezes = frozen is not None and prompt is not None
             if not call.reduced and not freezes:
                 return None
