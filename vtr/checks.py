@@ -62,7 +62,7 @@ def check_positions(method: Method, host: Host | DenseHost) -> None:
         VtrError: naming the method.
     """
     if method.position_ids == "renumber" and not host.renumber:
-        raise VtrError(f"{method.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; use 'keep'")
+        raise VtrError(f"{method.name}: position_ids='renumber' has no meaning for the rotary positions of {host.name}; leave it out")
 
 
 def check_question(plan: Plan, question: str | Sequence[str] | None, processor: Any) -> None:

@@ -19,6 +19,7 @@ from vtr.engine.views import by_image, remember
 from vtr.engine.views import make_view as make_engine_view
 from vtr.hosts._layout import Layout
 from vtr.ops.canvas import canvas_cells, valid_region
+from vtr.ops.gather import compaction, take
 from vtr.types import Geometry, Method, Selection, Signal, Step, Text, View
 
 GRID = (6, 6)
@@ -158,6 +159,14 @@ def run(method: Method, geometry: Geometry, view: View, signal: Callable[[Signal
             hidden, _ = tokens.select(hidden, now, spots, answer, answer.keep, lambda keep: (keep & tokens.valid, None))
         after.append(seen(step, located()))
     return after
+
+
+def shortened(view: View, keep: Tensor) -> View:
+    """Returns the View with only the kept tokens, right aligned."""
+    index, real = compaction(keep)
+    fields = {name: take(getattr(view, name), index) for name in ("tokens", "cells", "patch", "sizes")}
+    notes = {name: take(note, index) for name, note in view.per_token.items()}
+    return replace(view, **fields, real=real, counts=real.sum(1).tolist(), per_token=notes)
 
 
 def select_without_sync(step: Step, view: View) -> None:

@@ -23,6 +23,7 @@ from vtr.types import Method
 _VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 _ALWAYS = ("vtr.reduction", "vtr.eval.run.asking", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
 _ALONE = ("vtr.eval.run.runner",)  # what it imports only sums up
+_SHOWN = "vtr.viz"  # draws what was answered
 _PACKAGE = Path(vtr.__file__).resolve().parent
 
 
@@ -110,7 +111,7 @@ def _imported(name: str, source: str) -> list[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [one for one in found if one.startswith("vtr.")]
+    return [one for one in found if one.startswith("vtr.") and not one.startswith(_SHOWN)]
 
 
 def _package_of(module: str) -> list[str]:
