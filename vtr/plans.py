@@ -197,15 +197,17 @@ class Plan:
         return None if self.geometry is None else self.geometry.most_tokens
 
     # ---- what the engine asks
-    def at(self, stage: str, layer: int | None = None, **wanted: Any) -> list[PlanStep]:
-        """Returns the steps of a stage (at a layer), in list order; `wanted` is matched against the step."""
-        return [
-            s
-            for s in self.steps
-            if s.step.stage == stage
-            and (layer is None or s.step.layer == layer)
-            and all(getattr(s.step, name) == value for name, value in wanted.items())
-        ]
+    def __post_init__(self) -> None:
+        places: dict[Any, list[PlanStep]] = {}
+        for s in self.steps:
+            for place in (s.step.stage, (s.step.stage, s.step.layer)):
+                places.setdefault(place, []).append(s)
+        object.__setattr__(self, "_places", places)
+
+    def at(self, stage: str, layer: int | None = None, **fields: Any) -> list[PlanStep]:
+        """Returns the steps of a stage (at a layer), in list order; `fields` are matched against the step."""
+        found = self._places.get(stage if layer is None else (stage, layer), [])  # type: ignore[attr-defined]
+        return [s for s in found if all(getattr(s.step, name) == value for name, value in fields.items())]
 
     def signals(self, tower: bool) -> dict[int, set[Signal]]:
         """Returns layer -> signals that some step reads there, for the tower or the LLM; those that need a tap."""
