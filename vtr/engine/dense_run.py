@@ -113,11 +113,11 @@ class DenseRun(Shrinking):
     def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
         self.tokens.full, self.short = len(set(self.counts)) == 1, True
         self.small = selection.grid if self.tokens.full else None
-        restores = any(s.step.action == "restore" and s.step.select is not None for s in self.plan.steps)
-        assign = self.tokens.images.assign
         if torch.compiler.is_compiling() or index.device.type != "cpu":  # elsewhere looking would cost a sync
             return  # the report compares the counts; tokens without a pivot come back as NaN
         self._check_now()
+        restores = any(s.step.action == "restore" and s.step.select is not None for s in self.plan.steps)
+        assign = self.tokens.images.assign
         if not restores and assign is not None and bool((assign < 0).any()):
             raise VtrError(
                 f"{item.name}: prunes tokens without trace, but {self.host.name!r} needs its full token grid at the end; name a pivot for "

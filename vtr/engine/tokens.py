@@ -148,16 +148,19 @@ class Tokens(Places):
         left = leave(keep)
         if left is None:
             return self._written(hidden, None, view, spots, selection, chosen, goal), None
-        index, real = compaction(*left)
-        values = self._written(hidden, index, view, spots, selection, chosen, goal)
-        self.column, self.valid = self.column.gather(1, index), self.valid.gather(1, index) & real
-        return values, index
+        index = self._compact(*left)
+        return self._written(hidden, index, view, spots, selection, chosen, goal), index
 
     def remove(self, hidden: Tensor, keep: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
         """Shortens the rows to a keep mask `(R, S)`; returns values and index as `select` does."""
+        index = self._compact(keep, width)
+        return take(hidden, index), index
+
+    def _compact(self, keep: Tensor, width: int | None) -> Tensor:
+        """Lets the places follow a keep mask `(R, S)`; returns the index `(R, width)` of what is left into the old positions."""
         index, real = compaction(keep, width)
         self.column, self.valid = self.column.gather(1, index), self.valid.gather(1, index) & real
-        return take(hidden, index), index
+        return index
 
     def _kept(self, spots: Spots, chosen: Tensor) -> Tensor:
         """Returns the keep mask `(R, S)`: True for chosen tokens, and for everything that the View does not have."""
@@ -206,12 +209,12 @@ class Tokens(Places):
         short = hidden if index is None else take(hidden, index)
         rows, length = short.shape[:2]
         if goal is None:
-            goal = torch.where(chosen & spots.present, spots.flat, self.column.numel())
+            goal = torch.where(chosen & spots.present, spots.flat, hidden.shape[0] * hidden.shape[1])
         if index is not None:  # places of the longer rows -> places of the shorter ones
             position = (
                 torch.arange(length, device=index.device).expand_as(index) + torch.arange(rows, device=index.device)[:, None] * length
             )
-            place = torch.full(self.column.shape, rows * length, device=index.device).scatter_(1, index, position)
+            place = torch.full(hidden.shape[:2], rows * length, device=index.device).scatter_(1, index, position)
             goal = torch.nn.functional.pad(place.flatten(), (0, 1), value=rows * length)[goal]
         padded = torch.cat([short.flatten(0, 1), short.new_zeros(1, short.shape[-1])])
         return padded.index_copy(0, goal.flatten(), values.flatten(0, 1))[:-1].view_as(short)

@@ -179,10 +179,6 @@ class Prompt(Shrinking):
         filler = ~tokens.valid & (tokens.gid_of.gather(1, tokens.column) >= 0)
         return embeds.masked_fill(filler[..., None], 0.0)
 
-    def tap(self, layer: int, make: Any) -> Any:
-        """Returns what is noted of a layer, made by `make(places)` at first; None while a projection of our own runs."""
-        return None if self.probing else self.taps.setdefault(layer, make(self.tokens.snapshot()))
-
     def _per_image(self, per_view: list[int]) -> list[int]:
         """Returns sums of a per-view list over the views of each image."""
         sums, ends = [], 0
