@@ -70,6 +70,8 @@ UPKEEP_MAY_IMPORT = {
     "pages": TOOLS | {"eval", "bench", "ops"},
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
+INDEPENDENT = ("families", "qwen", "joined", "tiny_models", "reference")
+"""Modules of vtr.testing that use nothing else of vtr."""
 MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "bench", "engine", "checks", "selfcheck", "testing"}
 
 
@@ -109,8 +111,9 @@ def test_a_file_keeps_the_rules(path: Path) -> None:
     if me in ("engine", "checks", "reduction", "registry", "types", "__init__", "testing"):
         at_import = {name.split(".")[0] for name in imports(path, everywhere=False)}
         assert not at_import & MODEL_LIBRARIES, "`import vtr` must stay quick: import model libraries inside functions"
-    if path.parent.name == "testing" and path.stem in ("reference", "tiny_models"):
-        assert all(name.startswith("vtr.testing.tiny_models") for name in imports(path) if name.startswith("vtr")), "independent of vtr"
+    if path.parent.name == "testing" and path.stem in INDEPENDENT:
+        own = tuple(f"vtr.testing.{name}" for name in INDEPENDENT)
+        assert all(name.startswith(own) for name in imports(path) if name.startswith("vtr")), "independent of vtr"
     assert not libraries & {"pytest", "hypothesis", "tests"}, "vtr must work without what only tests need"
     if me == "ops":
         kernels = {"triton"} if path.name.startswith("_triton") else set()

@@ -105,6 +105,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     """
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
+        raise VtrError(
+            f"{name}: the tower of {host.name!r} joins patches, so that merged ones cannot be given back; use a method that restores nothing"
+        )
     if step.stage == "prefill":
         deepest = geometry.llm_layers - 1
         if not 0 <= step.layer <= deepest:
@@ -135,6 +139,12 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             raise ValueError(
                 f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
             )
+        if tower and signal.kind in ("attention_io", "mlp_io") and isinstance(host, Host) and host.tower.joins > 1:
+            raise VtrError(f"{name}: {signal.kind} of a tower that joins patches has no row for a visual token; read the LLM")
+        if signal.kind == "mlp_activation" and not tower and isinstance(host, Host) and host.language.down is None:
+            raise VtrError(
+                f"{name}: needs what enters the last projection of an MLP, and the layers of {host.name!r} have several; use another method"
+            )
         if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
 
@@ -158,7 +168,7 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     finishing = [plan.methods[n] for n in dict.fromkeys(s.method for s in plan.steps if s.last)]
     for method in finishing:
         keep = method.budget.keep if method.budget is not None else None
-        if keep is not None and keep > host.most_tokens:
+        if keep is not None and host.most_tokens is not None and keep > host.most_tokens:
             raise SettingError(
                 f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
                 "keep fewer",
@@ -171,6 +181,8 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
 def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
     """Refuses a method that could not remove anything from any image, for what those that finish before it leave."""
     most = host.most_tokens
+    if most is None:
+        return  # depends on the image; refused when one comes
     # what is left after `keep`, a ratio and a mean bends only at these sizes of images
     grid = host.geometry().patch_grid if host.default_layout is None else None
     sizes = {most} if grid is None else {most, grid[0] * grid[1]}

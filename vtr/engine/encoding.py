@@ -1,85 +1,118 @@
-"""One run of the vision tower of a multimodal LLM: its rows of patches, and what stands around the steps that shorten them."""
+"""One run of the vision tower of a multimodal LLM: its rows of units, and what stands around the steps that shorten them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtr.engine.images import Images, to_device
+from vtr.engine.images import Images, count_views, to_device
 from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import scaling_of, tower_signal
 from vtr.engine.tokens import Groups, Spots, Tokens
 from vtr.engine.views import by_image, by_view, make_view, quotas
 from vtr.hosts._host import Host
-from vtr.hosts._layout import Grid, Layout
+from vtr.hosts._layout import Grid, Kind, Layout
 from vtr.ops.hashing import checksum
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import Selection, View, VtrError
 
 
 class Encoding(Shrinking):
-    """State of one run of the tower. A row is one view; its columns are patches, prefix tokens excluded.
+    """State of one run of the tower. A row is one view, or all of them in a packed tower; its columns are units, prefix tokens excluded.
 
     Attributes:
-        image, view: of every row, on the host.
-        alive: tokens of every row that will reach the LLM; there: tokens of every row in the tower.
+        image, view: image and number of every view, on the host.
+        alive: units of every view that will reach the LLM; there: units of every view in the tower.
         begun: the tower has seen its pixel values.
         short: something was removed.
-        grids, pixels: of the rows, while the input stage makes images smaller.
+        grids, pixels: of the views, while the input stage makes images smaller.
+        arranged: the patches of every unit stand side by side (joined towers).
+        borders, parts, segments, asked, followed: what a packed tower notes about its blocks and its attention.
     """
 
-    def __init__(self, host: Host, plan: Plan, layouts: list[Layout]) -> None:
+    def __init__(
+        self, host: Host, plan: Plan, layouts: list[Layout], kind: Kind = "image", arguments: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(plan)
-        self.host, self.layouts, self.area = host, layouts, host.tower.area
+        self.host, self.layouts, self.kind, self.given = host, layouts, kind, arguments or {}
         self.image = [image for image, layout in enumerate(layouts) for _ in layout.grids]
         self.view = [view for layout in layouts for view in range(layout.views)]
-        self.begun = self.short = False
+        self.begun = self.short = self.arranged = False
+        self.borders: dict[int, Tensor] = {}
+        self.parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self.segments: dict[int, tuple[Tensor, Tensor]] = {}
+        self.asked: dict[int, int] = {}
+        self.followed: dict[int, tuple[Any, Any]] = {}
         self.grids: list[Grid] | None = None
         self.pixels: Tensor | None = None
         self._fill()
 
     def _fill(self) -> None:
-        """Makes every row a full one, on the host."""
+        """Makes every view a full one, on the host."""
         self.alive = [count for layout in self.layouts for count in layout.view_tokens]
-        self.there = [self.area] * len(self.image)
+        self.areas = [area for layout in self.layouts for area in layout.areas]
+        self.there = list(self.areas)
         self.short = False
 
     def start(self, pixels: Tensor) -> None:
-        """Makes the tables once the pixel values `(V, 3, H, W)` are seen."""
-        device = pixels.device
+        """Makes the tables once the pixel values are seen.
+
+        Raises:
+            ValueError: they are not those of the images.
+        """
+        tower, device = self.host.tower, pixels.device
+        shares = [tower.pixel_rows(layout) for layout in self.layouts]
+        if len(pixels) != sum(shares):
+            what = f"{sum(shares)} {'views' if tower.by_views else 'patches'}"
+            raise ValueError(f"vtr: pixel_values must hold the {what} of the images, got {len(pixels)}; pass all outputs of the processor")
         images = Images.of(self.layouts, device)
-        sums = checksum(pixels) * to_device([2 * view + 1 for view in self.view], device)
+        counts = torch.tensor(shares)
+        owner = torch.arange(len(shares)).repeat_interleave(counts)
+        place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+        sums = checksum(pixels) * (2 * place + 1).to(device, non_blocking=True)
         total = torch.zeros(len(self.layouts), dtype=torch.int64, device=device)
-        images.checksum = total.scatter_add_(0, to_device(self.image, device), sums)
-        start = by_view(self.layouts, images.slots).start
-        columns = torch.arange(self.area, device=device).expand(len(self.image), -1)
-        gid_of = to_device(start, device)[:, None] + columns
-        self.tokens = Tokens(columns, torch.ones_like(columns, dtype=torch.bool), gid_of, images, full=True)
+        images.checksum = total.scatter_add_(0, owner.to(device, non_blocking=True), sums)
+        gid_of = tower.start(self.kind, self.given, self.layouts, images.slots).to(device, non_blocking=True)
+        self.tokens = self._all_of(gid_of, images)
         self.begun = True
+
+    def _all_of(self, gid_of: Tensor, images: Images) -> Tokens:
+        """Returns full rows of units `(R, S)`."""
+        columns = torch.arange(gid_of.shape[1], device=gid_of.device).expand_as(gid_of)
+        return Tokens(columns, torch.ones_like(columns, dtype=torch.bool), gid_of, images, full=True, raster=not self.host.tower.by_views)
 
     def refill(self) -> None:
         """Makes every row a full one again, after a restoring step."""
         images = self.tokens.images
         images.assign, images.sizes = None, torch.ones_like(images.sizes)
-        columns = torch.arange(self.area, device=images.sizes.device).expand(len(self.image), -1)
-        self.tokens = Tokens(columns, torch.ones_like(columns, dtype=torch.bool), self.tokens.gid_of, images, full=True)
+        self.tokens = self._all_of(self.tokens.gid_of, images)
         self._fill()
+
+    def _width(self) -> int:
+        """Returns the units of the longest row."""
+        return max(self.there) if self.host.tower.by_views else sum(self.there)
 
     @property
     def keys(self) -> Tensor | None:
         """Real tokens of every row `(V, S)` bool, None while every row is full."""
         return None if self.tokens.full else self.tokens.valid
 
-    def per_image(self, per_row: list[int]) -> list[int]:
-        """Returns sums of a per-row list over the views of each image."""
+    def per_image(self, per_view: list[int]) -> list[int]:
+        """Returns sums of a per-view list over the views of each image."""
         sums = [0] * len(self.layouts)
-        for image, value in zip(self.image, per_row, strict=True):
+        for image, value in zip(self.image, per_view, strict=True):
             sums[image] += value
         return sums
 
     def rows(self) -> Tensor:
-        """Returns the tower row of each (image, view), on the CPU; the row of view 0 where an image has fewer views."""
+        """Returns the tower row of each (image, view), on the CPU; the row of view 0 where an image has fewer views, or all are one row."""
         most = max(layout.views for layout in self.layouts)
+        if not self.host.tower.by_views:
+            return torch.zeros(len(self.layouts), most, dtype=torch.int64)
         starts = [self.image.index(i) for i in range(len(self.layouts))]
         return torch.tensor(
             [[s + (v if v < layout.views else 0) for v in range(most)] for s, layout in zip(starts, self.layouts, strict=True)]
@@ -100,25 +133,29 @@ class Encoding(Shrinking):
 
     def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
         if item.method in self.plan.restoring and self.short:
-            rows, cols = self.host.tower.patch_grid
+            rows, cols = self.layouts[0].grids[0]
             raise VtrError(
                 f"{item.name}: needs the whole token grid of {rows} x {cols}, got {hidden.shape[1]} tokens; it must come before methods that "
                 "remove tokens in the tower"
             )
         slots = self.tokens.images.slots
         if item.step.per == "view":
-            groups, counts, keep = by_view(self.layouts, slots, rows=True), self.alive, quotas(target, self.image, self.alive)
+            groups, counts, keep = (
+                by_view(self.layouts, slots, rows=self.host.tower.by_views),
+                self.alive,
+                quotas(target, self.image, self.alive),
+            )
             spots = self.tokens.locate(groups, max(self.there))
         else:
             groups, counts, keep = by_image(self.layouts, slots), self.per_image(self.alive), target
-            groups.rows = len(groups.owner) == len(self.image)
+            groups.rows = self.host.tower.by_views and len(groups.owner) == len(self.image)
             spots = self.tokens.locate(groups, max(self.per_image(self.there)))
         return self._view(item, hidden, groups, spots, counts, keep), spots
 
     def look_in_place(self, item: PlanStep, tokens: Tensor) -> View:
         """Returns the View of a restoring step: the rows `(V, K, D)` as they are."""
         groups = by_view(self.layouts, self.tokens.images.slots, rows=True)
-        return self._view(item, tokens, groups, self.tokens.in_place(), self.there, [self.area] * len(self.image))
+        return self._view(item, tokens, groups, self.tokens.in_place(), self.there, self.areas)
 
     def _view(self, item: PlanStep, hidden: Tensor, groups: Groups, spots: Spots, counts: list[int], keep: list[int]) -> View:
         images, needs = self.tokens.images, item.step.needs
@@ -136,10 +173,12 @@ class Encoding(Shrinking):
         if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
             assert selection.index is not None
             self.there = [selection.index.shape[1]] * len(self.image)
-            return keep, max(self.there)
+            return keep, self._width()
         images, known = self.tokens.images, self.plan.counted(item) and selection.grid is None
         rows = [False] * len(self.image)
-        if known:  # a group that keeps all its tokens keeps its padding patches too: it runs as in the full model
+        if (
+            known and self.host.tower.by_views
+        ):  # a group that keeps all its tokens keeps its padding patches too: it runs as in the full model
             untouched = [k == n for k, n in zip(view.keeps, view.counts, strict=True)]
             rows = untouched if item.step.per == "view" else [untouched[image] for image in self.image]
         gid = self.tokens.gid()
@@ -148,12 +187,18 @@ class Encoding(Shrinking):
         if known and len(view.keeps) == len(self.image):
             self.alive = list(view.keeps)
         else:
-            self.alive = (stays & alive).sum(1).tolist()  # the one sync of this removal
+            self.alive = count_views(images, gid, stays & alive)
         self.there = [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
-        return stays, max(self.there)
+        return stays, self._width()
 
     def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
-        self.tokens.full, self.short = len(set(self.there)) == 1, True
+        self.tokens.full = len(set(self.there)) == 1 or not self.host.tower.by_views
+        self.short = True
+        self.followed.clear()
+
+    def answered(self, selection: Selection) -> Selection:
+        """Keeps tokens of a packed tower where their positions and segments are; the LLM has them in its own order anyway."""
+        return selection if self.host.tower.by_views else replace(selection, order="position")
 
 
 def input_view(run: Encoding, item: PlanStep, pixels: Tensor) -> View | None:
@@ -165,4 +210,4 @@ def input_view(run: Encoding, item: PlanStep, pixels: Tensor) -> View | None:
     groups = by_image(run.layouts, slots)
     spots = run.tokens.locate(groups, slots)
     spots.whole = False
-    return make_view(pixels.new_zeros(len(run.image), run.area, 0), spots, run.tokens.images, groups, now, target, item.method, 0)
+    return make_view(pixels.new_zeros(*run.tokens.gid_of.shape, 0), spots, run.tokens.images, groups, now, target, item.method, 0)

@@ -115,3 +115,20 @@ class Images:
             self.whole,
             self.grid,
         )
+
+
+def count_views(images: Images, gid: Tensor, there: Tensor) -> list[int]:
+    """Counts the tokens of every view, on the host: one sync.
+
+    Args:
+        images: whose.
+        gid: `(R, S)` int64, global ids.
+        there: `(R, S)` bool, which of them count.
+    """
+    views = max(layout.views for layout in images.layouts)
+    view = images.cells(gid.clamp_min(0))[..., 0] + gid // images.slots * views
+    total = len(images.layouts) * views
+    counts = torch.zeros(total + 1, dtype=torch.int64, device=gid.device)
+    counts.scatter_add_(0, torch.where(there, view, total).flatten(), torch.ones_like(view).flatten())
+    table = counts[:-1].view(-1, views).tolist()
+    return [count for row, layout in zip(table, images.layouts, strict=True) for count in row[: layout.views]]

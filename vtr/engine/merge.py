@@ -48,8 +48,8 @@ def merge_hooks(
         run: Shrinking | None = current()
         if run is None or i not in run.pending:
             return None
-        length = run.pending.pop(i)[1].shape[1]
-        return (output[0][:, :length], *output[1:]) if isinstance(output, tuple) else output[:, :length]
+        length = run.pending.pop(i)[1].shape[-2]
+        return (output[0][..., :length, :], *output[1:]) if isinstance(output, tuple) else output[..., :length, :]
 
     return [
         norm.register_forward_pre_hook(before_norm).remove,
@@ -59,7 +59,7 @@ def merge_hooks(
 
 
 def _instead_of(before: Tensor, wanted: Tensor) -> Tensor:
-    """Returns what a residual branch has to give `(V, S, D)` so that adding it to `before (V, S, D)` leaves `wanted (V, S', D)`, zeros behind."""
+    """Returns what a residual branch has to give so that adding it to `before (..., S, D)` leaves `wanted (..., S', D)`, zeros behind."""
     full = -before
-    full[:, : wanted.shape[1]] += wanted
+    full[..., : wanted.shape[-2], :] += wanted
     return full

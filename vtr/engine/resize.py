@@ -27,14 +27,16 @@ def plan_resize(host: Host, run: Encoding, grids: list[Grid], pixels: Tensor) ->
         pixels: `(V, 3, H, W)`, kept until the embedding asks for them.
     """
     run.pixels, run.grids = pixels, [grids[i] for i in run.image]
-    chosen = {grid: _centres(grid, host.tower.patch_grid) for grid in set(grids)}
+    full = host.tower.patch_grid
+    assert full is not None  # checked when the plan is made
+    chosen = {grid: _centres(grid, full) for grid in set(grids)}
     run.there = [len(chosen[grid]) for grid in run.grids]
     width = max(run.there)
     column = torch.stack([torch.nn.functional.pad(chosen[grid], (width - len(chosen[grid]), 0)) for grid in run.grids])
     valid = torch.arange(width) >= width - torch.tensor(run.there)[:, None]
     tokens = [layout.patch >= 0 for layout in run.layouts]
     alive = by_patch(run.layouts, tokens, run.tokens.images.slots, False).view(len(tokens), -1)
-    run.alive = [int(alive[i, chosen[grid] + v * run.area].sum()) for i, v, grid in zip(run.image, run.view, run.grids, strict=True)]
+    run.alive = [int(alive[i, chosen[grid] + v * host.tower.area].sum()) for i, v, grid in zip(run.image, run.view, run.grids, strict=True)]
     device = run.tokens.column.device
     run.tokens.column, run.tokens.valid = column.to(device, non_blocking=True), valid.to(device, non_blocking=True)
     run.tokens.full, run.short = len(set(run.there)) == 1, True

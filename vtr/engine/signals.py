@@ -21,6 +21,7 @@ class Tap:
     `keys (R, K)` bool says which key columns are real, or is None when all are; `bias (R, K)` is added to logits (proportional attention);
     `first` is the key column of the first token of this call (tokens of earlier turns come before). In a sliding-window layer whose window is
     shorter than the prompt, `where (R, K)` has the logical column of every key, and a query sees those less than `window` before it.
+    `joins` patches of a tower stand side by side for one visual token.
     """
 
     places: Places
@@ -33,7 +34,22 @@ class Tap:
     window: int = 0
     bias: Tensor | None = None
     first: int = 0
+    joins: int = 1
     blocks: dict[str, Any] = field(default_factory=dict)
+
+    def by_segments(self, index: Tensor, real: Tensor, bias: Tensor | None) -> None:
+        """Gives every segment of a packed row a row of its own, as q, k and v have already.
+
+        Args:
+            index, real: `(segments, L)`, patches of each segment in the packed row, and which of them are no filler.
+            bias: `(S,)`, added to logits of the units of the packed row.
+        """
+        unit = index[:, :: self.joins] // self.joins
+        gid = torch.where(real[:, :: self.joins], self.places.gid()[0][unit], -1)
+        column = torch.arange(gid.shape[1], device=gid.device).expand_as(gid)
+        self.places = Places(column, gid >= 0, gid)
+        self.keys = real
+        self.bias = None if bias is None else bias[unit].repeat_interleave(self.joins, 1)
 
 
 def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int, rows: Tensor) -> Any:
@@ -59,6 +75,7 @@ def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int,
             weight = torch.cat([torch.zeros_like(weight[:, :, :prefix]), weight[:, :, prefix:]], 2)
             query = (tap.query.float() * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp_min(1)
         row = attention_rows(query, tap.key, tap.scaling, keys=tap.keys, bias=tap.bias, softmax=signal.softmax)[:, :, 0, prefix:]
+        row = row if tap.joins == 1 else row.unflatten(-1, (-1, tap.joins)).sum(-1)  # what a visual token gets
         value = row if signal.heads else row.mean(1, keepdim=True)  # (R, H or 1, S)
         table = value.transpose(1, 2).flatten(0, 1)[spot]  # (G, N, H or 1)
         return table.transpose(1, 2) if signal.heads else table[..., 0]
@@ -117,8 +134,9 @@ def scaling_of(signal: Signal, tap: Tap) -> dict[Signal, float]:
 def _positions(places: Places, gid: Tensor, total: int) -> Tensor:
     """Flat positions `(G, N)` of global ids (below `total`) in a tower places."""
     rows, columns = places.gid_of.shape
-    original = torch.zeros(total, dtype=torch.int64, device=gid.device)
-    original.scatter_(0, places.gid_of.flatten(), torch.arange(rows * columns, device=gid.device))
+    original = torch.zeros(total + 1, dtype=torch.int64, device=gid.device)
+    own = torch.where(places.gid_of >= 0, places.gid_of, total)
+    original.scatter_(0, own.flatten(), torch.arange(rows * columns, device=gid.device))
     where = original[gid]
     return where // columns * places.column.shape[1] + places.inverse().flatten()[where]
 
@@ -129,8 +147,11 @@ def _per_token(signal: Signal, tap: Tap, flat: Tensor, prefix: int) -> Any:
         source = {"q": tap.query, "k": tap.key, "v": tap.value, "next_q": tap.query, "next_k": tap.key}[signal.kind]
         assert source is not None
         first = prefix + (tap.first if signal.kind in ("k", "v", "next_k") else 0)
-        length = tap.places.column.shape[1]
-        return source[:, :, first : first + length].transpose(1, 2).flatten(0, 1)[flat]
+        length = tap.places.column.shape[1] * tap.joins
+        tokens = source[:, :, first : first + length].transpose(1, 2)  # (R, L, H, d)
+        if tap.joins > 1:
+            tokens = tokens.unflatten(1, (-1, tap.joins)).transpose(2, 3).flatten(3)
+        return tokens.flatten(0, 1)[flat]
     stored = tap.blocks[signal.kind]
     if isinstance(stored, tuple):
         return tuple(part[:, prefix:].flatten(0, 1)[flat] for part in stored)

@@ -93,14 +93,16 @@ class Tokens(Places):
         images: the visuals, with tables over global ids.
         full: no row has padding or filler, known on the host.
         ordered: tokens stand in position order in every row.
+        raster: a View has them in the order of their ids, since their places in the rows mean nothing (windows of a tower).
     """
 
     images: Images
     full: bool = False
     ordered: bool = True
+    raster: bool = False
 
     def locate(self, groups: Groups, width: int) -> Spots:
-        """Finds the tokens of each group in position order.
+        """Finds the tokens of each group in position order, or in that of their ids.
 
         Args:
             groups: whose.
@@ -115,7 +117,11 @@ class Tokens(Places):
         table = torch.full((total + 1,), size, dtype=torch.int64, device=gid.device)
         table.scatter_(0, torch.where(gid >= 0, gid, total), torch.arange(size, device=gid.device))
         table[total] = size
-        flat = _ranges(table, groups, total).sort(dim=1).values[:, :width]
+        flat = _ranges(table, groups, total)
+        if self.raster:
+            flat = flat.gather(1, (flat == size).to(torch.uint8).argsort(dim=1, stable=True))[:, :width]
+        else:
+            flat = flat.sort(dim=1).values[:, :width]
         present = flat < size
         flat = flat.clamp_max(size - 1)
         return Spots(flat, present, torch.where(present, gid[flat], 0))

@@ -61,22 +61,34 @@ class TowerHooks:
             for kind, block in (("attention_io", attention), ("mlp_io", mlp)):
                 if kind in kinds:
                     undo.append(block.register_forward_hook(io_recorder(kind, partial(self._tap, i)), with_kwargs=True).remove)
+            if not (self.acts or host.tower.by_views):  # what is seen must be told apart by segment
+                undo.append(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
         if not self.acts:
             return
         first = 0 if self.inputs else min((s.step.layer for s in self.layer_steps), default=len(host.tower.blocks))
+        if not host.tower.by_views:
+            first = min([first, *self.watched])
         if self.inputs:
             undo += embed_hooks(host, self.run)
         for i in range(first, len(host.tower.blocks)):
-            undo.append(host.tower.blocks[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove)
-            if items := self.plan.at("tower", i, at="mlp"):
-                layer = host.tower.blocks[i]
-                norm, mlp = host.tower.before_mlp(layer), host.tower.mlp(layer)
-                undo += merge_hooks(layer, norm, mlp, i, self.run, partial(self._shorten_all, items))
+            undo += self._install_block(i)
         for item in self.plan.at("tower", action="restore"):
             layer = host.tower.blocks[item.step.layer - 1]
             undo.append(layer.register_forward_hook(partial(self._lengthen, item), prepend=True).remove)  # before transformers records it
-        undo.append(host.projector.register_forward_pre_hook(self._edge).remove)
-        undo.append(host.projector.register_forward_hook(self._restore).remove)
+        if not host.tower.edge:
+            undo.append(host.projector.register_forward_pre_hook(self._edge).remove)
+        undo += [module.register_forward_hook(self._restore).remove for module in host.tower.restore or (host.projector,)]
+
+    def _install_block(self, i: int) -> list[Any]:
+        """Registers the hooks of one block that runs short; returns what `remove()` must undo."""
+        tower = self.host.tower
+        block, run_attention = tower.blocks[i], tower.detour(i, self.run)
+        undo = [block.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True).remove]
+        if run_attention is not None and (tower.by_views or any(s.step.proportional for s in self.layer_steps)):
+            undo.append(TAPS.detour(tower.attention(block), run_attention))
+        if items := self.plan.at("tower", i, at="mlp"):
+            undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, partial(self._shorten_all, items))
+        return undo
 
     def _wrap_encode(self) -> Any:
         """Swaps the instance's `get_image_features` for one that lays the images out and files the result on the output."""
@@ -90,7 +102,7 @@ class TowerHooks:
             self._check_features(given)
             me = threading.get_ident()
             outer = self.runs.get(me)
-            run = self.runs[me] = Encoding(host, self.plan, host.layouts("image", given))
+            run = self.runs[me] = Encoding(host, self.plan, host.layouts("image", given), "image", given)
             try:
                 output = original(*args, **kwargs)
             finally:
@@ -125,11 +137,7 @@ class TowerHooks:
         run = self.runs.get(threading.get_ident())
         if run is None:
             return
-        pixels = args[0] if args else kwargs["pixel_values"]
-        if len(pixels) != len(run.image):
-            raise ValueError(
-                f"vtr: pixel_values must hold the {len(run.image)} views of the images, got {len(pixels)}; pass all outputs of the processor"
-            )
+        pixels = args[0] if args else next(kwargs[name] for name in ("pixel_values", "hidden_states") if name in kwargs)
         inside = self.inputs or any(s.removes for s in self.layer_steps)
         if inside and checkpointing.wants_gradients(pixels):
             for layer in self.host.tower.blocks:
@@ -148,23 +156,21 @@ class TowerHooks:
             run = self.run()
             if run is None:
                 return None
-            hidden = given = args[0] if args else kwargs["hidden_states"]
+            hidden = args[0] if args else kwargs["hidden_states"]
             for item in steps:
                 hidden = self._shorten(run, item, hidden)
             for read in [r for r in run.taps if r < i and r not in self.kept_taps and self.last_use[r] <= i]:
                 del run.taps[read]
-            if hidden is given and not run.masked:
-                return None
-            rest, kwargs = self.host.tower.arguments(hidden, args[1:], kwargs, run)
+            rest, kwargs = self.host.tower.arguments(i, hidden, args[1:], kwargs, run)
             return ((hidden, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return hook
 
     def _shorten(self, run: Encoding, item: PlanStep, hidden: Tensor) -> Tensor:
         """Runs a step on hidden states of a block."""
-        before = self.host.tower.units(hidden)
+        before = self.host.tower.units(hidden, run)
         units = run.run_step(item, before)
-        return hidden if units is before else self.host.tower.hidden(units, hidden)
+        return hidden if units is before else self.host.tower.hidden(units, hidden, run)
 
     def _shorten_all(self, items: list[PlanStep], run: Encoding, hidden: Tensor) -> Tensor:
         for item in items:
@@ -177,47 +183,67 @@ class TowerHooks:
         if run is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        units = tower.units(hidden)
+        units = tower.units(hidden, run)
         full = spread(run, units) if item.step.select is None else restored(run, item, run.look_in_place(item, units))
         run.tokens.images.memory.pop(item.method, None)  # whole activations
         run.refill()
-        hidden = tower.hidden(full, hidden)
+        hidden = tower.hidden(full, hidden, run)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _edge(self, _module: nn.Module, args: tuple) -> tuple | None:
+        """Runs the steps in front of the projector."""
         run = self.run()
         if run is None or not self.edge_steps:
             return None
-        hidden = args[0]
-        for item in self.edge_steps:
-            hidden = run.run_step(item, hidden)
+        if self.host.tower.by_views:  # features, without prefix tokens
+            hidden = args[0]
+            for item in self.edge_steps:
+                hidden = run.run_step(item, hidden)
+        else:
+            hidden = self._shorten_all(self.edge_steps, run, args[0])
         return (hidden, *args[1:])
 
-    def _restore(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+    def _restore(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
         """Makes the features full length again, NaN where a patch is gone; the LLM's side removes those rows."""
         run = self.run()
-        return None if run is None or not run.short else self.host.tower.full(output, run)
+        if run is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self.host.tower.edge:
+            hidden = self._shorten_all(self.edge_steps, run, hidden)
+        if not run.short:
+            return None
+        full = self.host.tower.full(hidden, run)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _tap(self, i: int) -> Tap | None:
         run = self.run()
         return None if run is None else run.taps.setdefault(i, Tap(run.tokens.snapshot()))
 
     def _record(self, i: int, kinds: set) -> Any:
+        tower = self.host.tower
+
         def watcher(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
-            run, tap = self.run(), self._tap(i)
-            if run is None or tap is None:
+            run = self.run()
+            made = None if run is None else tower.seen(i, query, key, value, run)
+            tap = None if made is None else self._tap(i)
+            if run is None or made is None or tap is None:
                 return
+            query, key, value = made
+            tap.joins, tap.scaling = tower.joins, scaling
             if kinds & {"q", "pooled_row"}:
                 tap.query = query
             elif "cls_row" in kinds:
                 tap.query = query[:, :, :1].clone()  # a slice would hold the whole tensor
             tap.key = key if kinds & {"cls_row", "pooled_row", "k"} else None
             tap.value = value if kinds & {"v", "cls_v"} else None
-            tap.scaling = scaling
-            prefix = self.host.tower.prefix_tokens
+            if not tower.by_views:
+                tap.by_segments(*run.segments.pop(i), run.bias(0, torch.float32)[0] if run.sized else None)
+                return
             if run.keys is not None:
-                tap.keys = torch.nn.functional.pad(run.keys, (prefix, 0), value=True)
+                tap.keys = torch.nn.functional.pad(run.keys.repeat_interleave(tower.joins, 1), (tower.prefix_tokens, 0), value=True)
             if run.sized:
-                tap.bias = run.bias(prefix, torch.float32)
+                bias = run.bias(0, torch.float32).repeat_interleave(tower.joins, 1)
+                tap.bias = torch.nn.functional.pad(bias, (tower.prefix_tokens, 0))
 
         return watcher

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout
-from vtr.hosts._towers import RowTower, Stack
+from vtr.hosts._towers import Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
@@ -30,11 +30,16 @@ class Host:
         tower: the vision tower.
         placeholder_ids: ids in `input_ids` that visual tokens of each kind replace.
         layouts: `(kind, arguments of its encoding method by name) -> list[Layout]`, one per image or video, host side only.
-        most_tokens: the most visual tokens one image can produce.
+        most_tokens: the most visual tokens one image can produce, None where nobody knows.
         default_layout: layout of an image when only placeholders are known; None when it depends on the image size.
         encode: name of the base model's method that encodes each kind.
         renumber: survivors may get consecutive positions.
         stages: where a reduction may act.
+        anyres: an image may have several views, a thumbnail and crops.
+        beside: arguments of the LLM with which the model adds features to visual tokens behind its first layers: their mask, and a list of
+            features. The engine adds them itself, to the tokens that are left.
+        next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
+            the length of the cache; columns count removed tokens, too.
     """
 
     name: str
@@ -42,14 +47,17 @@ class Host:
     base: Any
     projector: Any
     language: Stack
-    tower: RowTower
+    tower: Tower
     placeholder_ids: Mapping[Kind, int]
     layouts: Callable[[Kind, dict[str, Any]], list[Layout]]
-    most_tokens: int
+    most_tokens: int | None = None
     default_layout: Layout | None = None
     encode: Mapping[Kind, str] = field(default_factory=lambda: {"image": "get_image_features"})
     renumber: bool = True
     stages: tuple[str, ...] = STAGES
+    anyres: bool = False
+    beside: tuple[str, str] | None = None
+    next_positions: Callable[[Tensor], Tensor] | None = None
 
     @property
     def llm_layers(self) -> int:
@@ -84,7 +92,8 @@ class Host:
             patch_grid=tower.patch_grid,
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
-            anyres=self.most_tokens > tower.area,
+            anyres=self.anyres,
+            joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},
             patch_norm=partial(patch_norm, tower.module),

@@ -114,4 +114,4 @@ def llava_next(model: Any) -> Host:
         return [layout_of(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
 
     most = max(image_size_to_num_patches(torch.tensor(p), pinpoints, side) for p in pinpoints)
-    return Host(**facts, most_tokens=int(most) * area, layouts=layouts)
+    return Host(**facts, most_tokens=int(most) * area, layouts=layouts, anyres=True)

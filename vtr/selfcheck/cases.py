@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vtr.hosts._host import host_of
 from vtr.reduction import reduced
+from vtr.testing.families import IMAGE, PIXELS, SIDE, Shot
 from vtr.testing.reference import Expected, masked_logits, merge_map, patches_of
-from vtr.testing.tiny_models import IMAGE, PIXELS, SIDE, Batch, Shot, batch_of, build, generate
+from vtr.testing.tiny_models import Batch, batch_of, build, generate
 from vtr.types import Budget, Card, Geometry, Method, Remove, Selection, Signal, Stage, Step, Tower, View
 from vtr.types.signals import cls_row
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vtr.reduction import reduced
 from vtr.testing.probes import Choice, recorded
-from vtr.testing.reference import Expected, difference, keep_mask, largest, masked_logits, merge_map, patches_of, renumbered
-from vtr.testing.tiny_models import ROWS, Batch, batch_of, model_of, views_of
+from vtr.testing.reference import Expected, areas_of, difference, keep_mask, largest, masked_logits, merge_map, patches_of, renumbered
+from vtr.testing.tiny_models import ROWS, Batch, batch_of, model_of
 from vtr.types import Method
 
 NEW = 5
@@ -81,14 +81,15 @@ def expected_of(batch: Batch, choices: Sequence[Choice], newlines: str = "rows",
 def _patch_map(batch: Batch, choice: Choice) -> Tensor:
     """Returns the `(U, P)` patch that each patch is averaged into; merges must stay inside a view."""
     views = patches_of(batch, [[] for _ in choice.retained])
-    area = views.shape[1]
-    into = torch.arange(area).expand(views.shape).clone()
-    counts = [views_of(batch.kind, shot) for row in batch.shots for shot in row]
-    for image, targets in enumerate(choice.merged):
-        first = sum(counts[:image])
+    into = torch.arange(views.shape[1]).expand(views.shape).clone()
+    first = 0
+    for areas, targets in zip(areas_of(batch), choice.merged, strict=True):
+        offsets = torch.tensor([0, *areas]).cumsum(0)
         for source, target in targets.items():
-            assert source // area == target // area, "a merge across views"
-            into[first + source // area, source % area] = target % area
+            view = int(torch.searchsorted(offsets, source, right=True)) - 1
+            assert offsets[view] <= target < offsets[view + 1], "a merge across views"
+            into[first + view, source - offsets[view]] = target - offsets[view]
+        first += len(areas)
     return into
 
 

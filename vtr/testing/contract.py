@@ -17,21 +17,9 @@ import yaml
 from vtr.hosts._versions import output_cache
 from vtr.reduction import apply, reduced
 from vtr.registry import create_method
+from vtr.testing.families import LAYERS
 from vtr.testing.subject import TINY, Broken, Subject, require, retained_of, without_images
-from vtr.testing.tiny_models import (
-    ALL_KINDS,
-    FAMILIES,
-    KINDS,
-    LAYERS,
-    SIDE,
-    WITH_TEXT_ONLY,
-    Batch,
-    batch_of,
-    generate,
-    model_of,
-    most_tokens,
-    snapshot,
-)
+from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, KINDS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens, snapshot
 from vtr.types import Method, VtrError
 
 FP64 = torch.float64
@@ -283,7 +271,8 @@ def the_report_is_json_and_outlives_the_reduction(subject: Subject, kind: str) -
     order = [(image["row"], image["image"]) for image in told["images"]]
     require(order == [(0, 0), (1, 0), (1, 1)], subject, f"the report must list the images row by row, got {order}")
     grids = [image["patch_grid"] for image in told["images"]]
-    require(grids == [[SIDE, SIDE]] * 3, subject, f"the report must have the grid of each image, {SIDE} x {SIDE}, got {grids}")
+    wanted = [list(FAMILIES[kind].grids(shot)[0]) for row in batch_of(kind).shots for shot in row]
+    require(grids == wanted, subject, f"the report must have the grid of each image, {wanted}, got {grids}")
     fits = len(told["sequence_lengths"]) == LAYERS and told["choosing_ms"] >= 0
     require(fits, subject, f"the report must have {LAYERS} sequence_lengths and a time, got {told['sequence_lengths']}")
     mean = sum(sum(image["per_layer"]) for image in told["images"]) / LAYERS / 3

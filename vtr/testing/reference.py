@@ -8,16 +8,18 @@ layer, so that layers without a mask argument work too; the rest by plain hooks 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtr.testing.tiny_models import FAMILIES, SIDE, Batch, Family, packing, views_of
+from vtr.testing.families import Family
+from vtr.testing.tiny_models import FAMILIES, Batch, packing
 
 
 @dataclass
@@ -31,8 +33,8 @@ class Expected:
         values: (LLM layer, `(B, S)` bool, `(B, S, D)`), values that replace those of tokens at the input of that layer.
         unseen: `(B, S, S)` bool, keys that a query does not see in any LLM layer, by query and key; None = none.
         freeze: LLM layers in which placeholders keep their values.
-        tower_drops: (tower layer, `(U, P)` bool patches kept from the input of that layer on), U = tower inputs.
-        tower_merges: (tower layer, `(U, P)` int64 patch each patch is averaged into between that layer's attention and MLP).
+        tower_drops: (tower layer, `(U, P)` bool what is kept from the input of that layer on); U views, P is what becomes one token each.
+        tower_merges: (tower layer, `(U, P)` int64 what each is averaged into between that layer's attention and MLP).
         tower_values: what merges leave whose values are given, see `TowerValues`.
         proportional: whether a key weighs log(size) after a tower merge.
     """
@@ -73,18 +75,19 @@ def masked_logits(model: Any, batch: Batch, expected: Expected) -> Tensor:
     """Returns the logits `(B, S, V)` of the full-length model in which what `expected` says is hidden, averaged or frozen."""
     family = FAMILIES[batch.kind]
     with ExitStack() as stack:
-        masks = _in_llm(stack, family.language(model), batch, expected)
-        masks.update(_in_tower(stack, family, family.tower_layers(model), expected, model.dtype))
+        masks: dict[nn.Module, Any] = _in_llm(stack, family.language(model), batch, expected)
+        masks.update(_in_tower(stack, family, model, batch, expected))
         stack.enter_context(keys_hidden(masks))
         return model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits
 
 
 @contextmanager
-def keys_hidden(masks: dict[nn.Module, Tensor]) -> Iterator[None]:
+def keys_hidden(masks: Mapping[nn.Module, Tensor | list[Tensor]]) -> Iterator[None]:
     """Hides keys inside the block: the attention of a layer, or of a module in it, gets the mask of the layer and no other.
 
     Args:
-        masks: layer -> mask `(B, 1, S, S)` or wider: bool, True where a key is seen, or float, what is added to the logits.
+        masks: layer -> mask `(B, 1, S, S)` or wider: bool, True where a key is seen, or float, what is added to the logits; several for a
+            layer that calls its attention several times, in order.
 
     Raises:
         AssertionError: the attention of a layer did not ask transformers for its function, so that nothing was hidden from it.
@@ -92,6 +95,7 @@ def keys_hidden(masks: dict[nn.Module, Tensor]) -> Iterator[None]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
 
     layer_of = {module: layer for layer in masks for module in layer.modules()}
+    calls = {layer: cycle(mask if isinstance(mask, list) else [mask]) for layer, mask in masks.items()}
     met: set[nn.Module] = set()
     plain = registry.get_interface
 
@@ -104,7 +108,7 @@ def keys_hidden(masks: dict[nn.Module, Tensor]) -> Iterator[None]:
             layer = layer_of.get(module)
             if layer is not None:
                 met.add(layer)
-                attention_mask = masks[layer]
+                attention_mask = next(calls[layer])
                 if name == "eager" and attention_mask.dtype == torch.bool:
                     attention_mask = additive(attention_mask, query)
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
@@ -179,8 +183,8 @@ def window_of(config: Any, layer: int) -> int | None:
     return getattr(config, "sliding_window", None) if slides else None
 
 
-def _in_tower(stack: ExitStack, family: Family, layers: Any, expected: Expected, dtype: torch.dtype) -> dict[nn.Module, Tensor]:
-    """Hooks the tower's layers until `stack` is closed; returns their masks, none where nothing happens in the tower."""
+def _in_tower(stack: ExitStack, family: Family, model: Any, batch: Batch, expected: Expected) -> dict[nn.Module, list[Tensor]]:
+    """Hooks the tower's layers until `stack` is closed; returns the masks of their calls, none where nothing happens in the tower."""
     given = [
         *(keep for _, keep in expected.tower_drops),
         *(into for _, into in expected.tower_merges),
@@ -188,50 +192,46 @@ def _in_tower(stack: ExitStack, family: Family, layers: Any, expected: Expected,
     ]
     if not given:
         return {}
-    prefix = 1 if family.has_cls else 0
-    units, area = given[0].shape
-    visible = torch.ones(units, area + prefix, dtype=torch.bool)
-    sizes = torch.ones(visible.shape, dtype=dtype)
+    shots = [shot for row in batch.shots for shot in row]
+    visible = torch.ones(given[0].shape, dtype=torch.bool)
+    sizes = torch.ones(visible.shape, dtype=model.dtype)
     own = torch.arange(visible.shape[1])
-    head = own[:prefix].expand(units, prefix)
-    diagonal = torch.eye(visible.shape[1], dtype=torch.bool)
+
+    def changed(change: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        return family.with_units(hidden, change(family.units(hidden, shots)), shots)
 
     def behind(merge: TowerValues) -> tuple[Tensor, Tensor]:
-        """Sizes and visible patches after a merge with given values."""
-        taken = torch.cat([head, (merge.into + prefix).clamp(min=0)], 1)
-        weight = torch.where(torch.cat([head >= 0, merge.into >= 0], 1), sizes, 0)
-        left = torch.cat([head >= 0, merge.keep], 1)
-        return torch.zeros_like(sizes).scatter_add(1, taken, weight).clamp(min=1), visible & left
+        """Sizes and visible tokens after a merge with given values."""
+        weight = torch.where(merge.into >= 0, sizes, 0)
+        return torch.zeros_like(sizes).scatter_add(1, merge.into.clamp(min=0), weight).clamp(min=1), visible & merge.keep
 
     masks = {}
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(family.tower_layers(model)):
         for at, keep in expected.tower_drops:
             if at == number:
-                visible = visible & torch.cat([head >= 0, keep], 1)
+                visible = visible & keep
         here = [merge for merge in expected.tower_values if merge.layer == number]
         for merge in (m for m in here if not m.before_mlp):
             sizes, visible = behind(merge)
-            change = partial(_replaced, merge, prefix)
+            change = partial(changed, partial(_replaced, merge))
             entering = layer.register_forward_pre_hook(lambda module, args, change=change: (change(args[0]), *args[1:]))
             stack.callback(entering.remove)
-        bias = sizes.log() if expected.proportional else torch.zeros_like(sizes)
-        masks[layer] = additive(visible[:, None, None, :] | diagonal, bias) + bias[:, None, None, :]
-        for at, patches in expected.tower_merges:
+        weight = sizes.log() if expected.proportional else torch.zeros_like(sizes)
+        masks[layer] = family.tower_masks(model, number, shots, weight.masked_fill(~visible, torch.finfo(sizes.dtype).min))
+        for at, into in expected.tower_merges:
             if at == number:
-                into = torch.cat([head, patches + prefix], 1)
-                _change_before_mlp(stack, family, layer, partial(average, sizes=sizes, into=into))
+                _change_before_mlp(stack, family, layer, partial(changed, partial(average, sizes=sizes, into=into)))
                 sizes = torch.zeros_like(sizes).scatter_add(1, into, sizes).clamp(min=1)
                 visible = visible & (into == own)
         for merge in (m for m in here if m.before_mlp):
-            _change_before_mlp(stack, family, layer, partial(_replaced, merge, prefix))
+            _change_before_mlp(stack, family, layer, partial(changed, partial(_replaced, merge)))
             sizes, visible = behind(merge)
     return masks
 
 
-def _replaced(merge: TowerValues, prefix: int, hidden: Tensor) -> Tensor:
-    """Returns tower tokens `(U, prefix + P, D)` with the values of a merge."""
-    patches = torch.where(merge.keep[..., None], merge.values.to(hidden.dtype), hidden[:, prefix:])
-    return torch.cat([hidden[:, :prefix], patches], 1)
+def _replaced(merge: TowerValues, units: Tensor) -> Tensor:
+    """Returns what becomes tokens `(U, P, D)` with the values of a merge."""
+    return torch.where(merge.keep[..., None], merge.values.to(units.dtype), units)
 
 
 def _change_before_mlp(stack: ExitStack, family: Family, layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -283,11 +283,13 @@ def spots(batch: Batch) -> list[Spot]:
             ends = (~token).nonzero()[:, 0]
             starts = [int((packed[:, 0] == 0).sum()), *(ends[:-1] + 1).tolist()][: len(ends)]
             view, row_of, column = packed[token, :3].T
+            grids = torch.tensor(FAMILIES[batch.kind].grids(shot))
+            first = grids.prod(1).cumsum(0) - grids.prod(1)
             found.append(
                 Spot(
                     row=row,
                     positions=mine[token],
-                    patches=(view * SIDE + row_of) * SIDE + column,
+                    patches=first[view] + row_of * grids[view, 1] + column,
                     newlines=tuple(mine[ends].tolist()),
                     members=tuple(rank[start:end] for start, end in zip(starts, ends.tolist(), strict=True)),
                 )
@@ -328,15 +330,19 @@ def renumbered(keep: Tensor) -> Tensor:
     return (keep.long().cumsum(1) - 1).clamp(min=0)
 
 
+def areas_of(batch: Batch) -> list[list[int]]:
+    """Returns how many visual tokens the tower makes of every view of every image, row by row."""
+    return [[rows * cols for rows, cols in FAMILIES[batch.kind].grids(shot)] for row in batch.shots for shot in row]
+
+
 def patches_of(batch: Batch, retained: Sequence[Sequence[int]]) -> Tensor:
-    """Returns `(U, P)` bool over the tower's inputs: the patches listed per image."""
-    views = [views_of(batch.kind, shot) for row in batch.shots for shot in row]
-    keep = torch.zeros(sum(views) * SIDE * SIDE, dtype=torch.bool)
-    start = 0
-    for count, ids in zip(views, retained, strict=True):
-        keep[start + torch.tensor(list(ids), dtype=torch.long)] = True
-        start += count * SIDE * SIDE
-    return keep.view(-1, SIDE * SIDE)
+    """Returns `(U, P)` bool over the views of all images: the patches listed per image, False behind a smaller view."""
+    rows = []
+    for areas, ids in zip(areas_of(batch), retained, strict=True):
+        keep = torch.zeros(sum(areas), dtype=torch.bool)
+        keep[torch.tensor(list(ids), dtype=torch.long)] = True
+        rows += keep.split(areas)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def survivors(batch: Batch, keep: Tensor, shortened: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:

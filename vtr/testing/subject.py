@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vtr.reduction import apply, reduced
 from vtr.registry import list_methods, method_class
-from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, IMAGE, LAYERS, PAD, SIDE, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of
+from vtr.testing.families import IMAGE, LAYERS, PAD, SIDE
+from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of
 from vtr.types import BUDGETS, Geometry, Method, VtrError
 
 TINY = Geometry(

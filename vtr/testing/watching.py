@@ -11,8 +11,19 @@ from torch import Tensor, nn
 
 from vtr.hosts._host import host_of
 from vtr.reduction import reduced
-from vtr.testing.reference import Expected, TowerValues, keep_mask, largest, masked_logits, patches_of, renumbered, spots, survivors
-from vtr.testing.tiny_models import FAMILIES, IMAGE, Batch, batch_of, generate, model_of, views_of
+from vtr.testing.reference import (
+    Expected,
+    TowerValues,
+    areas_of,
+    keep_mask,
+    largest,
+    masked_logits,
+    patches_of,
+    renumbered,
+    spots,
+    survivors,
+)
+from vtr.testing.tiny_models import FAMILIES, IMAGE, Batch, batch_of, generate, model_of
 from vtr.types import Geometry, Method, Selection, Step, View
 
 
@@ -136,20 +147,22 @@ def _tower_values(batch: Batch, answer: Answer) -> TowerValues:
     assign, tokens = answer.selection.assign, answer.tokens
     assert tokens is not None
     keep = patches_of(batch, _retained(batch, answer))
-    units, area = keep.shape
-    views = [views_of(batch.kind, shot) for row in batch.shots for shot in row]
-    first = [sum(views[:image]) * area for image in range(len(views))]
-    into = torch.arange(area).expand(units, area).clone().flatten()
-    values = tokens.new_zeros(units * area, tokens.shape[-1])
+    into = torch.arange(keep.shape[1]).expand(keep.shape).clone()
+    values = tokens.new_zeros(*keep.shape, tokens.shape[-1])
+    areas = areas_of(batch)
+    first = [sum(map(len, areas[:image])) for image in range(len(areas))]
     for group, image in enumerate(images_of(answer.view)):
-        patch = first[image] + answer.view.patch[group]
+        offsets = torch.tensor([0, *areas[image]]).cumsum(0)
+        view = torch.searchsorted(offsets, answer.view.patch[group], right=True) - 1
+        place = answer.view.patch[group] - offsets[view]
         for token in answer.view.real[group].nonzero()[:, 0].tolist():
+            row, column = first[image] + view[token], place[token]
             target = -1 if assign is None else int(assign[group, token])
             stays = bool(answer.keep[group, token])
-            into[patch[token]] = patch[token] % area if stays else patch[target] % area if target >= 0 else -1
+            into[row, column] = column if stays else place[target] if target >= 0 else -1
             if stays:
-                values[patch[token]] = tokens[group, token]
-    return TowerValues(answer.step.layer, answer.step.at == "mlp", keep, into.view(units, area), values.view(units, area, -1))
+                values[row, column] = tokens[group, token]
+    return TowerValues(answer.step.layer, answer.step.at == "mlp", keep, into, values)
 
 
 @torch.no_grad()
@@ -175,8 +188,9 @@ def removed_and_cached(method: Method, kind: str, new_tokens: int = 3, dtype: to
     if [list(row) for row in positions] != [row.nonzero()[:, 0].tolist() for row in keep]:
         return float("inf"), float("inf")
     removed = largest(*survivors(batch, keep, logits, masked_logits(model, batch, expected)))
+    family = FAMILIES[kind]
     with reduced(model, method):
-        answer = generate(model, batch, new_tokens, suppress_tokens=[IMAGE])
+        answer = generate(model, batch, new_tokens, **{"suppress_tokens": [IMAGE], **family.generation})
     made = answer.sequences[:, -new_tokens:-1]
     whole = batch.followed_by(made)
     full = masked_logits(model, whole, _longer(expected, made.shape[1]))[:, -new_tokens:]

@@ -70,10 +70,39 @@ class Entry:
     alone: bool = False
 
 
-def brings_images(module: Any, args: tuple, kwargs: dict) -> bool:
-    """Says whether images come with this call of the base model. Without any, an image token is text, as for the model itself."""
+def brings_images(host: Host, module: Any, args: tuple, kwargs: dict) -> bool:
+    """Says whether images come with this call of the base model. Without any, an image token is text, as for the model itself.
+
+    Raises:
+        VtrError: videos come, and this host has none.
+    """
     given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    return given.get("pixel_values") is not None or bool((given.get("mm_encoder_outputs") or {}).get("image"))
+    made = given.get("mm_encoder_outputs") or {}
+    if "video" not in host.encode and (given.get("pixel_values_videos") is not None or made.get("video")):
+        raise VtrError(f"vtr: {host.name} is reduced on images only, got a video; pass its frames as images, or call the model without vtr")
+    return given.get("pixel_values") is not None or bool(made.get("image"))
+
+
+def continued(host: Host, states: Any, kwargs: dict, source: Tensor) -> dict:
+    """Returns the arguments of the base model with position ids where the model would count them from the length of a shortened cache.
+
+    Args:
+        host: the model.
+        states: cache -> `Decoding`.
+        kwargs: arguments; source: `(B, q, ...)`, new tokens.
+    """
+    cache: Any = given_cache(kwargs)
+    state = states.get(cache) if cache is not None and host.next_positions is not None else None
+    if state is None or kwargs.get("position_ids") is not None or not cache.get_seq_length():
+        return kwargs
+    assert host.next_positions is not None
+    (batch, length), before = source.shape[:2], int(cache.get_seq_length()) + state.dropped
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == before + length:
+        columns = mask.long().cumsum(1)[:, -length:] - 1
+    else:
+        columns = (torch.arange(length, device=source.device) + before).expand(batch, -1)
+    return {**kwargs, "position_ids": host.next_positions(columns)}
 
 
 def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> Tensor:

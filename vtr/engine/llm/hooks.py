@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine.llm import freeze
+from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.cache import check_prefill, check_returned, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
-from vtr.engine.llm.entry import Entry, Generating, brings_images, check_history, placeholders, repeats
+from vtr.engine.llm.entry import Entry, Generating, brings_images, check_history, continued, placeholders, repeats
 from vtr.engine.llm.lifetime import refuse_growth
 from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns
 from vtr.engine.llm.positions import Positions
@@ -106,6 +107,8 @@ class LlmHooks:
         kwargs = dict(kwargs)
         positions = kwargs.pop("visual_positions", None)
         self.entry = entry = Entry(outer=self.entry)
+        if source is not None:
+            kwargs = continued(self.host, self.states, kwargs, source)
         if source is None or source.shape[1] == 1:
             return args, kwargs
         language = self.host.language
@@ -114,7 +117,7 @@ class LlmHooks:
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
             entry.visual = positions.bool()
-        elif ids is None or brings_images(module, args, kwargs):
+        elif ids is None or brings_images(self.host, module, args, kwargs):
             entry.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
         entry.ids = ids if self.text_towers else None
         expand, entry.prompt = self.generating.take(source.shape[1])
@@ -150,6 +153,10 @@ class LlmHooks:
         if visual is not None:
             check_prefill(self.host, cache, state, call.before, entry.encoded, kwargs, self.needs_tower)
             call.prompt = Prompt(self.host, self.plan, entry, visual, valid, facts, call.positions, self.text_towers)
+            if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
+                mask, features = self.host.beside
+                call.prompt.beside = Beside.of(kwargs[mask], kwargs[features])
+                kwargs = {**kwargs, mask: None, features: None}
             call.prompt.questions = self.questions.of(call.prompt) if self.text_towers else None
             embeds = self._boundary(call.prompt, embeds)
             call.shortened(0)
@@ -224,6 +231,9 @@ class LlmHooks:
                 return None
             hidden = given = args[0] if args else kwargs["hidden_states"]
             prompt = call.prompt
+            if prompt is not None and prompt.beside is not None:
+                call.move(hidden.device)
+                hidden = prompt.beside.added(i, hidden, prompt.tokens)
             if prompt is not None and removing:
                 call.move(hidden.device)
                 for item in removing:
@@ -235,7 +245,7 @@ class LlmHooks:
                 for read in [r for r in prompt.taps if r < i and self.last_use[r] <= i]:
                     del prompt.taps[read]
             freezes = frozen is not None and prompt is not None
-            if not call.reduced and not freezes:
+            if not call.reduced and not freezes and hidden is given:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:

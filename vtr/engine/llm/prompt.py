@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.images import Images, to_device
+from vtr.engine.images import Images, count_views, to_device
+from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.entry import Encoded, Entry
 from vtr.engine.llm.placeholders import layouts_of, readable, rows_of_images
 from vtr.engine.llm.positions import Positions
@@ -46,6 +47,7 @@ class Prompt(Shrinking):
         frozen: layer -> hidden states and text rows, while that layer runs on text alone.
         probing: a projection of our own is running; taps look away.
         rope: rotary table of the layer in front of which a step runs.
+        beside: features that the model would add behind its first layers.
         questions: question of every row, where a step asks for them.
         short: something was removed.
 
@@ -73,6 +75,7 @@ class Prompt(Shrinking):
         self.frozen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.probing = self.short = False
         self.rope: Any = None
+        self.beside: Beside | None = None
         self._place(visual, valid, facts["visual"], entry)
 
         column = self.tokens.column
@@ -190,14 +193,8 @@ class Prompt(Shrinking):
     def _counts_of_views(self) -> list[int]:
         """Returns the visual tokens left of every view; asks the device where a removal by image came before."""
         if self.view_counts is None:
-            images, gid = self.tokens.images, self.tokens.gid()
-            views = max(layout.views for layout in images.layouts)
-            view = images.cells(gid.clamp_min(0))[..., 0] + gid // images.slots * views
-            total = len(images.layouts) * views
-            left = torch.zeros(total + 1, dtype=torch.int64, device=gid.device)
-            left.scatter_add_(0, torch.where(gid >= 0, view, total).flatten(), torch.ones_like(view).flatten())
-            table = left[:-1].view(-1, views).tolist()
-            self.view_counts = [n for row, layout in zip(table, images.layouts, strict=True) for n in row[: layout.views]]
+            gid = self.tokens.gid()
+            self.view_counts = count_views(self.tokens.images, gid, gid >= 0)
         return self.view_counts
 
     def _drop_newlines(self, keep: Tensor, policy: str) -> tuple[Tensor, list[int] | None]:

@@ -1,0 +1,108 @@
+"""Small models of the Qwen-VL family: images of any grid, 2 x 2 patches to a token, one packed sequence in the tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vtr.testing.families import IMAGE, LLM, TOWER_LAYERS, Family, Shot, own_key_seen
+
+VIDEO, START, END, UNIT, JOINS, WINDOW = 101, 91, 92, 16, 4, 2
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+
+
+class QwenVL(Family):
+    """Qwen2-VL, Qwen2.5-VL (windows of 2 x 2 tokens in two of four layers) and Qwen3-VL (features behind two LLM layers; dense and MoE)."""
+
+    has_cls = False
+    typed = True
+    counts_text = False
+    renumbers = False
+    generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, START, END, IMAGE, VIDEO]}
+
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        import transformers
+
+        name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}[self.model_type]
+        rope, third = dict(ROPE), self.model_type.startswith("qwen3")
+        vision: dict[str, Any] = dict(
+            depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8
+        )
+        if self.model_type == "qwen2_vl":
+            vision = dict(depth=TOWER_LAYERS, embed_dim=32, hidden_size=64, num_heads=4, mlp_ratio=2, patch_size=8)
+        if self.model_type == "qwen2_5_vl":
+            vision |= dict(window_size=UNIT * WINDOW, fullatt_block_indexes=[1, 3])
+        if third:
+            vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 2])
+        text = {**LLM, "rope_parameters": rope | ({"mrope_interleaved": True} if third else {}), **({"head_dim": 16} if third else {})}
+        if self.model_type == "qwen3_vl_moe":
+            text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+        text |= changes.pop("text", {})
+        vision |= changes.pop("tower", {})
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids, **changes)
+        return getattr(transformers, f"{name}ForConditionalGeneration"), config
+
+    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+        return [(max(shot.height // UNIT, 1), max(shot.width // UNIT, 1))]
+
+    def around(self) -> tuple[list[int], list[int]]:
+        return [START], [END]
+
+    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+        return torch.randn(self._tokens(shot) * JOINS, 2 * 3 * 8 * 8, generator=random)
+
+    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+        return {"image_grid_thw": torch.tensor([[1, 2 * rows, 2 * cols] for shot in shots for rows, cols in self.grids(shot)])}
+
+    def positions(self, model: Callable[[], Any], inputs: dict[str, Tensor]) -> Tensor:
+        text = super().positions(model, inputs)
+        if "image_grid_thw" not in inputs:
+            return text.expand(4, -1, -1)
+        names = ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")
+        rotary, _ = model().model.get_rope_index(**{name: inputs[name] for name in names})
+        return torch.cat([text[None], rotary])
+
+    def tower_layers(self, model: Any) -> Any:
+        return model.model.visual.blocks
+
+    def before_mlp(self, layer: Any) -> Any:
+        return layer.norm2
+
+    def projected(self, model: Any, features: Tensor) -> Tensor:
+        return model.model.visual.merger(features.reshape(-1, features.shape[-1] // JOINS)).view(*features.shape[:-1], -1)
+
+    def _tokens(self, shot: Shot) -> int:
+        rows, cols = self.grids(shot)[0]
+        return rows * cols
+
+    def _windows(self, shot: Shot) -> list[Tensor]:
+        """Returns the tokens of an image window by window, in raster order of windows; one window where the tower has none."""
+        rows, cols = self.grids(shot)[0]
+        tokens = torch.arange(rows * cols).view(rows, cols)
+        if self.model_type != "qwen2_5_vl":
+            return [tokens.flatten()]
+        return [tokens[r : r + WINDOW, c : c + WINDOW].flatten() for r in range(0, rows, WINDOW) for c in range(0, cols, WINDOW)]
+
+    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+        parts = hidden.reshape(-1, JOINS * hidden.shape[-1]).split([self._tokens(shot) for shot in shots])
+        raster = [part[torch.cat(self._windows(shot)).argsort()] for part, shot in zip(parts, shots, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(raster, batch_first=True)
+
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+        parts = [own[torch.cat(self._windows(shot))] for own, shot in zip(units, shots, strict=True)]
+        return torch.cat(parts).reshape(hidden.shape)
+
+    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+        whole = self.model_type != "qwen2_5_vl" or layer in model.config.vision_config.fullatt_block_indexes
+        segments = []
+        for own, shot in zip(bias, shots, strict=True):
+            windows = self._windows(shot)
+            segments += [own[w] for w in ([torch.cat(windows)] if whole else windows)]
+        return [own_key_seen(segment.repeat_interleave(JOINS)[None]) for segment in segments]
