@@ -105,6 +105,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     """
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
+        raise VtrError(
+            f"{name}: merges between attention and MLP, whose output the blocks of {host.name!r} scale; use a method that acts elsewhere"
+        )
     if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
         raise VtrError(
             f"{name}: the tower of {host.name!r} joins patches, so that merged ones cannot be given back; use a method that restores nothing"

@@ -65,7 +65,7 @@ def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int,
     """
     if signal.kind == "cls_v":
         assert tap.value is not None
-        return tap.value[:, :, 0][rows]
+        return tap.value[:, :, 0].repeat(1, 1, tap.joins)[rows]  # once for every patch of a token
     spot = _positions(tap.places, gid, total)
     if signal.kind in ("cls_row", "pooled_row"):
         assert tap.query is not None and tap.key is not None

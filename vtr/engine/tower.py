@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtr.engine import checkpointing
 from vtr.engine.encoding import Encoding, input_view
-from vtr.engine.llm.entry import Encoded, swap
+from vtr.engine.llm.entry import Encoded, placeholders, runs_of, swap
 from vtr.engine.llm.hooks import ENCODED, LlmHooks
 from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
@@ -102,6 +102,8 @@ class TowerHooks:
             self._check_features(given)
             me = threading.get_ident()
             outer = self.runs.get(me)
+            if host.runs and (visual := self._placeholders()) is not None:
+                given = {**given, "visual_runs": runs_of(visual)}
             run = self.runs[me] = Encoding(host, self.plan, host.layouts("image", given), "image", given)
             try:
                 output = original(*args, **kwargs)
@@ -120,6 +122,16 @@ class TowerHooks:
             return output
 
         return swap(base, name, encode)
+
+    def _placeholders(self) -> Tensor | None:
+        """Returns the placeholders `(B, S)` bool of the prompt whose images are encoded, None where it is not known."""
+        if self.llm.entry is not None:
+            return self.llm.entry.visual
+        prompt = self.llm.generating.prompt()
+        if prompt is None:
+            return None
+        ids, embeds = (prompt, None) if prompt.ndim == 2 else (None, prompt)
+        return placeholders(self.host, self.host.base, ids, embeds, None)
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")

@@ -38,6 +38,7 @@ class Host:
         anyres: an image may have several views, a thumbnail and crops.
         beside: arguments of the LLM with which the model adds features to visual tokens behind its first layers: their mask, and a list of
             features. The engine adds them itself, to the tokens that are left.
+        runs: placeholders that stand side by side are one image; `layouts` gets how many as `visual_runs`, where the prompt is known.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
     """
@@ -57,6 +58,7 @@ class Host:
     stages: tuple[str, ...] = STAGES
     anyres: bool = False
     beside: tuple[str, str] | None = None
+    runs: bool = False
     next_positions: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -93,6 +95,7 @@ class Host:
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
             anyres=self.anyres,
+            tiles=self.runs,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},

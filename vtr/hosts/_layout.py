@@ -79,6 +79,12 @@ class Layout:
         return torch.cat(parts)
 
 
+def views_of_one_image(grids: Sequence[Grid], kind: Kind = "image", image_size: Grid = (0, 0)) -> Layout:
+    """Returns the layout of views whose tokens follow each other in raster order, without newline tokens."""
+    tokens = sum(rows * cols for rows, cols in grids)
+    return Layout(tuple(grids), torch.arange(tokens), torch.full((tokens,), -1), image_size=image_size, kind=kind)
+
+
 def numbered(local: Tensor, image: int, stride: int) -> Tensor:
     """Returns numbers within one image, -1 for none, as numbers among all images that have `stride` each."""
     return torch.where(local >= 0, local + image * stride, -1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
-from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._layout import Kind, Layout, views_of_one_image
 from vtr.hosts._towers import RowTower, Stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
@@ -68,13 +68,12 @@ def _tower_facts(model: Any) -> dict[str, Any]:
 def llava(model: Any) -> Host:
     """LLaVA-1.5: every image is one view, its tokens in raster order."""
     facts = _tower_facts(model)
-    area = facts["tower"].area
-    layout = Layout((facts["tower"].patch_grid,), torch.arange(area), torch.full((area,), -1))
+    layout = views_of_one_image([facts["tower"].patch_grid])
 
     def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
         return [layout] * len(arguments["pixel_values"])
 
-    return Host(**facts, most_tokens=area, layouts=layouts, default_layout=layout)
+    return Host(**facts, most_tokens=layout.tokens, layouts=layouts, default_layout=layout)
 
 
 @register_host("llava_next")

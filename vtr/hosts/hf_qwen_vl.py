@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds
-from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._layout import Kind, Layout, views_of_one_image
 from vtr.hosts._towers import PackedTower, Stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
@@ -37,10 +37,7 @@ def qwen_vl(model: Any) -> Host:
     def layouts(kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
         found = []
         for frames, rows, cols in torch.as_tensor(arguments[f"{kind}_grid_thw"]).tolist():
-            tokens = frames * rows * cols // side**2
-            grid = (rows // side, cols // side)
-            size = (rows * patch, cols * patch)
-            found.append(Layout((grid,) * frames, torch.arange(tokens), torch.full((tokens,), -1), image_size=size, kind=kind))
+            found.append(views_of_one_image([(rows // side, cols // side)] * frames, kind, (rows * patch, cols * patch)))
         return found
 
     def next_positions(columns: Tensor) -> Tensor:

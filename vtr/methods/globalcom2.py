@@ -32,6 +32,7 @@ from vtr.ops.parts import extent, members, part_sum, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
+from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
 
@@ -168,6 +169,7 @@ class GlobalCom2(Method):
             raise ValueError(f"globalcom2: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        check_crops("globalcom2", geometry)
         if self.compat == "authors":
             raise VtrError(
                 "globalcom2: compat='authors' writes tokens into other cells than their own, which a method cannot ask of a model; it runs "

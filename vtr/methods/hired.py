@@ -31,6 +31,7 @@ from vtr.ops.parts import members, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
 
@@ -121,6 +122,7 @@ class HiRED(Method):
             raise ValueError(f"hired: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        check_crops("hired", geometry)
         if self.early >= geometry.tower_layers:
             raise ValueError(
                 f"hired: early={self.early} is not one of the tower's layers 0 to {geometry.tower_layers - 1}; the paper uses 0"

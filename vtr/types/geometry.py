@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vtr.types.errors import VtrError
 from vtr.types.view import Kind
 
 
@@ -26,6 +27,7 @@ class Geometry:
         text_config: shape facts of the LLM (`hidden_size`, `num_attention_heads`, ...), for methods with published per-model lists.
         first_layer: first tower layer whose input may be merged.
         anyres: an image may have several views, a thumbnail and crops.
+        tiles: an image may have several views whose arrangement nobody knows.
         kinds: what a prompt may hold, images or videos.
         joins: patches that make one visual token.
         layer_kinds: type of every LLM layer as the configuration names it, e.g. `full_attention`; empty without an LLM.
@@ -43,6 +45,7 @@ class Geometry:
     most_tokens: int | None
     text_config: Mapping[str, Any] = field(default_factory=dict)
     anyres: bool = False
+    tiles: bool = False
     kinds: tuple[Kind, ...] = ("image",)
     joins: int = 1
     layer_kinds: tuple[str, ...] = ()
@@ -68,4 +71,17 @@ def check_llm_layer(who: str, layer: int, geometry: Geometry, least: int = 0, sy
         paper = f" (the paper's {symbol} = {layer})" if symbol else ""
         raise ValueError(
             f"{who}: layer {layer}{paper} is out of range: this LLM has {geometry.llm_layers} layers; use {least} to {geometry.llm_layers - 1}"
+        )
+
+
+def check_crops(who: str, geometry: Geometry) -> None:
+    """Refuses a model whose images have several views, but no thumbnail with crops in known places.
+
+    Raises:
+        VtrError: naming the host.
+    """
+    if geometry.tiles:
+        raise VtrError(
+            f"{who}: needs a thumbnail and crops whose places are known, but the tiles of {geometry.host!r} come without; use a method that sees "
+            "tokens alone, such as 'divprune'"
         )

@@ -54,6 +54,7 @@ class Signal:
         attention_io, mlp_io: pair (input, output) of that block, each as the tokens are.
         mlp_activation: what enters the MLP's last projection, as the tokens are.
         text_embedding: `TextEmbedding` of the question of the group's row, at the boundary.
+        Where the tower joins patches to a token (`Geometry.joins`), rows are sums over them, and q, k, v (of CLS: repeated) lie side by side in `d`.
     """
 
     kind: SignalKind

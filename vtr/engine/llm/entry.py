@@ -120,6 +120,13 @@ def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> 
     return found
 
 
+def runs_of(visual: Tensor) -> list[int]:
+    """Returns how many placeholders `visual (B, q)` stand side by side, run by run; waits for the device."""
+    edges = torch.nn.functional.pad(visual, (1, 1)).to(torch.int8).diff(dim=1)
+    first, last = (edges == 1).nonzero(), (edges == -1).nonzero()
+    return (last - first)[:, 1].tolist()
+
+
 def check_history(states: Any, kwargs: dict, length: int) -> None:
     """Refuses a prompt that repeats what a reduced cache holds: `generate` cuts it by the cache's physical length, which is shorter."""
     cache: Any = given_cache(kwargs)
@@ -165,11 +172,17 @@ class Generating:
         self._repeats: dict[int, int] = {}
         self._prompt: dict[int, int] = {}
         self._ends: dict[int, tuple[int, int]] = {}
+        self._begun: dict[int, Tensor] = {}
 
     def install(self, model: Any) -> list[Callable[[], None]]:
         """Wraps two methods of this instance that `generate` calls; returns the functions that put them back."""
         undo = []
-        for name, wrap in (("_expand_inputs_for_generation", self._expanding), ("prepare_inputs_for_generation", self._preparing)):
+        wraps = {
+            "_expand_inputs_for_generation": self._expanding,
+            "prepare_inputs_for_generation": self._preparing,
+            "_maybe_prepare_encoder_kwargs_for_generation": self._beginning,
+        }
+        for name, wrap in wraps.items():
             original = getattr(model, name, None)
             if original is not None:
                 undo.append(swap(model, name, wrap(original)))
@@ -181,6 +194,22 @@ class Generating:
         me = threading.get_ident()
         known, end = self._ends.pop(me, (0, None))
         return self._repeats.pop(me, 1), end if known == length else None
+
+    def prompt(self) -> Tensor | None:
+        """Returns the prompt `(B, S)` of token ids, or `(B, S, D)` of embeddings, whose images are encoded in this thread before its first call."""
+        return self._begun.get(threading.get_ident())
+
+    def _beginning(self, original: Callable) -> Callable:
+        @wraps(original)
+        def begin(inputs_tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            me = threading.get_ident()
+            self._begun[me] = inputs_tensor
+            try:
+                return original(inputs_tensor, *args, **kwargs)
+            finally:
+                self._begun.pop(me)
+
+        return begin
 
     def _expanding(self, original: Callable) -> Callable:
         @wraps(original)
