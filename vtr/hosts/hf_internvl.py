@@ -42,7 +42,8 @@ def internvl(model: Any) -> Host:
             return [tile] * count
         if any(run % tile.length for run in runs) or sum(runs) != count * tile.length:
             raise VtrError(
-                f"internvl: runs of {tile.length} placeholders a tile must stand for {count} tiles, got runs of {runs}; pass every tile once"
+                f"internvl: placeholders must be {tile.length} for each of {count} tiles, those of an image side by side, got runs of {runs}; pass "
+                "every tile once"
             )
         return [views_of_one_image(list(tile.grids) * (run // tile.length)) for run in runs]
 
