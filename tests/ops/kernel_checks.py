@@ -39,7 +39,7 @@ def rows(device: str, n: int = 75, width: int = 40, groups: int = 3) -> tuple[Te
 
 
 def max_min(device: str) -> None:
-    for n, most in ((75, 30), (1, 1), (64, 64), (130, 9)):
+    for n, most in ((75, 30), (1, 1), (64, 64), (130, 9)) if device != "cpu" else ((43, 18), (1, 1), (16, 16), (70, 9)):
         tokens, real = rows(device, n)
         real[:, 0] = True
         distances, alone = cosine_distance_rows(tokens, real)
@@ -64,7 +64,13 @@ def medoids(device: str) -> None:
 
 
 def max_sum(device: str) -> None:
-    for n, most, dtype in ((75, 30, torch.float32), (75, 30, torch.float64), (1, 1, torch.float32), (64, 20, torch.bfloat16)):
+    big, most_of_big = (75, 30) if device != "cpu" else (43, 10)
+    for n, most, dtype in (
+        (big, most_of_big, torch.float32),
+        (big, most_of_big, torch.float64),
+        (1, 1, torch.float32),
+        (64, 20, torch.bfloat16),
+    ):
         tokens, real = rows(device, n)
         real[:, 0] = True
         first = real.to(torch.uint8).argmax(1)
@@ -76,7 +82,7 @@ def max_sum(device: str) -> None:
 def determinant(device: str) -> None:
     """Among duplicates the first wins; the budget stays below the rank, beyond which rounding decides what is left of a residual."""
     dice = torch.Generator().manual_seed(0)
-    sizes = ((75, 25), (1, 1), (64, 8), (90, 17)) if device != "cpu" else ((45, 17), (1, 1), (16, 8))  # interpreted, a pick takes its time
+    sizes = ((75, 25), (1, 1), (64, 8), (90, 17)) if device != "cpu" else ((27, 11), (1, 1), (16, 8))  # interpreted, a pick takes its time
     for n, most in sizes:
         tokens, real = rows(device, n)
         real[:, 0] = True
@@ -94,7 +100,7 @@ def determinant(device: str) -> None:
 
 def best(device: str) -> None:
     dice = torch.Generator().manual_seed(1)
-    for n in (1, 64, 75, 200):
+    for n in (1, 64, 75, 200) if device != "cpu" else (1, 64, 140):
         score = torch.randint(-3, 4, (4, n), generator=dice).float()  # ties everywhere
         score[0, ::5], score[1, ::7], score[2, ::3] = torch.nan, torch.inf, -torch.inf
         real = torch.rand(4, n, generator=dice) < 0.7
@@ -106,8 +112,8 @@ def best(device: str) -> None:
 
 def merge(device: str) -> None:
     brain = torch.bfloat16 if device != "cpu" else torch.float16  # the interpreter cuts bfloat16 off, a GPU rounds
-    many = 75 if device != "cpu" else 21
-    for n, dtype in ((many, torch.float32), (33, brain), (2, torch.float64), (many, torch.float16)):
+    many = 75 if device != "cpu" else 19
+    for n, dtype in ((many, torch.float32), (33 if device != "cpu" else 17, brain), (2, torch.float64), (many, torch.float16)):
         tokens, real = rows(device, n)
         real[:, :2] = True
         odd = (torch.arange(n, device=device) % 2).bool()

@@ -41,21 +41,21 @@ def tokens_of(grid: tuple[int, int], batch: int = 2, width: int = 8, seed: int =
 def allowed(grid: tuple[int, int], clusters: tuple[int, int], window: int) -> Tensor:
     """`(N, M)` bool, written out: a token of row y lies in the cell floor(y h / H)."""
     rows, cols = clusters
-    found = torch.zeros(grid[0] * grid[1], rows * cols, dtype=torch.bool)
-    for y in range(grid[0]):
-        for x in range(grid[1]):
-            cy, cx = y * rows // grid[0], x * cols // grid[1]
-            for i in range(rows):
-                for j in range(cols):
-                    found[y * grid[1] + x, i * cols + j] = abs(cy - i) <= window // 2 and abs(cx - j) <= window // 2
-    return found
+    y, x = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).T[..., None]
+    i, j = torch.cartesian_prod(torch.arange(rows), torch.arange(cols)).T[:, None]
+    return ((y * rows // grid[0] - i).abs() <= window // 2) & ((x * cols // grid[1] - j).abs() <= window // 2)
+
+
+def squared_distances(tokens: Tensor, centres: Tensor) -> Tensor:
+    """`(..., N, M)`, of differences and not of products."""
+    return torch.cdist(tokens, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def by_definition(tokens: Tensor, grid, clusters, window: int, tau: float, iterations: int) -> Tensor:
     tokens, may = tokens.double(), allowed(grid, clusters, window)
     centres = torch.nn.functional.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), clusters).flatten(2).mT
     for _ in range(iterations):
-        distance = (tokens[:, :, None] - centres[:, None]).square().sum(-1)
+        distance = squared_distances(tokens, centres)
         member = (-tau * distance).masked_fill(~may, -torch.inf).softmax(-1)
         centres = member.mT @ tokens / member.sum(1).clamp_min(1e-16)[..., None]
     return centres

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.test_clusters import SHAPES, allowed, tokens_of
+from tests.ops.test_clusters import SHAPES, allowed, squared_distances, tokens_of
 from vtr.ops.clusters import cell_means, cluster
 from vtr.ops.sharpness import APART, FARTHEST, LADDER, auto_tau
 
@@ -29,7 +29,7 @@ def by_rule(tokens: Tensor, grid, clusters, window: int) -> float:
     limit = FARTHEST * length.median()
     away = torch.stack([token * min(1.0, float(limit / token.norm())) for token in away])
     start = cell_means(away[None], grid, clusters)[0]
-    distance = (away[:, None] - start).square().sum(-1)
+    distance = squared_distances(away, start)
     may = allowed(grid, clusters, window)
     unit = 1 / float(distance[may].median())
     apart = []

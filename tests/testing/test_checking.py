@@ -89,8 +89,11 @@ def test_a_broken_promise_is_found(method, check):
     results = check_method(method, ["llava"])
     assert check in failed(results)
     assert all(result.error.startswith("loud: ") for result in results if not result.passed)
+
+
+def test_broken_promises_are_raised_together_where_asked_for():
     with pytest.raises(AssertionError, match="^loud: "):
-        check_method(method, ["llava"], raises=True)
+        check_method(Deaf, ["llava"], raises=True)
 
 
 def test_a_wrong_engine_is_found(monkeypatch):

@@ -177,26 +177,25 @@ def mask(shape: str, radius: int) -> np.ndarray:
 
 
 def _background(dice: Dice, size: int) -> np.ndarray:
-    """Returns grey texture `(size, size, 3)` int16: soft clouds, stripes or checks, and fine grain."""
+    """Returns grey texture `(size, size, 3)` uint8, all below 213: soft clouds, stripes or checks, and fine grain."""
     cells = size // 32 + 1
     along = np.arange(size)
     weights = np.zeros((size, cells), dtype=np.float32)  # integers below 2^24 stay exact in float32, whatever the order of sums
     weights[along, along // 32] = 32 - along % 32
     weights[along, along // 32 + (along % 32 > 0)] += along % 32
     clouds = weights @ dice.bytes(cells * cells).reshape(cells, cells).astype(np.float32) @ weights.T
-    texture = (clouds.astype(np.int32) >> 10).astype(np.int16) // 5  # 0..51
+    texture = (clouds.astype(np.int32) >> 10).astype(np.uint8) // 5  # 0..51
     period, kind = dice.between(6, 20), dice.below(4)
     bands, other = along // period % 2, (along + dice.below(period)) // period % 2
     if kind == 1:
-        texture += (bands[:, None] * 16).astype(np.int16)
+        texture += (bands[:, None] * 16).astype(np.uint8)
     elif kind == 2:
-        texture += (bands[None, :] * 16).astype(np.int16)
+        texture += (bands[None, :] * 16).astype(np.uint8)
     elif kind == 3:
-        texture += ((bands[:, None] ^ other[None, :]) * 14).astype(np.int16)
-    texture += (dice.bytes(size * size).reshape(size, size) >> 4).astype(np.int16)  # 0..15
+        texture += (bands.astype(np.uint8)[:, None] ^ other.astype(np.uint8)[None, :]) * np.uint8(14)
+    texture += dice.bytes(size * size).reshape(size, size) >> 4  # 0..15
     base = dice.between(45, 110)
-    tint = np.array([base + dice.below(21) for _ in range(3)], dtype=np.int16)
-    return texture[..., None] + tint
+    return np.stack([texture + np.uint8(base + dice.below(21)) for _ in range(3)], axis=-1)
 
 
 def draw(scene: Scene) -> np.ndarray:
@@ -212,14 +211,15 @@ def draw(scene: Scene) -> np.ndarray:
         left, top, right, bottom = item.box
         tone = np.array([channel + dice.between(-12, 12) for channel in COLORS[item.color]], dtype=np.int16)
         ink = mask(item.shape, item.radius)
-        picture[top:bottom, left:right][ink] = (tone + grain[: bottom - top, : right - left])[ink]
+        shaded = (tone + grain[: bottom - top, : right - left]).clip(0, 255).astype(np.uint8)
+        np.copyto(picture[top:bottom, left:right], shaded, where=ink[..., None])
     for sign in scene.signs:
         left, top, right, bottom = sign.box
-        plate, ink = (np.array(tone, dtype=np.int16) for tone in SIGNS[sign.color])
+        plate, ink = (np.array(tone, dtype=np.uint8) for tone in SIGNS[sign.color])
         picture[top:bottom, left:right] = plate
         for n, character in enumerate(sign.text):
             x, y = sign.middle(n)
             cells = glyphs.glyph(character).repeat(CELL, 0).repeat(CELL, 1)
             rows, cols = cells.shape
-            picture[y - rows // 2 :, x - cols // 2 :][:rows, :cols][cells] = ink
-    return picture.clip(0, 255).astype(np.uint8)
+            np.copyto(picture[y - rows // 2 :, x - cols // 2 :][:rows, :cols], ink, where=cells[..., None])
+    return picture
