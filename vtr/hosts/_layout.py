@@ -27,6 +27,7 @@ class Layout:
         crop_grid: `(rows, cols)` of crops, `(0, 0)` without AnyRes.
         image_size: original `(height, width)` in pixels, `(0, 0)` when unknown.
         kind: what it is.
+        inputs: tower inputs of an image whose tokens mix patches, so that its views are no inputs of the tower; None = they are, one each.
     """
 
     grids: tuple[Grid, ...]
@@ -35,10 +36,11 @@ class Layout:
     crop_grid: Grid = (0, 0)
     image_size: Grid = (0, 0)
     kind: Kind = "image"
+    inputs: int | None = None
 
     @property
     def views(self) -> int:
-        """Tower inputs of an image, or frames of a video."""
+        """Thumbnail and crops of an image, or frames of a video."""
         return len(self.grids)
 
     @property

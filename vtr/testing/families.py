@@ -60,6 +60,8 @@ class Family:
     unreduced model does."""
     renumbers: ClassVar[bool] = True
     """Whether tokens that are left may get consecutive positions."""
+    cuts_tower: ClassVar[bool] = True
+    """Whether tokens may be removed inside the tower."""
     generation: ClassVar[dict[str, Any]] = {}
     """Settings of `generate` without which an answer of a random model could not be read again."""
 

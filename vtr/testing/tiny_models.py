@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
 from vtr.testing.joined import InternVL
+from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.qwen import QwenVL
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
@@ -32,6 +33,9 @@ FAMILIES: dict[str, Family] = {
     "llava_next": LlavaNext(),
     "llava_qwen": Llava(backbone="qwen2"),
     "llava_next_siglip": LlavaNext(siglip=True),
+    "llava_next_video": LlavaNextVideo(),
+    "llava_onevision": OneVision(),
+    "llava_onevision_max": OneVision(limit=1),
     "internvl": InternVL(),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
