@@ -60,6 +60,8 @@ class Family:
     unreduced model does."""
     renumbers: ClassVar[bool] = True
     """Whether tokens that are left may get consecutive positions."""
+    scaled: ClassVar[bool] = False
+    """Whether the tower's blocks scale the output of their MLP, so that nothing can be merged in front of it."""
     generation: ClassVar[dict[str, Any]] = {}
     """Settings of `generate` without which an answer of a random model could not be read again."""
 
