@@ -27,7 +27,11 @@ def report_of(method, call, **settings):
 def test_a_budget_is_that_of_an_image_in_every_stage(method, call):
     """`generate` encodes the tiles before the model has seen a prompt."""
     images = report_of(method, call, keep=6).images
-    assert [(image.row, image.views, image.visual_tokens, len(image.retained)) for image in images] == [(0, 4, 36, 6), (0, 1, 9, 6), (1, 2, 18, 6)]
+    assert [(image.row, image.views, image.visual_tokens, len(image.retained)) for image in images] == [
+        (0, 4, 36, 6),
+        (0, 1, 9, 6),
+        (1, 2, 18, 6),
+    ]
 
 
 @pytest.mark.parametrize("name", ["visionzip", "fastervlm", "prumerge", "tokencorr", "fastv"])
@@ -52,7 +56,9 @@ def test_patches_in_raster_order_would_be_found(monkeypatch):
 
 def test_images_encoded_outside_are_one_per_tile():
     model, batch = model_of("internvl"), batch_of("internvl", ((4, Shot(96, 96), 6),))
-    outputs = model.model.get_image_features(batch.inputs["pixel_values"], vision_feature_layer=-1, vision_feature_select_strategy="default")
+    outputs = model.model.get_image_features(
+        batch.inputs["pixel_values"], vision_feature_layer=-1, vision_feature_select_strategy="default"
+    )
     embeds = model.get_input_embeddings()(batch.inputs["input_ids"])
     embeds = embeds.masked_scatter(batch.visual[..., None], outputs.pooler_output)
     with vtr.reduced(model, "divprune", keep=2) as reduction:
@@ -62,7 +68,13 @@ def test_images_encoded_outside_are_one_per_tile():
 
 def test_what_it_cannot_do_is_refused_by_name():
     model = model_of("internvl")
-    for name, reason in [("globalcom2", "tiles"), ("hired", "tiles"), ("tome", "scale"), ("resize", "stage 'input'"), ("expedit", "joins patches")]:
+    for name, reason in [
+        ("globalcom2", "tiles"),
+        ("hired", "tiles"),
+        ("tome", "scale"),
+        ("resize", "stage 'input'"),
+        ("expedit", "joins patches"),
+    ]:
         with pytest.raises(vtr.VtrError, match=reason):
             vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))
     with pytest.raises(vtr.VtrError, match="last tower layer without CLS"):

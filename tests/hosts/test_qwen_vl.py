@@ -19,7 +19,10 @@ def test_every_image_has_its_own_grid_in_the_report():
     with vtr.reduced(model_of("qwen2_5_vl"), "random", keep_ratio=0.5) as reduction:
         model_of("qwen2_5_vl")(**batch.inputs)
     images = reduction.report().images
-    assert [(image.patch_grid, image.visual_tokens, image.image_size) for image in images] == [((6, 4), 24, (96, 64)), ((2, 5), 10, (32, 80))]
+    assert [(image.patch_grid, image.visual_tokens, image.image_size) for image in images] == [
+        ((6, 4), 24, (96, 64)),
+        ((2, 5), 10, (32, 80)),
+    ]
     assert [len(image.retained) for image in images] == [12, 5]
 
 
@@ -30,7 +33,9 @@ def test_a_plan_knows_that_images_differ():
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("name, settings", [("visionzip", {}), ("flowcut", {}), ("pyramiddrop", {}), ("dart", {}), ("shortv", {"layers": [1, 3]})])
+@pytest.mark.parametrize(
+    "name, settings", [("visionzip", {}), ("flowcut", {}), ("pyramiddrop", {}), ("dart", {}), ("shortv", {"layers": [1, 3]})]
+)
 def test_methods_leave_what_the_masked_model_sees(kind, name, settings):
     cls = vtr.registry.method_class(name)
     method = vtr.create_method(name, **settings, **({"keep": 3} if cls.takes_budget else {}))
@@ -58,7 +63,8 @@ def test_an_own_decoding_loop_needs_no_positions(kind, padded):
 
 
 @pytest.mark.parametrize(
-    "plan, freeze", [([TowerTop(layer=1), EveryNth(stage="prefill", layer=1), ByAttention(layer=3, keep_ratio=0.1)], ()), ([Ragged(), Freeze()], (1, 3))]
+    "plan, freeze",
+    [([TowerTop(layer=1), EveryNth(stage="prefill", layer=1), ByAttention(layer=3, keep_ratio=0.1)], ()), ([Ragged(), Freeze()], (1, 3))],
 )
 def test_tokens_may_go_where_features_are_added(plan, freeze):
     setup = Setup("qwen3_vl", dtype=FP64)
