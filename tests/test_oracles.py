@@ -17,7 +17,21 @@ LONG_TEXT = ((4, tiny_models.Shot(40, 90), 6), (400,))
 FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 
+RENUMBERED = ("O3d", "O4b", "O6b")
+
+
+def slow_unless(quick, value):
+    return value if value in quick else pytest.param(value, marks=pytest.mark.slow)
+
+
 def check(name: str, setup: Setup) -> None:
+    family = tiny_models.FAMILIES[setup.kind]
+    refused = "renumber" if name in RENUMBERED and not family.renumbers else "scale" if name == "O9b" and family.scaled else None
+    refused = "vision tower" if name in ("O9", "O9b") and not family.cuts_tower else refused
+    if refused is not None:
+        with pytest.raises(vtr.VtrError, match=refused):
+            ORACLES[name](setup)
+        return
     found = ORACLES[name](setup)
     assert found <= oracles.tolerance(name, setup.dtype), f"{name} on {setup}: {found:.3g}"
 
@@ -26,6 +40,12 @@ def check(name: str, setup: Setup) -> None:
 @pytest.mark.parametrize("kind", tiny_models.ALL_KINDS)
 def test_sdpa_in_float64(name, kind):
     check(name, Setup(kind, dtype=FP64))
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("kind", [slow_unless(tiny_models.MECHANISMS, kind) for kind in tiny_models.OTHER_KINDS])
+def test_other_families(name, kind):
+    check(name, Setup(kind, dtype=FP32 if kind.endswith("moe") else FP64))
 
 
 @pytest.mark.parametrize("name", ORACLES)

@@ -10,6 +10,7 @@ from torch import nn
 import vtr
 from tests.dense_models import model_of as dense_of
 from tests.tiny_models import IMAGE, ONE, batch_of, build, generate, model_of, snapshot
+from vtr.engine.direct import DirectCalls
 from vtr.hosts._host import host_of
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -206,3 +207,16 @@ def test_a_wrapped_vit_is_reduced():
     vit = dense_of("ViT")
     for wrapper in (Plain(vit), as_peft(vit), Plain(as_peft(vit))):
         assert host_of(wrapper).model is vit
+
+
+def test_hooks_that_were_compiled_leave_no_mark_and_the_call_still_arrives(monkeypatch):
+    """Where a compiler gives up behind the hooks, `forward` comes without the mark of the call that it belongs to."""
+    module, undo, compiling = nn.Linear(2, 2), [], []
+    DirectCalls(module).install(undo)
+    module.register_forward_pre_hook(lambda *_: compiling.append(True), prepend=True)
+    module.register_forward_pre_hook(lambda *_: compiling.clear())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: bool(compiling))
+    given = torch.ones(1, 2)
+    assert torch.equal(module(given), nn.functional.linear(given, module.weight, module.bias))
+    for put_back in undo:
+        put_back()

@@ -21,11 +21,12 @@ class DirectCalls:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._called: set[int] = set()  # threads in which the model was called and its `forward` comes next
+        self._sent: set[int] = set()  # threads in which a direct call was sent through the hooks, and has not arrived
         self._on = True
 
     def install(self, undo: list[Callable[[], None]]) -> None:
         """Swaps `forward`; what `remove()` must undo is appended as it happens."""
-        model, called = self.model, self._called
+        model, called, sent = self.model, self._called, self._sent
         original, had = model.forward, model.__dict__.get("forward")
 
         @wraps(original)
@@ -33,10 +34,15 @@ class DirectCalls:
             if torch.compiler.is_compiling() or not self._on:  # compiled code begins with the call of the model
                 return original(*args, **kwargs)
             me = threading.get_ident()
-            if me in called:
+            if me in called or me in sent:  # the latter: hooks that were compiled left no mark, where compiling was given up behind them
                 called.discard(me)
+                sent.discard(me)
                 return original(*args, **kwargs)
-            return model(*args, **kwargs)
+            sent.add(me)
+            try:
+                return model(*args, **kwargs)
+            finally:
+                sent.discard(me)
 
         def put_back() -> None:
             self._on = False  # somebody may have wrapped it

@@ -31,8 +31,7 @@ def constant(make: Callable[..., Made]) -> Callable[..., Made]:
     def known(*shapes: Any) -> Made:
         return kept(*shapes)
 
-    known._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_constant_result, which imports the compiler: 2 seconds
-    return known
+    return torch.compiler.assume_constant_result(known)
 
 
 @outside_autocast

@@ -62,6 +62,8 @@ class Family:
     """Whether tokens that are left may get consecutive positions."""
     cuts_tower: ClassVar[bool] = True
     """Whether tokens may be removed inside the tower."""
+    scaled: ClassVar[bool] = False
+    """Whether the tower's blocks scale the output of their MLP, so that nothing can be merged in front of it."""
     generation: ClassVar[dict[str, Any]] = {}
     """Settings of `generate` without which an answer of a random model could not be read again."""
 

@@ -20,6 +20,8 @@ def blocks_of_four() -> Tensor:
 class InternVL(Family):
     """InternVL: tiles of 6 x 6 patches with a CLS token, 2 x 2 patches to a token; up to four tiles of an image side by side."""
 
+    scaled = True
+
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 

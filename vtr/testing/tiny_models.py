@@ -46,8 +46,9 @@ FAMILIES: dict[str, Family] = {
 KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
-PACKED_KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Towers of one packed sequence: plain, with windows, with features added behind the LLM's first layers."""
+OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
+MECHANISMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
+"""One per mechanism beyond LLaVA's: joined tower, packed tower with windows, features added behind the LLM's first layers."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
