@@ -104,7 +104,8 @@ def anyres_host(
 
     facts = _tower_facts(model)
     config, grid, area = model.config, facts["tower"].patch_grid, facts["tower"].area
-    side, known = config.vision_config.image_size, {}
+    side = config.vision_config.image_size
+    known: dict[Any, Layout] = {}
     pinpoints = [list(p) for p in config.image_grid_pinpoints]
 
     def layout_of(size: Grid, cut: bool, arguments: dict[str, Any]) -> Layout:

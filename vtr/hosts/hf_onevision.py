@@ -42,4 +42,4 @@ def llava_onevision(model: Any) -> Host:
             return [True] * len(arguments["image_sizes"])
         return [count == 1 for count in torch.as_tensor(counts).tolist() for _ in range(count)]
 
-    return anyres_host(model, packed, crops, SLACK * int(usual.strip("anyres_max_")))
+    return anyres_host(model, packed, crops, SLACK * int(usual.removeprefix("anyres_max_")))

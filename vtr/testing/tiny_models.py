@@ -47,8 +47,9 @@ KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
 OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
-MECHANISMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
-"""One per mechanism beyond LLaVA's: joined tower, packed tower with windows, features added behind the LLM's first layers."""
+MECHANISMS = ("llava_onevision_max", "internvl", "qwen2_5_vl", "qwen3_vl")
+"""One per mechanism beyond LLaVA's: views of different grids, joined tower, packed tower with windows, features added behind the LLM's first
+layers."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

@@ -136,7 +136,7 @@ class View:
             return own[self.only[group]]
         if any(grid != own[0] for grid in own):
             raise VtrError(
-                f"this method needs views of one grid, got {', '.join(map(str, dict.fromkeys(own)))} in one image (a canvas that the model "
-                "interpolates is a view of its own); use a method that sees tokens alone, such as 'divprune'"
+                f"the views of an image have different grids, {', '.join(map(str, dict.fromkeys(own)))}, where one is needed; use a method that "
+                "sees tokens alone, such as 'divprune'"
             )
         return own[0]
