@@ -22,11 +22,10 @@ from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host, feature_layers
+from vtr.hosts._host import Host, closed_tower, feature_layers
 from vtr.hosts._layout import Layout
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
-from vtr.types import VtrError
 
 
 class TowerHooks:
@@ -108,7 +107,7 @@ class TowerHooks:
             if host.runs and (visual := self._placeholders()) is not None:
                 given = {**given, "visual_runs": runs_of(visual)}
             layouts = host.layouts("image", given)
-            self._check_inputs(layouts)
+            self._check_open(layouts)
             run = self.runs[me] = Encoding(host, self.plan, layouts, "image", given)
             try:
                 output = original(*args, **kwargs)
@@ -138,16 +137,11 @@ class TowerHooks:
         ids, embeds = (prompt, None) if prompt.ndim == 2 else (None, prompt)
         return placeholders(self.host, self.host.base, ids, embeds, None)
 
-    def _check_inputs(self, layouts: list[Layout]) -> None:
-        """Refuses an image whose tokens mix patches, where the tower is read or cut."""
-        mixed = next((layout for layout in layouts if layout.inputs), None)
-        if mixed is not None and (self.acts or self.watched):
-            height, width = mixed.image_size
-            raise VtrError(
-                f"{self.reader}: reads or shortens the vision tower, but {self.host.name!r} interpolates the {mixed.inputs} views of an image of "
-                f"{height} x {width} pixels to {mixed.tokens} tokens, which mix patches; give a smaller image, or use a method that needs no "
-                "tower, such as 'divprune'"
-            )
+    def _check_open(self, layouts: list[Layout]) -> None:
+        """Refuses an image for which the tower can be neither read nor cut, where a step does."""
+        closed = next((layout.closed for layout in layouts if layout.closed), "")
+        if closed and (self.acts or self.watched):
+            raise closed_tower(self.reader, closed)
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")

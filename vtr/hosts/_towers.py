@@ -187,8 +187,8 @@ class JoinedTower(Tower):
     def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any]:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
             run = current()
-            if run is not None and run.masked:
-                mask = self._mask(run, query.shape[2], query.dtype)
+            if run is not None and run.short:  # a mask of whole views is as long as they are, and hides nothing
+                mask = self._mask(run, query.shape[2], query.dtype) if run.masked else None
             return function(module, query, key, value, mask, *args, **kwargs)
 
         return attend

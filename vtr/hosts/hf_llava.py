@@ -153,4 +153,6 @@ def anyres_layout(packed: Callable[[Tensor, Tensor, Tensor], Tensor], grid: Grid
     rows = int(newline.sum())
     canvas = (rows, (len(found) - area) // rows - 1)
     patch = torch.where(newline, -1, (~newline).long().cumsum(0) - 1)
-    return Layout((grid, canvas), patch, line, (1, 1), size, inputs=views)
+    tokens = area + canvas[0] * canvas[1]
+    closed = f"the {views} views of an image of {size[0]} x {size[1]} pixels are interpolated to {tokens} tokens, which mix patches"
+    return Layout((grid, canvas), patch, line, (1, 1), size, inputs=views, closed=closed)

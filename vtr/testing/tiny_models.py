@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
-from vtr.testing.joined import InternVL
+from vtr.testing.joined import InternVL, SmolVLM
 from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.qwen import QwenVL
 
@@ -37,6 +37,8 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": OneVision(),
     "llava_onevision_max": OneVision(limit=1),
     "internvl": InternVL(),
+    "smolvlm": SmolVLM("smolvlm"),
+    "idefics3": SmolVLM("idefics3"),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
