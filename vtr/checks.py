@@ -105,6 +105,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     """
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.action == "freeze" and getattr(host, "bidirectional", False):
+        raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
     if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
         raise VtrError(
             f"{name}: merges between attention and MLP, whose output the blocks of {host.name!r} scale; use a method that acts elsewhere"
@@ -142,6 +144,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             place = "tower" if tower else "LLM"
             raise ValueError(
                 f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
+            )
+        if signal.kind == "rows" and signal.queries == "visual" and getattr(host, "bidirectional", False):
+            raise VtrError(
+                f"{name}: reads what visual tokens attend to, but on {host.name!r} they see later ones, too; use a method that reads text"
             )
         if tower and signal.kind in ("attention_io", "mlp_io") and isinstance(host, Host) and host.tower.joins > 1:
             raise VtrError(f"{name}: {signal.kind} of a tower that joins patches has no row for a visual token; read the LLM")

@@ -39,6 +39,7 @@ class Host:
         beside: arguments of the LLM with which the model adds features to visual tokens behind its first layers: their mask, and a list of
             features. The engine adds them itself, to the tokens that are left.
         runs: placeholders that stand side by side are one image; `layouts` gets how many as `visual_runs`, where the prompt is known.
+        bidirectional: tokens of an image see each other, by masks that the base model makes.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
     """
@@ -59,6 +60,7 @@ class Host:
     anyres: bool = False
     beside: tuple[str, str] | None = None
     runs: bool = False
+    bidirectional: bool = False
     next_positions: Callable[[Tensor], Tensor] | None = None
 
     @property

@@ -18,9 +18,9 @@ class QwenVL(Family):
     """Qwen2-VL, Qwen2.5-VL (windows of 2 x 2 tokens in two of four layers) and Qwen3-VL (features behind two LLM layers; dense and MoE)."""
 
     has_cls = False
-    typed = True
+    types = "mm_token_type_ids"
     counts_text = False
-    renumbers = False
+    refused: ClassVar[dict[str, str]] = dict.fromkeys(("O3d", "O4b", "O6b"), "renumber")
     generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, START, END, IMAGE, VIDEO]}
 
     def __init__(self, model_type: str) -> None:

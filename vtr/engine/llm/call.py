@@ -60,6 +60,7 @@ class Call:
         now_where: per layer `(B, S)` int64, original column in this call of every token there, -1 for filler; None = all columns in order.
         given: segment whose keys the model's own mask is made for, set once the boundary is passed.
         windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
+        own_masks: by type of layer, the 4-D masks of a model whose images see themselves, for all tokens of the call.
         masks: masks made so far, by segment.
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
     """
@@ -76,6 +77,7 @@ class Call:
     segment: list[int]
     given: int = 0
     windowed: bool = False
+    own_masks: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[tuple, Any] = field(default_factory=dict)
     prompt: Prompt | None = None
 

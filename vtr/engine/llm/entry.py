@@ -49,6 +49,7 @@ class Entry:
 
     Args:
         visual: `(B, q)` bool, placeholders of this call; None where none can be.
+        mask: attention mask of the base model.
         ids: `(B, q)` token ids, where a step asks for the question as text.
         encoded: what the tower left; comes while the base model runs if it encodes the images itself.
         expand: how often prompt rows repeat (beams).
@@ -60,6 +61,7 @@ class Entry:
     """
 
     visual: Tensor | None = None
+    mask: Any = None
     ids: Tensor | None = None
     encoded: Encoded | None = None
     expand: int = 1
