@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
 from vtr.testing.joined import Gemma3, InternVL
-from vtr.testing.qwen import QwenVL
+from vtr.testing.qwen import GlmV, QwenVL
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
@@ -38,6 +38,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
     "qwen3_vl_moe": QwenVL("qwen3_vl_moe"),
+    "glm4v": GlmV(),
+    "glm4v_moe": GlmV(moe=True),
 }
 """Kind -> family. Their models have `model.config._attn_implementation`, and take `input_ids`, `attention_mask` and `pixel_values`."""
 KINDS = ("llava", "llava_siglip", "llava_next")
