@@ -23,7 +23,7 @@ def slow_unless(quick, value):
 
 def check(name: str, setup: Setup) -> None:
     found = oracles.judged(name, setup)
-    assert found <= oracles.tolerance(name, setup.dtype), f"{name} on {setup}: {found:.3g}"
+    assert found <= oracles.tolerance(name, setup.dtype, setup.kind), f"{name} on {setup}: {found:.3g}"
 
 
 @pytest.mark.parametrize("name", ORACLES)

@@ -10,7 +10,7 @@ from vtr.hosts._dense import DenseHost
 from vtr.hosts._host import Host
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
-from vtr.types import Geometry, Method, Step, VtrError
+from vtr.types import Geometry, Method, Signal, Step, VtrError
 from vtr.types.errors import SettingError
 
 
@@ -105,6 +105,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     """
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.action == "freeze" and isinstance(host, Host) and len(host.with_keys) < host.llm_layers:
+        raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
     if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
@@ -136,6 +138,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
         if signal.kind == "text_embedding" and (step.stage != "boundary" or step.side != "after_projector"):
             raise VtrError(f"{name}: {signal.kind} is known behind the projector, not at stage {step.stage!r}; use a step at the boundary")
+        if not tower and isinstance(host, Host) and step.stage == "prefill":
+            _check_full(name, signal, step.layer if signal.kind.startswith("next_") else layer, host)
         if untapped(signal):
             continue
         if not tower and step.stage == "boundary":
@@ -157,6 +161,20 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             )
         if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
+
+
+def _check_full(name: str, signal: Signal, layer: int, host: Host) -> None:
+    """Refuses a signal of an attention that has no rows, keys and positions.
+
+    Raises:
+        ValueError: naming the nearest layers that have them.
+    """
+    if signal.kind in ("rows", "q", "k", "v", "next_q", "next_k") and host.linear(layer):
+        near = sorted(sorted(host.with_keys, key=lambda i: abs(i - layer))[:2])
+        raise ValueError(
+            f"{name}: reads {signal.kind} of LLM layer {layer}, whose attention is linear and has none on {host.name!r}; read a layer of full "
+            f"attention, nearest are {' and '.join(map(str, near))} (by default a step at layer {near[0] + 1} reads layer {near[0]})"
+        )
 
 
 def check_budgets(plan: Plan, host: Host | DenseHost) -> None:

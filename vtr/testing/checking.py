@@ -98,7 +98,7 @@ def check_host(kind: str) -> list[Result]:
         raise ValueError(
             f"check_host: unknown kind {kind!r}; one of {', '.join(FAMILIES)}, or put yours into vtr.testing.tiny_models.FAMILIES"
         )
-    setup, limit = Setup(kind, dtype=torch.float64), partial(tolerance, dtype=torch.float64)
+    setup, limit = Setup(kind, dtype=torch.float64), partial(tolerance, dtype=torch.float64, kind=kind)
 
     def hold(name: str) -> None:
         found = judged(name, setup)

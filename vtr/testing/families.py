@@ -57,6 +57,10 @@ class Family:
     """Argument that says which tokens of a prompt are an image's, e.g. `mm_token_type_ids`."""
     counts_text: ClassVar[bool] = True
     """Whether `generate` works on embeddings without token ids, and on a second turn with an image; False: not even unreduced."""
+    cut: ClassVar[bool] = False
+    """Whether LLM layers are recurrences, in which a token that is gone was never there; see `vtr.testing.cut`."""
+    noise: ClassVar[float] = 0.0
+    """What padding alone changes in the logits of the unreduced model, where its recurrences are float32 whatever its dtype."""
     refused: ClassVar[dict[str, str]] = {}
     """Oracle -> word of the message, where the host refuses by name what the oracle does."""
     generation: ClassVar[dict[str, Any]] = {}

@@ -294,9 +294,9 @@ LOOSE = {("O9b", torch.bfloat16): 0.3}
 """Merged values are rounded once more; the unreduced models themselves are 0.17 to 0.22 away from their float64 results."""
 
 
-def tolerance(name: str, dtype: torch.dtype) -> float:
+def tolerance(name: str, dtype: torch.dtype, kind: str = "llava") -> float:
     """Largest difference allowed: float64 is the sharp test, bfloat16 only a bound."""
-    return LOOSE.get((name, dtype), TOLERANCE[dtype])
+    return LOOSE.get((name, dtype), TOLERANCE[dtype]) + FAMILIES[kind].noise
 
 
 def judged(name: str, setup: Setup) -> float:
@@ -307,6 +307,6 @@ def judged(name: str, setup: Setup) -> float:
         return ORACLES[name](setup)
     try:
         ORACLES[name](setup)
-    except vtr.VtrError as refusal:
+    except (vtr.VtrError, ValueError) as refusal:
         return 0.0 if word in str(refusal) else math.inf
     return math.inf

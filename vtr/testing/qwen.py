@@ -118,11 +118,15 @@ class GlmV(QwenVL):
         import transformers
 
         name = "Glm4vMoe" if self.model_type.endswith("moe") else "Glm4v"
-        vision = dict(depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8, image_size=64)
+        vision = dict(
+            depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8, image_size=64
+        )
         text = {**LLM, "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}}
         if self.model_type.endswith("moe"):
             text["rope_parameters"] = {**ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
-            text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1, first_k_dense_replace=1)
+            text |= dict(
+                n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1, first_k_dense_replace=1
+            )
         ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END)
         text |= changes.pop("text", {})
         vision |= changes.pop("tower", {})
@@ -133,3 +137,31 @@ class GlmV(QwenVL):
         visual = model.model.visual
         patches = visual.post_layernorm(features.reshape(-1, 2, 2, features.shape[-1] // JOINS)).permute(0, 3, 1, 2)
         return visual.merger(visual.downsample(patches).flatten(1)).view(*features.shape[:-1], -1)
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5: three of five LLM layers are gated delta nets."""
+
+    cut = True
+    noise = 2e-4
+    refused: ClassVar[dict[str, str]] = QwenVL.refused | {
+        **dict.fromkeys(("O8", "O8b"), "freezes"),
+        "O7": "static cache",
+        "O12": "later turn",
+        "O12b": "stateful models",  # transformers itself
+    }
+
+    def __init__(self) -> None:
+        super().__init__("qwen3_5")
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+        vision = dict(depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8)
+        vision |= dict(num_position_embeddings=64, **changes.pop("tower", {}))
+        linear = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
+        kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"]
+        text = {**LLM, **linear, "head_dim": 16, "layer_types": kinds, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
+        text |= changes.pop("text", {})
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+        return Qwen3_5ForConditionalGeneration, Qwen3_5Config(text_config=text, vision_config=vision, **ids, **changes)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.testing.cut import cut_logits
 from vtr.testing.families import Family
 from vtr.testing.tiny_models import FAMILIES, Batch, packing
 
@@ -75,6 +76,9 @@ def masked_logits(model: Any, batch: Batch, expected: Expected) -> Tensor:
     """Returns the logits `(B, S, V)` of the full-length model in which what `expected` says is hidden, averaged or frozen."""
     family = FAMILIES[batch.kind]
     with ExitStack() as stack:
+        if family.cut:
+            stack.enter_context(keys_hidden(_in_tower(stack, family, model, batch, expected)))
+            return cut_logits(model, family.language(model), batch.inputs, batch.positions, expected)
         masks: dict[nn.Module, Any] = _in_llm(stack, family, family.language(model), batch, expected)
         masks.update(_in_tower(stack, family, model, batch, expected))
         stack.enter_context(keys_hidden(masks))

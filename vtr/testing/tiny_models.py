@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
 from vtr.testing.joined import Gemma3, InternVL
-from vtr.testing.qwen import GlmV, QwenVL
+from vtr.testing.qwen import GlmV, Qwen35, QwenVL
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
     "qwen3_vl_moe": QwenVL("qwen3_vl_moe"),
+    "qwen3_5": Qwen35(),
     "glm4v": GlmV(),
     "glm4v_moe": GlmV(moe=True),
 }
@@ -46,9 +47,9 @@ KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
 OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
-MECHANISMS = ("internvl", "gemma3", "qwen2_5_vl", "qwen3_vl")
+MECHANISMS = ("internvl", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 """One per mechanism beyond LLaVA's: joined tower, images that see themselves in windows, packed tower with windows, features added behind
-the LLM's first layers."""
+the LLM's first layers, layers of linear attention."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

@@ -25,7 +25,8 @@ class Decoding:
         where: per layer `(B, K)` int64, the logical column (counted as if nothing had been removed) of the first K keys, -1 for filler; keys
             behind them continue at `logical`. Layers between two removals share the tensor.
         logical: logical length where `where` ends.
-        dropped: logical minus physical length of layer 0; constant while decoding and when the cache is cropped.
+        counted: the first layer that has keys, whose length is the cache's; layers of linear attention have none.
+        dropped: logical minus physical length of that layer; constant while decoding and when the cache is cropped.
         static: the cache is compileable.
     """
 
@@ -34,6 +35,7 @@ class Decoding:
     shift: list[Tensor | None] = field(default_factory=list)
     where: list[Tensor] = field(default_factory=list)
     logical: int = 0
+    counted: int = 0
     dropped: int = 0
     static: bool = False
 

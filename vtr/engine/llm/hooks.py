@@ -320,7 +320,7 @@ class LlmHooks:
         if output is None:  # an exception inside
             return
         if call.cache is not None and call.reduced:
-            check_returned(call, output, len(self.blocks))
+            check_returned(call, output, self.host.with_keys)
         if call.prompt is not None:
             if call.prompt.encoded is not None:
                 call.prompt.clock.extend(call.prompt.encoded.clock)

@@ -145,6 +145,8 @@ def columns(call: Call, layer: int) -> Tensor:
 def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = True) -> Any:
     """Returns the attention mask of a layer, made once per segment and type of layer; None where the backend needs none and `may_skip`."""
     real = columns(call, layer).to(hidden.device)
+    if host.linear(layer):  # tokens of this call alone; a single one is none of padding
+        return None if hidden.shape[1] == 1 else real[:, -hidden.shape[1] :].long()
     kind = host.layer_kind(layer) if call.own_masks else ""
     slides = call.windowed and host.slides(layer)
     key = ("mask", call.segment[layer], kind, slides, may_skip, hidden.device)
