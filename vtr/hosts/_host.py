@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Host:
         runs: placeholders that stand side by side are one image; `layouts` gets how many as `visual_runs`, where the prompt is known.
         tiles: an image may have several views whose arrangement nobody knows, as with `runs`.
         closed: why the tower can be neither read nor cut, empty where it can.
+        bidirectional: tokens of an image see each other, by masks that the base model makes.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
     """
@@ -63,6 +64,7 @@ class Host:
     runs: bool = False
     tiles: bool = False
     closed: str = ""
+    bidirectional: bool = False
     next_positions: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -124,6 +126,20 @@ class Host:
         """Type of an LLM layer as its configuration names it, e.g. `full_attention` or `sliding_attention`."""
         kinds = getattr(self.language.module.config, "layer_types", None)
         return str(kinds[layer]) if kinds else "full_attention" if self.sliding_window() is None else "sliding_attention"
+
+    @cached_property
+    def with_keys(self) -> tuple[int, ...]:
+        """LLM layers that have keys in the cache: all but those of linear attention."""
+        return tuple(i for i in range(self.llm_layers) if not self.linear(i))
+
+    @property
+    def counted(self) -> int:
+        """The LLM layer whose keys a cache counts as its length."""
+        return self.with_keys[0]
+
+    def linear(self, layer: int) -> bool:
+        """Whether an LLM layer is a recurrence over the tokens, without keys and positions."""
+        return "linear" in self.layer_kind(layer)
 
     def slides(self, layer: int) -> bool:
         """Whether an LLM layer sees a window of the last tokens only."""
@@ -203,14 +219,14 @@ def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(v + count if v < 0 else v - 1 for v in ([asked] if isinstance(asked, int) else asked)))
 
 
-def check_layer_kinds(name: str, config: Any) -> None:
-    """Refuses an LLM with layers whose attention is neither full nor a sliding window.
+def check_layer_kinds(name: str, config: Any, linear: bool = False) -> None:
+    """Refuses an LLM with layers whose attention is neither full nor a sliding window, nor linear where that can be followed.
 
     Raises:
         VtrError: names the first such layer.
     """
     for i, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in ("full_attention", "sliding_attention", *(("linear_attention",) if linear else ())):
             raise VtrError(
                 f"{name}: layer {i} of the LLM is of type {kind!r}, whose masks a removal cannot follow; use a model with full attention and "
                 "sliding windows only"

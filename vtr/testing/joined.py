@@ -1,15 +1,15 @@
-"""Small models of families that join patches behind a tower of one grid: InternVL, SmolVLM and Idefics 3."""
+"""Small models of families that join patches behind a tower of one grid: InternVL and Gemma 3."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Shot, own_key_seen
 
-JOINS, HALF, QUARTER = 4, SIDE // 2, 4
+JOINS, HALF = 4, SIDE // 2
 
 
 def blocks_of_four(half: int = HALF) -> Tensor:
@@ -20,7 +20,7 @@ def blocks_of_four(half: int = HALF) -> Tensor:
 class InternVL(Family):
     """InternVL: tiles of 6 x 6 patches with a CLS token, 2 x 2 patches to a token; up to four tiles of an image side by side."""
 
-    scaled = True
+    refused: ClassVar[dict[str, str]] = {"O9b": "scale"}
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
@@ -57,49 +57,56 @@ class InternVL(Family):
         return [own_key_seen(torch.nn.functional.pad(patches, (1, 0)))]
 
 
-class SmolVLM(Family):
-    """SmolVLM and Idefics 3: tiles of 8 x 8 patches, 2 x 2 to a token, each tile between text of its own; zeros fill up to four tiles."""
+class Gemma3(Family):
+    """Gemma 3: one view of 6 x 6 patches averaged to 3 x 3 tokens, which see each other; a window of 12 in three of five layers."""
 
     has_cls = False
-
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
+    types = "token_type_ids"
+    counts_text = False
+    refused: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("O3d", "O4b", "O6b"), "renumber"),
+        **dict.fromkeys(("O8", "O8b"), "freezes"),
+        "O7": "static cache",
+        "O10": "takes no mask",
+        "O12": "later turn",
+    }
+    generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, 91, 92, IMAGE]}
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
-        import transformers
+        from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[self.model_type]
-        text = transformers.LlamaConfig(**{**LLM, **changes.pop("text", {})})
-        vision = {**TOWER, "patch_size": PIXELS // (2 * QUARTER), **changes.pop("tower", {})}
-        settings = dict(vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, pad_token_id=0, **changes)
-        return getattr(transformers, f"{name}ForConditionalGeneration"), getattr(transformers, f"{name}Config")(**settings)
+        slides, full = "sliding_attention", "full_attention"
+        rope = {full: {"rope_type": "default", "rope_theta": 1e5}, slides: {"rope_type": "default", "rope_theta": 1e4}}
+        kinds = [slides, slides, full, slides, full]
+        text = {**LLM, "head_dim": 16, "sliding_window": 12, "layer_types": kinds, "rope_parameters": rope, "query_pre_attn_scalar": 16}
+        text |= changes.pop("text", {})
+        vision = {**TOWER, "vision_use_head": False, **changes.pop("tower", {})}
+        ids = dict(image_token_id=IMAGE, image_token_index=IMAGE, boi_token_index=91, eoi_token_index=92)
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=HALF * HALF, **ids, **changes)
+        return Gemma3ForConditionalGeneration, config
 
     def grids(self, shot: Shot) -> list[tuple[int, int]]:
-        return [(QUARTER, QUARTER)] * max(shot.height // PIXELS, 1) * max(shot.width // PIXELS, 1)
+        return [(HALF, HALF)]
 
     def around(self) -> tuple[list[int], list[int]]:
         return [91], [92]
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
-        pixels = torch.zeros(1, JOINS, 3, PIXELS, PIXELS)
-        views = len(self.grids(shot))
-        pixels[0, :views] = torch.randn(views, 3, PIXELS, PIXELS, generator=random)
-        return pixels
-
-    def language(self, model: Any) -> Any:
-        return model.model.text_model
+    def together(self, visual: Tensor) -> Tensor:
+        run = torch.where(visual, (visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]).cumsum(1), 0)
+        return (run[:, :, None] == run[:, None]) & visual[:, None]
 
     def tower_layers(self, model: Any) -> Any:
-        return model.model.vision_model.encoder.layers
-
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
-        return hidden[:, blocks_of_four(QUARTER).flatten()].reshape(len(hidden), QUARTER * QUARTER, -1)
-
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
-        return units.reshape(hidden.shape)[:, blocks_of_four(QUARTER).flatten().argsort()]
-
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
-        return [own_key_seen(bias.repeat_interleave(JOINS, 1)[:, blocks_of_four(QUARTER).flatten().argsort()])]
+        return getattr(model.model.vision_tower, "vision_model", model.model.vision_tower).encoder.layers
 
     def projected(self, model: Any, features: Tensor) -> Tensor:
-        return model.model.connector.modality_projection(features)
+        projector, mean = model.model.multi_modal_projector, features.unflatten(-1, (JOINS, -1)).mean(-2)
+        return projector.mm_soft_emb_norm(mean) @ projector.mm_input_projection_weight
+
+    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+        return hidden[:, blocks_of_four().flatten()].reshape(len(hidden), HALF * HALF, -1)
+
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+        return units.reshape(hidden.shape)[:, blocks_of_four().flatten().argsort()]
+
+    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+        return [own_key_seen(bias.repeat_interleave(JOINS, 1)[:, blocks_of_four().flatten().argsort()])]

@@ -28,7 +28,9 @@ class OneVision(LlavaNext):
 
     def __init__(self, limit: int = 9) -> None:
         super().__init__(siglip=True, backbone="qwen2")
-        self.limit, self.cuts_tower = limit, limit == 9  # type: ignore[misc]
+        self.limit = limit
+        if limit < 4:
+            self.refused = dict.fromkeys(("O9", "O9b"), "vision tower")  # type: ignore[misc]
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration

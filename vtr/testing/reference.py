@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.testing.cut import cut_logits
 from vtr.testing.families import Family
 from vtr.testing.tiny_models import FAMILIES, Batch, packing
 
@@ -75,7 +76,10 @@ def masked_logits(model: Any, batch: Batch, expected: Expected) -> Tensor:
     """Returns the logits `(B, S, V)` of the full-length model in which what `expected` says is hidden, averaged or frozen."""
     family = FAMILIES[batch.kind]
     with ExitStack() as stack:
-        masks: dict[nn.Module, Any] = _in_llm(stack, family.language(model), batch, expected)
+        if family.cut:
+            stack.enter_context(keys_hidden(_in_tower(stack, family, model, batch, expected)))
+            return cut_logits(model, family.language(model), batch.inputs, batch.positions, expected)
+        masks: dict[nn.Module, Any] = _in_llm(stack, family, family.language(model), batch, expected)
         masks.update(_in_tower(stack, family, model, batch, expected))
         stack.enter_context(keys_hidden(masks))
         return model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits
@@ -124,12 +128,13 @@ def keys_hidden(masks: Mapping[nn.Module, Tensor | list[Tensor]]) -> Iterator[No
     assert not unmet, f"keys_hidden: {', '.join(sorted(set(unmet)))} did not ask transformers for its attention function: nothing is hidden"
 
 
-def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -> dict[nn.Module, Tensor]:
+def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expected: Expected) -> dict[nn.Module, Tensor]:
     """Hooks the LLM's layers until `stack` is closed; returns their masks."""
     visible, visual = batch.valid, batch.visual
     length = visible.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)
-    diagonal = torch.eye(length, dtype=torch.bool)
+    diagonal, together = torch.eye(length, dtype=torch.bool), family.together(visual)
+    earlier = (distance >= 0)[None] if together is None else (distance >= 0) | together
     sizes = torch.ones(visible.shape, dtype=language.dtype)
     positions: Tensor | None = None
     masks = {}
@@ -144,7 +149,7 @@ def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -
             visible = visible & keep if at == number else visible
         for at, wanted in expected.positions:
             positions = wanted if at == number else positions
-        seen = (distance >= 0) & (distance < (window_of(language.config, number) or length)) & visible[:, None, :]
+        seen = earlier & (distance < (window_of(language.config, number) or length)) & visible[:, None, :]
         if expected.unseen is not None:
             seen = seen & ~expected.unseen
         masks[layer] = (seen | diagonal)[:, None]  # no row without a key
