@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, TOWER, Family, Shot
+from vtr.testing.families import IMAGE, LLM, TOWER, Family, Shot, own_key_seen
 
 BREAK, END, PATCH, MOST = 93, 92, 8, 96
 
@@ -16,7 +16,6 @@ class Pixtral(Family):
     """A Pixtral tower whose patches are joined `side` x `side`: Mistral 3 with 2, LLaVA with 1."""
 
     has_cls = False
-    refused: ClassVar[dict[str, str]] = dict.fromkeys(("O9", "O9b"), "vision tower")
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -58,3 +57,41 @@ class Pixtral(Family):
 
     def tower_layers(self, model: Any) -> Any:
         return model.model.vision_tower.transformer.layers
+
+    def before_mlp(self, layer: Any) -> Any:
+        return layer.ffn_norm
+
+    def projected(self, model: Any, features: Tensor) -> Tensor:
+        projector = model.model.multi_modal_projector
+        if self.side == 1:
+            return projector(features)
+        whole = projector.norm(features.unflatten(-1, (self.side**2, -1)))
+        merged = whole.transpose(-1, -2).flatten(-2) @ projector.patch_merger.merging_layer.weight.T  # as `unfold` puts channels
+        return projector.linear_2(projector.act(projector.linear_1(merged)))
+
+    def _order(self, shot: Shot) -> Tensor:
+        """Returns the patches of an image token by token."""
+        rows, cols = self.grids(shot)[0]
+        patches = torch.arange(rows * cols * self.side**2).view(rows, self.side, cols, self.side)
+        return patches.transpose(1, 2).flatten()
+
+    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+        orders = [self._order(shot) for shot in shots]
+        parts = hidden.reshape(-1, hidden.shape[-1]).split([len(order) for order in orders])
+        units = [part[order].reshape(-1, self.side**2 * hidden.shape[-1]) for part, order in zip(parts, orders, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(units, batch_first=True)
+
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+        parts = []
+        for own, order in zip(units, map(self._order, shots), strict=True):
+            patches = own.reshape(-1, hidden.shape[-1])[: len(order)]
+            parts.append(patches[order.argsort()])
+        return torch.cat(parts).reshape(hidden.shape)
+
+    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+        blocks = []
+        for own, order in zip(bias, map(self._order, shots), strict=True):
+            weight = own.repeat_interleave(self.side**2)[: len(order)][order.argsort()]
+            blocks.append(own_key_seen(weight[None])[0, 0])
+        whole = torch.block_diag(*[torch.ones_like(block) for block in blocks]).bool()
+        return [torch.block_diag(*blocks).masked_fill(~whole, torch.finfo(bias.dtype).min)[None, None]]
