@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, closed_tower
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.types import Geometry, Method, Signal, Step, VtrError
@@ -103,6 +103,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         ValueError: layer out of range.
         VtrError: this host cannot.
     """
+    if isinstance(host, Host) and host.closed and _enters_tower(step):
+        raise closed_tower(name, host.closed)
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
     if step.action == "freeze" and isinstance(host, Host) and len(host.with_keys) < host.llm_layers:
@@ -161,6 +163,11 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             )
         if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
+
+
+def _enters_tower(step: Step) -> bool:
+    """Whether a step reads or shortens the vision tower."""
+    return step.stage in ("input", "tower") or step.side == "before_projector" or any(n.tower and not untapped(n) for n in step.needs)
 
 
 def _check_full(name: str, signal: Signal, layer: int, host: Host) -> None:

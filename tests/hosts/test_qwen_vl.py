@@ -149,7 +149,9 @@ def test_pixels_of_other_images_are_refused():
 def test_layers_of_linear_attention_have_nothing_to_read():
     model = model_of("qwen3_5")
     for name, settings in [("fastv", {"layer": 3}), ("dart", {"layer": 3}), ("pyramiddrop", {"layers": [2, 3, 4]})]:
-        with pytest.raises(ValueError, match="attention is linear and has none on 'qwen3_5'; read a layer of full attention, nearest are 1 and 3"):
+        with pytest.raises(
+            ValueError, match="attention is linear and has none on 'qwen3_5'; read a layer of full attention, nearest are 1 and 3"
+        ):
             vtr.plan(model, name, **settings)
     removed, cached = removed_and_cached(vtr.create_method("fastv", keep=3, layer=2), "qwen3_5")
     assert removed < 2e-4 and cached < 2e-4

@@ -169,7 +169,7 @@ class Encoding(Shrinking):
             view.signals = {s: tower_signal(s, taps[s], spots.gid, prefix, total, rows) for s in needs}
         return view
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
+    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
         if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
             assert selection.index is not None
             self.there = [selection.index.shape[1]] * len(self.image)
@@ -188,8 +188,8 @@ class Encoding(Shrinking):
             self.alive = list(view.keeps)
         else:
             self.alive = count_views(images, gid, stays & alive)
-        self.there = [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
-        return stays, self._width()
+        there, self.there = self.there, [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
+        return (stays, self._width()) if self.there != there else None
 
     def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
         self.tokens.full = len(set(self.there)) == 1 or not self.host.tower.by_views

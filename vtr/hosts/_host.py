@@ -39,6 +39,8 @@ class Host:
         beside: arguments of the LLM with which the model adds features to visual tokens behind its first layers: their mask, and a list of
             features. The engine adds them itself, to the tokens that are left.
         runs: placeholders that stand side by side are one image; `layouts` gets how many as `visual_runs`, where the prompt is known.
+        tiles: an image may have several views whose arrangement nobody knows, as with `runs`.
+        closed: why the tower can be neither read nor cut, empty where it can.
         bidirectional: tokens of an image see each other, by masks that the base model makes.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
@@ -60,6 +62,8 @@ class Host:
     anyres: bool = False
     beside: tuple[str, str] | None = None
     runs: bool = False
+    tiles: bool = False
+    closed: str = ""
     bidirectional: bool = False
     next_positions: Callable[[Tensor], Tensor] | None = None
 
@@ -97,7 +101,7 @@ class Host:
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
             anyres=self.anyres,
-            tiles=self.runs,
+            tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},
@@ -198,6 +202,11 @@ def patch_norm(tower: nn.Module) -> float | None:
     """Euclidean norm of the weights of the first convolution in `tower`, the patch embedding; None where there is none with values."""
     weight = next((p for p in tower.parameters() if p.ndim == 4), None)
     return None if weight is None or weight.is_meta else float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+
+
+def closed_tower(name: str, reason: str) -> VtrError:
+    """The refusal of a method that reads or shortens a tower which allows neither."""
+    return VtrError(f"{name}: reads or shortens the vision tower, but {reason}; use a method that needs no tower, such as 'divprune'")
 
 
 def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ class Tower(Stack):
 
     def pixel_rows(self, layout: Layout) -> int:
         """Returns the first-axis entries of the pixel values that belong to an image."""
-        return layout.views
+        return layout.inputs or layout.views
 
     def start(self, kind: Kind, arguments: Mapping[str, Any], layouts: Sequence[Layout], slots: int) -> Tensor:
         """Returns the global id of every unit `(R, S)` int64 on the CPU, as the tower will have them.
@@ -91,6 +91,8 @@ class Tower(Stack):
             arguments: of the encoding, by name.
             layouts: one per image; slots: global ids that each has.
         """
+        if any(layout.inputs for layout in layouts):  # nobody reads the tower then
+            return torch.full((sum(map(self.pixel_rows, layouts)), self.area), -1)
         starts = torch.tensor([image * slots + offset for image, layout in enumerate(layouts) for offset in layout.offsets])
         return starts[:, None] + torch.arange(layouts[0].areas[0])
 
@@ -185,8 +187,8 @@ class JoinedTower(Tower):
     def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any]:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
             run = current()
-            if run is not None and run.masked:
-                mask = self._mask(run, query.shape[2], query.dtype)
+            if run is not None and run.short:  # a mask of whole views is as long as they are, and hides nothing
+                mask = self._mask(run, query.shape[2], query.dtype) if run.masked else None
             return function(module, query, key, value, mask, *args, **kwargs)
 
         return attend

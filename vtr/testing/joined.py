@@ -12,9 +12,9 @@ from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Shot, 
 JOINS, HALF = 4, SIDE // 2
 
 
-def blocks_of_four() -> Tensor:
-    """Returns the patches of every token `(9, 4)`: a block of 2 x 2, tokens in raster order."""
-    return torch.arange(SIDE * SIDE).view(HALF, 2, HALF, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
+def blocks_of_four(half: int = HALF) -> Tensor:
+    """Returns the patches of every token `(half ** 2, 4)`: a block of 2 x 2, tokens in raster order."""
+    return torch.arange(4 * half * half).view(half, 2, half, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
 
 
 class InternVL(Family):

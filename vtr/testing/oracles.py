@@ -28,12 +28,17 @@ BOTH = (EveryNth(stride=2), Ragged(stage="prefill", layer=2))
 """The plan where none is named: at the boundary, then ragged inside the LLM."""
 
 
+def in_tower(setup: Setup, method: vtr.Method) -> list[vtr.Method]:
+    """Returns a step inside the tower, none where the family allows none."""
+    return [] if "O9" in FAMILIES[setup.kind].refused else [method]
+
+
 @torch.no_grad()
 def keep_all(setup: Setup) -> float:
     """O1: keeping everything is bit-identical, forward and generate."""
     model, batch = setup.model, setup.batch()
     full, answer = model(**batch.inputs).logits, generate(model, batch, NEW)
-    plan = [KeepAll(stage="tower", layer=2), KeepAll(), ByAttention(keep_ratio=1.0)]
+    plan = [*in_tower(setup, KeepAll(stage="tower", layer=2)), KeepAll(), ByAttention(keep_ratio=1.0)]
     with vtr.reduced(model, plan):
         same, again = model(**batch.inputs).logits, generate(model, batch, NEW)
     return equal((full, same), (answer.sequences, again.sequences), (logits_of(answer), logits_of(again)))
@@ -46,7 +51,7 @@ def removal(setup: Setup) -> float:
     generate(model, batch, 2)  # leaves attributes of its own
     before, full = tiny_models.snapshot(model), model(**batch.inputs).logits
     freeze = [] if "O8" in FAMILIES[setup.kind].refused else [Freeze()]
-    reduction = vtr.apply(model, [TowerTop(), *BOTH, ByAttention(layer=4, keep=1), *freeze])
+    reduction = vtr.apply(model, [*in_tower(setup, TowerTop()), *BOTH, ByAttention(layer=4, keep=1), *freeze])
     generate(model, batch, 2)
     reduction.remove()
     return equal((before, tiny_models.snapshot(model)), (full, model(**batch.inputs).logits))

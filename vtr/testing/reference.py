@@ -286,7 +286,8 @@ def spots(batch: Batch) -> list[Spot]:
             token = packed[:, 3] == 0
             rank = token.long().cumsum(0) - 1
             ends = (~token).nonzero()[:, 0]
-            starts = [int((packed[:, 0] == 0).sum()), *(ends[:-1] + 1).tolist()][: len(ends)]
+            canvas = int((packed[:, 0] == 0).sum()) if packed[:, 0].max() > 0 else 0  # an image of one view has no thumbnail
+            starts = [canvas, *(ends[:-1] + 1).tolist()][: len(ends)]
             view, row_of, column = packed[token, :3].T
             grids = torch.tensor(FAMILIES[batch.kind].grids(shot))
             first = grids.prod(1).cumsum(0) - grids.prod(1)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
 from vtr.testing.joined import Gemma3, InternVL
+from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.qwen import GlmV, Qwen35, QwenVL
+from vtr.testing.smolvlm import SmolVLM
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
@@ -32,7 +34,12 @@ FAMILIES: dict[str, Family] = {
     "llava_next": LlavaNext(),
     "llava_qwen": Llava(backbone="qwen2"),
     "llava_next_siglip": LlavaNext(siglip=True),
+    "llava_next_video": LlavaNextVideo(),
+    "llava_onevision": OneVision(),
+    "llava_onevision_max": OneVision(limit=1),
     "internvl": InternVL(),
+    "smolvlm": SmolVLM("smolvlm"),
+    "idefics3": SmolVLM("idefics3"),
     "gemma3": Gemma3(),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
@@ -48,9 +55,9 @@ KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
 OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
-MECHANISMS = ("internvl", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-"""One per mechanism beyond LLaVA's: joined tower, images that see themselves in windows, packed tower with windows, features added behind
-the LLM's first layers, layers of linear attention."""
+MECHANISMS = ("llava_onevision_max", "internvl", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+"""One per mechanism beyond LLaVA's: views of different grids, joined tower, images that see themselves in windows, packed tower with windows,
+features added behind the LLM's first layers, layers of linear attention."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

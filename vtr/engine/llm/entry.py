@@ -79,7 +79,12 @@ def brings_images(host: Host, module: Any, args: tuple, kwargs: dict) -> bool:
         VtrError: videos come, and this host has none.
     """
     given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    made = given.get("mm_encoder_outputs") or {}
+    made = given.get("mm_encoder_outputs")
+    if isinstance(made, Tensor):
+        raise VtrError(
+            "vtr: mm_encoder_outputs must be what the model's encoding method returned, by kind, got a tensor; pass pixel_values"
+        )
+    made = made or {}
     if "video" not in host.encode and (given.get("pixel_values_videos") is not None or made.get("video")):
         raise VtrError(f"vtr: {host.name} is reduced on images only, got a video; pass its frames as images, or call the model without vtr")
     return given.get("pixel_values") is not None or bool(made.get("image"))
