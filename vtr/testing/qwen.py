@@ -151,17 +151,20 @@ class Qwen35(QwenVL):
         "O12b": "stateful models",  # transformers itself
     }
 
-    def __init__(self) -> None:
-        super().__init__("qwen3_5")
+    def __init__(self, moe: bool = False) -> None:
+        super().__init__("qwen3_5_moe" if moe else "qwen3_5")
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
-        from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+        import transformers
 
+        name, moe = ("Qwen3_5Moe", True) if self.model_type.endswith("moe") else ("Qwen3_5", False)
         vision = dict(depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8)
         vision |= dict(num_position_embeddings=64, **changes.pop("tower", {}))
         linear = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
         kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"]
         text = {**LLM, **linear, "head_dim": 16, "layer_types": kinds, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32) if moe else {}
         text |= changes.pop("text", {})
         ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
-        return Qwen3_5ForConditionalGeneration, Qwen3_5Config(text_config=text, vision_config=vision, **ids, **changes)
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids, **changes)
+        return getattr(transformers, f"{name}ForConditionalGeneration"), config

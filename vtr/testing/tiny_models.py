@@ -49,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": QwenVL("qwen3_vl"),
     "qwen3_vl_moe": QwenVL("qwen3_vl_moe"),
     "qwen3_5": Qwen35(),
+    "qwen3_5_moe": Qwen35(moe=True),
     "glm4v": GlmV(),
     "glm4v_moe": GlmV(moe=True),
 }
