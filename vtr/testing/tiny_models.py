@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
-from vtr.testing.joined import Gemma3, InternVL
+from vtr.testing.joined import Gemma3, Gemma4, InternVL
 from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.qwen import GlmV, Qwen35, QwenVL
 from vtr.testing.smolvlm import SmolVLM
@@ -41,6 +41,9 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": SmolVLM("smolvlm"),
     "idefics3": SmolVLM("idefics3"),
     "gemma3": Gemma3(),
+    "gemma4": Gemma4(),
+    "gemma4_small": Gemma4(small=True),
+    "gemma4_unified": Gemma4(unified=True),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
