@@ -59,5 +59,9 @@ def test_flash_attention_takes_no_such_mask():
     from tests.fake_flash import flash_attention
 
     model, batch = model_of("gemma3"), batch_of("gemma3")
-    with pytest.raises(vtr.VtrError, match="use attn_implementation='sdpa'"), flash_attention(model), vtr.reduced(model, "divprune", keep=3):
+    with (
+        pytest.raises(vtr.VtrError, match="use attn_implementation='sdpa'"),
+        flash_attention(model),
+        vtr.reduced(model, "divprune", keep=3),
+    ):
         model(**batch.inputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._towers import Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
@@ -260,6 +261,10 @@ def host_of(model: nn.Module) -> Any:
     model_type = model_type_of(model)
     build = find_host(*names_of(model))
     if build is None:
+        if model_type in NOT_HOSTED:
+            raise VtrError(
+                f"vtr.apply: {model_type!r} cannot be reduced: {NOT_HOSTED[model_type]}; docs/models.md lists the families that can"
+            )
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
         raise VtrError(
