@@ -49,10 +49,12 @@ def check_stage(method: Method, host: Host | DenseHost) -> None:
     Raises:
         VtrError: naming its stage.
     """
-    if method.stages and not set(method.stages) & set(host.stages):
-        raise VtrError(
-            f"{method.name}: acts at stage {method.stages[0]!r}, but host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'"
-        )
+    if not method.stages or set(method.stages) & set(host.stages):
+        return
+    asked = f"{method.name}: acts at stage {method.stages[0]!r}, but"
+    if isinstance(host, DenseHost):
+        raise VtrError(f"{asked} host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'")
+    raise VtrError(f"{asked} {host.name!r} can be reduced at the {' and the '.join(host.stages)} only; use a method such as 'divprune'")
 
 
 def check_positions(method: Method, host: Host | DenseHost) -> None:
@@ -107,7 +109,7 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         raise closed_tower(name, host.closed)
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
-    if step.action == "freeze" and isinstance(host, Host) and len(host.with_keys) < host.llm_layers:
+    if step.action == "freeze" and isinstance(host, Host) and any(map(host.linear, range(host.llm_layers))):
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._towers import Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
@@ -42,6 +43,8 @@ class Host:
         tiles: an image may have several views whose arrangement nobody knows, as with `runs`.
         closed: why the tower can be neither read nor cut, empty where it can.
         bidirectional: tokens of an image see each other, by masks that the base model makes.
+        shared: last layers of the LLM that use keys of earlier ones.
+        per_token: arguments of the LLM with an entry for every token, `(B, S, ...)`, beside embeddings and positions.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
     """
@@ -65,6 +68,8 @@ class Host:
     tiles: bool = False
     closed: str = ""
     bidirectional: bool = False
+    shared: int = 0
+    per_token: tuple[str, ...] = ()
     next_positions: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -129,8 +134,12 @@ class Host:
 
     @cached_property
     def with_keys(self) -> tuple[int, ...]:
-        """LLM layers that have keys in the cache: all but those of linear attention."""
-        return tuple(i for i in range(self.llm_layers) if not self.linear(i))
+        """LLM layers that have keys of their own in the cache: not those of linear attention, nor those that use the keys of earlier ones."""
+        return tuple(i for i in range(self.llm_layers - self.shared) if not self.linear(i))
+
+    def keys_of(self, layer: int) -> int:
+        """The LLM layer whose keys a layer without its own uses: the last of its kind that has some."""
+        return next(i for i in reversed(self.with_keys) if self.layer_kind(i) == self.layer_kind(layer))
 
     @property
     def counted(self) -> int:
@@ -252,6 +261,10 @@ def host_of(model: nn.Module) -> Any:
     model_type = model_type_of(model)
     build = find_host(*names_of(model))
     if build is None:
+        if model_type in NOT_HOSTED:
+            raise VtrError(
+                f"vtr.apply: {model_type!r} cannot be reduced: {NOT_HOSTED[model_type]}; docs/models.md lists the families that can"
+            )
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
         raise VtrError(

@@ -24,6 +24,7 @@ class Stack:
         before_attention, before_mlp: `block -> module`, the norms in front of them.
         down: `block -> module`, the last projection of its MLP; None where nobody reads what enters it.
         norm: the norm behind the last block, or None.
+        extra: makes what an attention must be called with beside hidden states, positions and mask.
     """
 
     module: Any
@@ -34,11 +35,12 @@ class Stack:
     before_mlp: Callable[[Any], Any]
     down: Callable[[Any], Any] | None = None
     norm: Any = None
+    extra: Callable[[], Mapping[str, Any]] = dict
 
     @property
     def backend(self) -> str:
         """The attention backend in use, e.g. `sdpa`."""
-        return str(getattr(self.module.config, "_attn_implementation", None) or "eager")
+        return str(getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "eager")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""Gemma 3 on Hugging Face transformers: 256 pooled tokens an image, which see each other; sliding and full layers with rotary tables of their own.
+"""Gemma 3 and Gemma 4 on Hugging Face transformers: images that see themselves; sliding and full layers with rotary tables of their own.
 
 Internals used: `model.model.{vision_tower, multi_modal_projector, language_model}`, `vision_tower.{encoder.layers, post_layernorm}`,
-`config.{mm_tokens_per_image, image_token_id}`, and the masks by type of layer that the base model hands to its language model. Read at
-transformers 5.17, 5.23 and 5.24.
+`config.{mm_tokens_per_image, image_token_id}`, and the masks by type of layer that the base model hands to its language model; of Gemma 4
+`embed_vision`, `text_config.{use_bidirectional_attention, num_kv_shared_layers, hidden_size_per_layer_input}` and the language model's argument
+`per_layer_inputs`. Read at transformers 5.17, 5.23 and 5.24.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 
 from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import JoinedTower, Stack, transformers_blocks
+from vtr.hosts._towers import JoinedTower, RowTower, Stack, transformers_blocks
 from vtr.registry import register_host
+from vtr.types import VtrError
 
 
 @register_host("gemma3")
@@ -60,3 +62,57 @@ def gemma3(model: Any) -> Host:
         bidirectional=True,
         stages=("tower", "boundary", "prefill"),
     )
+
+
+@register_host("gemma4", "gemma4_unified")
+def gemma4(model: Any) -> Host:
+    """Every image is one view of its own grid, averaged block by block; without a vision tower every patch is a token.
+
+    The small models (E2B, E4B) give every layer an embedding of the token's own, or let late layers share keys of earlier ones: their tokens
+    can go at the boundary only.
+    """
+    config, base = model.config, getattr(model, "model", model)
+    text, llm = config.get_text_config(), base.language_model
+    check_layer_kinds(config.model_type, llm.config)
+    tower = getattr(base, "vision_tower", None)
+    block = 1 if tower is None else int(config.vision_config.pooling_kernel_size)
+
+    def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
+        if arguments.get("image_position_ids") is None:
+            raise VtrError(
+                f"{config.model_type}: image_position_ids is needed to lay out the images, got None; pass all outputs of the processor"
+            )
+        sides = (arguments["image_position_ids"].amax(1) + 1).tolist()  # columns, rows
+        return [views_of_one_image([(rows // block, cols // block)]) for cols, rows in sides]
+
+    shared, own = getattr(text, "num_kv_shared_layers", 0), bool(getattr(text, "hidden_size_per_layer_input", 0))
+    return Host(
+        name=config.model_type,
+        model=model,
+        base=base,
+        projector=base.embed_vision,
+        language=Stack(
+            **transformers_blocks(llm, llm.layers, ("input_layernorm", "pre_feedforward_layernorm")),
+            down=None if getattr(text, "enable_moe_block", False) else attrgetter("mlp.down_proj"),
+            norm=getattr(llm, "norm", None),
+            extra=_no_shared_keys,
+        ),
+        tower=RowTower(
+            **transformers_blocks(base.embed_vision if tower is None else tower, () if tower is None else tower.encoder.layers, ("", "")),
+            feature_layers=(0 if tower is None else len(tower.encoder.layers) - 1,),
+            patch_size=int(config.vision_config.patch_size),
+        ),
+        placeholder_ids={"image": config.image_token_id},
+        layouts=layouts,
+        renumber=False,
+        bidirectional=getattr(text, "use_bidirectional_attention", None) == "vision",
+        closed="there is none" if tower is None else "it pads images to one length and pools them by position",
+        shared=shared,
+        per_token=("per_layer_inputs",) if own else (),
+        stages=("boundary",) if shared or own else ("boundary", "prefill"),
+    )
+
+
+def _no_shared_keys() -> dict[str, Any]:
+    """Returns what an attention of Gemma 4 writes its keys to, for later layers."""
+    return {"shared_kv_states": {}}

@@ -59,6 +59,8 @@ class Family:
     """Whether `generate` works on embeddings without token ids, and on a second turn with an image; False: not even unreduced."""
     cut: ClassVar[bool] = False
     """Whether LLM layers are recurrences, in which a token that is gone was never there; see `vtr.testing.cut`."""
+    whole_images: ClassVar[bool] = False
+    """Whether tokens that see each other do so beyond a sliding window."""
     noise: ClassVar[float] = 0.0
     """What padding alone changes in the logits of the unreduced model, where its recurrences are float32 whatever its dtype."""
     refused: ClassVar[dict[str, str]] = {}
@@ -84,8 +86,13 @@ class Family:
         views = [torch.cartesian_prod(torch.tensor([v]), torch.arange(r), torch.arange(c)) for v, (r, c) in enumerate(self.grids(shot))]
         return torch.nn.functional.pad(torch.cat(views), (0, 1))
 
-    def together(self, visual: Tensor) -> Tensor | None:
-        """Returns which tokens see each other whatever their order `(B, S, S)` bool, from the placeholders `(B, S)`; None where none do."""
+    def together(self, visual: Tensor, kind: str) -> Tensor | None:
+        """Returns which tokens see each other whatever their order `(B, S, S)` bool, in LLM layers of a kind; None where none do.
+
+        Args:
+            visual: `(B, S)` bool, placeholders.
+            kind: as the configuration names it, e.g. `sliding_attention`.
+        """
         return None
 
     def around(self) -> tuple[list[int], list[int]]:

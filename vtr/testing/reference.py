@@ -133,8 +133,7 @@ def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expec
     visible, visual = batch.valid, batch.visual
     length = visible.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)
-    diagonal, together = torch.eye(length, dtype=torch.bool), family.together(visual)
-    earlier = (distance >= 0)[None] if together is None else (distance >= 0) | together
+    diagonal = torch.eye(length, dtype=torch.bool)
     sizes = torch.ones(visible.shape, dtype=language.dtype)
     positions: Tensor | None = None
     masks = {}
@@ -149,12 +148,17 @@ def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expec
             visible = visible & keep if at == number else visible
         for at, wanted in expected.positions:
             positions = wanted if at == number else positions
-        seen = earlier & (distance < (window_of(language.config, number) or length)) & visible[:, None, :]
+        kinds: Any = getattr(language.config, "layer_types", None)
+        together = family.together(visual, kinds[number] if kinds else "full_attention")
+        near = (distance < (window_of(language.config, number) or length))[None]
+        seen = (distance >= 0)[None] & near
+        if together is not None:
+            seen = seen | (together if family.whole_images else together & near)
+        seen = seen & visible[:, None, :]
         if expected.unseen is not None:
             seen = seen & ~expected.unseen
         masks[layer] = (seen | diagonal)[:, None]  # no row without a key
-        kinds: Any = getattr(language.config, "layer_types", None)
-        typed = {"layer_type": kinds[number]} if language.config.model_type == "gemma3_text" else {}
+        typed = {"layer_type": kinds[number]} if language.config.model_type.startswith("gemma") else {}
 
         def enter(
             module: nn.Module,
@@ -174,11 +178,20 @@ def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expec
                 kwargs = {**kwargs, "position_embeddings": language.rotary_emb(hidden, positions, **typed)}
             return (hidden, *args[1:]), kwargs
 
+        if number == 0:  # what enters the LLM, before anything else is made of it
+            stack.callback(language.register_forward_pre_hook(partial(_at_the_boundary, enter), with_kwargs=True).remove)
+            enter = partial(enter, averages=[], given=[])  # type: ignore[assignment]
         stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
         if number in expected.freeze:
             freeze = layer.register_forward_hook(lambda module, args, output: torch.where(visual[..., None], args[0], output))
             stack.callback(freeze.remove)
     return masks
+
+
+def _at_the_boundary(enter: Callable[..., Any], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Applies to the embeddings what happens in front of layer 0; its positions are set by that layer's own hook."""
+    (hidden,), _ = enter(module, (kwargs["inputs_embeds"],), {}, positions=None)
+    return args, {**kwargs, "inputs_embeds": hidden}
 
 
 def window_of(config: Any, layer: int) -> int | None:

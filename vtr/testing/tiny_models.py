@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
-from vtr.testing.joined import Gemma3, InternVL
+from vtr.testing.joined import Gemma3, Gemma4, InternVL
 from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.pixtral import Pixtral
 from vtr.testing.qwen import GlmV, Qwen35, QwenVL
@@ -44,6 +44,9 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Gemma3(),
     "mistral3": Pixtral(2),
     "llava_pixtral": Pixtral(1),
+    "gemma4": Gemma4(),
+    "gemma4_small": Gemma4(small=True),
+    "gemma4_unified": Gemma4(unified=True),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),

@@ -86,12 +86,13 @@ def check_prefill(
             f"vtr: a static cache of {cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
             "count removed tokens; use a dynamic cache"
         )
-    if before and len(host.with_keys) < host.llm_layers and len(kwargs["inputs_embeds"]) > 1:
+    hybrid = any(map(host.linear, range(host.llm_layers)))
+    if before and hybrid and len(kwargs["inputs_embeds"]) > 1:
         raise VtrError(
             f"vtr: a later turn with images in a batch leaves filler between the turns, which layers of linear attention on {host.name} would "
             "read; pass the whole text without a cache, or one prompt at a time"
         )
-    if cache is not None and cache.is_compileable and len(host.with_keys) < host.llm_layers:
+    if cache is not None and cache.is_compileable and hybrid:
         raise VtrError(
             f"vtr: a static cache of {host.name}, whose layers of linear attention hold states, cannot follow a removal; use a dynamic cache"
         )

@@ -24,6 +24,7 @@ from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
+from vtr.ops.gather import take
 from vtr.plans import Plan, PlanStep
 from vtr.types import VtrError
 
@@ -167,6 +168,8 @@ class LlmHooks:
         kwargs = dict(kwargs)
         kwargs["inputs_embeds"] = embeds
         kwargs["position_ids"] = call.positions.at(0)
+        if call.prompt is not None and call.prompt.short:
+            kwargs |= {name: take(kwargs[name], call.prompt.tokens.column) for name in self.host.per_token if kwargs.get(name) is not None}
         if call.reduced and call.own_masks:
             kinds = {self.host.layer_kind(i): i for i in reversed(range(len(self.blocks)))}
             kwargs["attention_mask"] = {kind: mask(self.host, call, i, embeds) for kind, i in kinds.items()}
@@ -185,8 +188,8 @@ class LlmHooks:
         """
         batch, length = embeds.shape[:2]
         mask, held = kwargs.get("attention_mask"), cache.get_seq_length() if cache is not None else 0
-        if self.host.bidirectional and isinstance(mask, dict) and not entry.alone:
-            mask = entry.mask  # what the model made of it hides more than padding
+        if isinstance(mask, dict) and not (entry.alone or isinstance(entry.mask, dict)):
+            mask = entry.mask  # the base model made masks of it, in keys that are left
         static, dropped = state is not None and state.static, 0 if state is None else state.dropped
         visual = entry.visual if entry.visual is not None and length > 1 and entry.visual.shape == (batch, length) else None
         if visual is None:
@@ -256,7 +259,9 @@ class LlmHooks:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:
-                if call.segment[i] != call.given or (call.windowed and self.host.slides(i) and not call.own_masks):
+                if call.segment[i] != call.given or (
+                    call.windowed and self.host.slides(i) and self.host.layer_kind(i) not in call.own_masks
+                ):
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread

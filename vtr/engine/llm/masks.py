@@ -144,10 +144,14 @@ def columns(call: Call, layer: int) -> Tensor:
 
 def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = True) -> Any:
     """Returns the attention mask of a layer, made once per segment and type of layer; None where the backend needs none and `may_skip`."""
+    if layer not in host.with_keys and not host.linear(layer):  # keys of an earlier layer, maybe for the last tokens alone
+        every = hidden[:, :1].expand(-1, call.now[layer].shape[1], -1)
+        made = mask(host, call, host.keys_of(layer), every, may_skip)
+        return None if made is None else made[..., -hidden.shape[1] :, :]
     real = columns(call, layer).to(hidden.device)
     if host.linear(layer):  # tokens of this call alone; a single one is none of padding
         return None if hidden.shape[1] == 1 else real[:, -hidden.shape[1] :].long()
-    kind = host.layer_kind(layer) if call.own_masks else ""
+    kind = host.layer_kind(layer) if host.layer_kind(layer) in call.own_masks else ""
     slides = call.windowed and host.slides(layer)
     key = ("mask", call.segment[layer], kind, slides, may_skip, hidden.device)
     if key not in call.masks:
@@ -164,7 +168,8 @@ def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = Tr
 
 
 def own_masks(host: Host, given: Any, before: Any) -> dict[str, Tensor]:
-    """Returns the masks by type of layer that a model whose images see themselves made for a prompt; empty where they are plain.
+    """Returns the masks by type of layer that a model whose images see themselves made for a prompt; none for
+    a type of layer in which every token sees what is before it.
 
     Raises:
         VtrError: they cannot follow a removal: keys of an earlier turn come first, or the attention backend takes none.
@@ -180,7 +185,7 @@ def own_masks(host: Host, given: Any, before: Any) -> dict[str, Tensor]:
         raise VtrError(
             f"{host.name}: {host.language.backend} takes no mask in which tokens of an image see each other; use attn_implementation='sdpa'"
         )
-    return found if len(found) == len(masks) else {}
+    return found
 
 
 def of_what_is_left(call: Call, full: Tensor, hidden: Tensor, keys: int) -> Tensor:

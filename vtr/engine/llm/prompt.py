@@ -301,7 +301,7 @@ def _projected(prompt: Prompt, layer: int, hidden: Tensor) -> Tap:
     attention, factors = language.attention(block), []
     prompt.probing = True
     with TAPS.watching(attention, lambda *seen: factors.append(seen[-1])):
-        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope)
+        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope, **language.extra())
     prompt.probing = False
     return Tap(prompt.tokens.snapshot(), *made, factors[0])
 
