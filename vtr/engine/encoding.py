@@ -73,12 +73,19 @@ class Encoding(Shrinking):
         counts = torch.tensor(shares)
         owner = torch.arange(len(shares)).repeat_interleave(counts)
         place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        sums = checksum(pixels) * (2 * place + 1).to(device, non_blocking=True)
+        sums = self._checksums(pixels) * (2 * place + 1).to(device, non_blocking=True)
         total = torch.zeros(len(self.layouts), dtype=torch.int64, device=device)
         images.checksum = total.scatter_add_(0, owner.to(device, non_blocking=True), sums)
         gid_of = tower.start(self.kind, self.given, self.layouts, images.slots).to(device, non_blocking=True)
         self.tokens = self._all_of(gid_of, images)
         self.begun = True
+
+    def _checksums(self, pixels: Tensor) -> Tensor:
+        """Returns a number of every row of pixel values that does not depend on filler."""
+        if not self.host.tower.padded:
+            return checksum(pixels)
+        sizes = [layout.image_size for layout in self.layouts]
+        return torch.cat([checksum(own[None, ..., :h, :w]) for own, (h, w) in zip(pixels, sizes, strict=True)])
 
     def _all_of(self, gid_of: Tensor, images: Images) -> Tokens:
         """Returns full rows of units `(R, S)`."""

@@ -75,6 +75,9 @@ class Tower(Stack):
     edge: ClassVar[bool] = False
     """Whether the features of the tower, and not the projector's, are where all units come back."""
 
+    padded: ClassVar[bool] = False
+    """Whether pixel values of an image end at its size, and what is behind is filler."""
+
     @property
     def area(self) -> int:
         """Units of one view."""
@@ -258,7 +261,7 @@ class PackedTower(Tower):
             run.followed[id(given)] = given, made  # an id is that of no other object while the object lives
         return run.followed[id(given)][1]
 
-    def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any]:
+    def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any] | None:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
             run = current()
             if run is not None and run.sized:  # called once per segment

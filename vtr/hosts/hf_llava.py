@@ -18,6 +18,7 @@ from torch import Tensor
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Grid, Kind, Layout, views_of_one_image
 from vtr.hosts._towers import RowTower, Stack, transformers_blocks
+from vtr.hosts.hf_mistral3 import pixtral
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -68,7 +69,9 @@ def _tower_facts(model: Any) -> dict[str, Any]:
 
 @register_host("llava")
 def llava(model: Any) -> Host:
-    """LLaVA-1.5: every image is one view, its tokens in raster order."""
+    """LLaVA-1.5: every image is one view, its tokens in raster order. A Pixtral tower is that of `hf_mistral3`."""
+    if model.config.vision_config.model_type == "pixtral":
+        return pixtral(model)
     facts = _tower_facts(model)
     layout = views_of_one_image([facts["tower"].patch_grid])
 

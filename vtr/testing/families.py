@@ -99,6 +99,10 @@ class Family:
         """Returns the token ids in front of the placeholders of an image and behind them."""
         return [], []
 
+    def placeholders(self, shot: Shot, count: int) -> list[int]:
+        """Returns the token ids of an image in a prompt: `count` placeholders, and what stands between them."""
+        return [IMAGE] * count
+
     def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
         """Returns random pixel values of an image, a piece of the model's `pixel_values`."""
         return torch.randn(1, 3, PIXELS, PIXELS, generator=random)

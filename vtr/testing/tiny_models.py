@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
 from vtr.testing.joined import Gemma3, Gemma4, InternVL
 from vtr.testing.onevision import LlavaNextVideo, OneVision
+from vtr.testing.pixtral import Pixtral
 from vtr.testing.qwen import GlmV, Qwen35, QwenVL
 from vtr.testing.smolvlm import SmolVLM
 
@@ -44,6 +45,8 @@ FAMILIES: dict[str, Family] = {
     "gemma4": Gemma4(),
     "gemma4_small": Gemma4(small=True),
     "gemma4_unified": Gemma4(unified=True),
+    "mistral3": Pixtral(2),
+    "llava_pixtral": Pixtral(1),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
@@ -192,7 +195,7 @@ def batch_of(
         for part in row:
             if isinstance(part, Shot):
                 before, behind = family.around()
-                prompt += [*before, *[IMAGE] * len(packing(kind, part)), *behind]
+                prompt += [*before, *family.placeholders(part, len(packing(kind, part))), *behind]
                 images.append(family.pixels(part, random))
             else:
                 prompt += torch.randint(5, 90, (part,), generator=random).tolist()
