@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -107,7 +106,7 @@ class Vtr(lmms):
                 raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
-        self.layouts = partial(host_of(self.model).layouts, "image")
+        self.layouts = host_of(self.model).images_of
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property
@@ -212,7 +211,7 @@ class Vtr(lmms):
             images = [(i.row, i.visual_tokens, len(i.retained), fmean(i.per_layer)) for i in self.reduction.report().images]
         else:
             images = [
-                (row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(dict(inputs)) if rows else [], strict=True)
+                (row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(inputs), strict=True)
             ]
         names = ("visual_tokens", "retained_tokens", "average_tokens")
         own = [[counts for at, *counts in images if at == row] for row in range(len(prompts))]

@@ -136,7 +136,7 @@ class Runner:
         size = tuple(image.size for image in images)
         if size not in self._counts:
             inputs = encode(self.processor, [sample.question], [images])
-            self._counts[size] = [layout.tokens for layout in host_of(self.model).layouts("image", dict(inputs))]
+            self._counts[size] = [layout.tokens for layout in host_of(self.model).images_of(inputs)]
         return self._counts[size]
 
 
