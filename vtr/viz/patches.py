@@ -1,8 +1,8 @@
 """One picture per image: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
 
 Drawn on the pixels that entered the tower, so crops, resizing and padding of the processor are shown as they were. AnyRes images show
-their thumbnail on the left and the canvas of crops on the right; other views stand in rows. Of views that a method made smaller every token is drawn as large as what
-it covers.
+their thumbnail on the left and the canvas of crops on the right; other views stand in rows. Of views that a method made
+smaller every token is drawn as large as what it covers.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def _views(picture: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarray
     picture = picture.convert("RGB")
     if processor is not None:
         settings, mark = getattr(processor, "image_processor", processor), getattr(processor, "image_token", None)
-        given = {} if settings is processor or mark is None else {"text": mark}  # a processor may tell its image processor more than it knows
+        given = (
+            {} if settings is processor or mark is None else {"text": mark}
+        )  # a processor may tell its image processor more than it knows
         inputs = (processor if given else settings)(images=picture, **given, return_tensors="pt")
         return views_from_inputs(inputs, settings, [entry["views"]])[0]
     if entry["views"] > 1:
