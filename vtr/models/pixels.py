@@ -73,9 +73,9 @@ def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
     settings.size = dict(zip(host.pixel_limits, (least, most), strict=True))
 
 
-def most_pixels(host: Any, processor: Any) -> int | None:
-    """Returns the most pixels that a processor gives an image, None where it has no such limit."""
-    return None if host.pixel_limits is None else _known(getattr(processor, "image_processor", processor), host)[1]
+def pixels_of(host: Any, processor: Any) -> tuple[int, int] | None:
+    """Returns the fewest and the most pixels that a processor gives an image, None where it has no such limits."""
+    return None if host.pixel_limits is None else _known(getattr(processor, "image_processor", processor), host)
 
 
 def _known(settings: Any, host: Any) -> tuple[int, int]:
