@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -83,6 +83,10 @@ class Tower(Stack):
         """Units of one view."""
         assert self.patch_grid is not None
         return self.patch_grid[0] * self.patch_grid[1]
+
+    def keys(self, i: int, patches: int) -> int:
+        """Returns how many tokens a token of block `i` sees, prefix tokens included, where its view has so many patches."""
+        return patches + self.prefix_tokens
 
     def pixel_rows(self, layout: Layout) -> int:
         """Returns the first-axis entries of the pixel values that belong to an image."""
@@ -219,11 +223,16 @@ class PackedTower(Tower):
 
     Args:
         order: `(kind, arguments, ids of all units (S,)) -> ids in the order of the tower`; None = the same.
+        windows: patches of a window, of the blocks that attend inside windows.
     """
 
     order: Callable[[Kind, Mapping[str, Any], Tensor], Tensor] | None = None
+    windows: Mapping[int, int] = field(default_factory=dict)
 
     by_views: ClassVar[bool] = False
+
+    def keys(self, i: int, patches: int) -> int:
+        return min(self.windows.get(i, patches), patches)
 
     def pixel_rows(self, layout: Layout) -> int:
         return layout.slots * self.joins
