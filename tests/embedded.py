@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 _PLACES: list[TemporaryDirectory] = []  # removed when the tests end
 
@@ -25,4 +26,87 @@ def random_checkpoint(next_: bool = False) -> Path:
         torch.manual_seed(0)
         model = build_model(build_tokenizer(), Sizes(width=32, tower_layers=3, llm_layers=3, heads=2, intermediate=64), next_=next_)
     export(model, folder)
+    return folder
+
+
+@cache
+def random_qwen(most_pixels: int = 64 * 96) -> Path:
+    """A Qwen2.5-VL folder: 8 pixels to a patch, 2 x 2 patches to a token, from 4 tokens to 24 unless its processor is told otherwise."""
+    import transformers
+
+    from vtr.testing.qwen import QwenVL
+
+    marks = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+    tokenizer = _tokenizer(marks, {"image_token": marks[1], "video_token": marks[3]})
+    start, image, end, video = tokenizer.convert_tokens_to_ids(list(marks))
+    kind, config = QwenVL("qwen2_5_vl").unbuilt(
+        text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id = image, video, start, end
+    grid = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 32 * 32, "max_pixels": most_pixels}
+    processor = transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(**grid),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(**grid),
+        chat_template=_template("".join(marks[:3])),
+    )
+    return _saved("random-qwen", kind, config, processor)
+
+
+@cache
+def random_internvl() -> Path:
+    """An InternVL folder: tiles of 6 x 6 patches that become 3 x 3 tokens, up to four tiles and a thumbnail of an image."""
+    import transformers
+
+    from vtr.testing.joined import InternVL
+
+    marks = ("<img>", "<IMG_CONTEXT>", "</img>", "<video>")
+    names = ("start_image_token", "context_image_token", "end_image_token", "video_token")
+    tokenizer = _tokenizer(marks, dict(zip(names, marks, strict=True)))
+    kind, config = InternVL().unbuilt(
+        text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    config.image_token_id = tokenizer.convert_tokens_to_ids(marks[1])
+    side = dict(zip(("height", "width"), config.vision_config.image_size, strict=True))
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=side, max_patches=4),
+        tokenizer=tokenizer,
+        video_processor=transformers.InternVLVideoProcessor(size=side),
+        image_seq_length=9,
+        chat_template=_template(marks[1]),
+    )
+    return _saved("random-internvl", kind, config, processor)
+
+
+def _tokenizer(marks: tuple[str, ...], named: dict[str, str]) -> Any:
+    """The tokenizer of tiny-llava with the marks of another family; `named` gives each its attribute."""
+    from transformers import PreTrainedTokenizerFast
+
+    from scripts.tiny.tokenizer import build_tokenizer
+
+    base = build_tokenizer()
+    base.add_special_tokens({"additional_special_tokens": list(marks)})
+    roles = ("pad", "bos", "eos", "unk")
+    given = {f"{role}_token": f"<{role}>" for role in roles}
+    return PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, extra_special_tokens=named, padding_side="left", **given)
+
+
+def _template(image: str) -> str:
+    """A chat template as that of tiny-llava, with another text for an image."""
+    from scripts.tiny.tokenizer import CHAT_TEMPLATE
+
+    return CHAT_TEMPLATE.replace(r"<image>\n", image).replace("<image>\n", image)
+
+
+def _saved(name: str, kind: Any, config: Any, processor: Any) -> Path:
+    import torch
+
+    place = TemporaryDirectory(prefix="vtr-test-")
+    _PLACES.append(place)
+    folder = Path(place.name) / name
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

@@ -135,13 +135,13 @@ def test_a_dry_run_does_not_count_what_it_does_not_know(tmp_path, monkeypatch, k
     if known:
         assert "unknown" not in found.stdout
     else:
-        assert "unknown TFLOPs to go: how many samples the tasks have is not known here" in found.stdout
+        assert "unknown TFLOPs to go: how many samples the tasks have, or how large their images are, is not known here" in found.stdout
         assert " 0 TFLOPs" not in found.stdout and "1 cells, 0 finished" in found.stdout
     lines = [
         Line(Forecast(1, 1.0, False, 2.0), samples, finished) for samples, finished in ((3, True), (3, False), (None, False), (None, True))
     ]
     said = to_go(Estimate(lines, 2, 6.0, 1, "", []))
-    assert said == "6 TFLOPs to go and unknown ones of 1 cells, whose number of samples is not known here"
+    assert said == "6 TFLOPs to go and unknown ones of 1 cells, of which the samples or their size are not known here"
 
 
 def test_the_help_says_what_a_budget_means():

@@ -35,6 +35,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Folder, Hugging Face 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto (spread over devices). Default: CUDA if there is one.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64. auto: float32 on the CPU, else the checkpoint's own.")]
 Attention = Annotated[str, typer.Option(help="Attention backend: sdpa, eager or flash_attention_2.")]
+MinPixels = Annotated[int | None, typer.Option(help="Fewest pixels of an image, where the processor has such a limit.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Most pixels of an image, and so of its visual tokens, where the processor has such a limit.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 
 
@@ -155,13 +159,13 @@ def spinner(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: line.update(task, description=text)
 
 
-def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool) -> tuple[Any, Any]:
+def load(model: str, device: str | None, dtype: str, attention: str, quiet: bool, pixels: Any = None) -> tuple[Any, Any]:
     """Calls `vtr.models.loading.load_model` with a spinner; the bars of transformers only for what may be downloaded."""
     from vtr.models.loading import find_checkpoint, load_model
 
     checkpoint = find_checkpoint(model)
     with spinner(f"loading {checkpoint.name}", quiet):
-        return load_model(checkpoint, device, dtype, attention, progress=not quiet and not checkpoint.folder)
+        return load_model(checkpoint, device, dtype, attention, progress=not quiet and not checkpoint.folder, pixels=pixels)
 
 
 def _escape(text: str) -> str:

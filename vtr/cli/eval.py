@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, load, method_settings, out, parse_list, reported
+from vtr.cli._common import (
+    Attention,
+    Device,
+    Dtype,
+    MaxPixels,
+    MinPixels,
+    Model,
+    Quiet,
+    is_given,
+    load,
+    method_settings,
+    out,
+    parse_list,
+    reported,
+)
 from vtr.cli._watching import Watcher
 from vtr.registry import method_class
 from vtr.types import BUDGETS, VtrError
@@ -35,6 +49,8 @@ def eval(
     share_tower: Annotated[
         bool, typer.Option("--share-tower", help="Tower once for all cells that allow it; ms mean nothing then.")
     ] = False,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -44,6 +60,7 @@ def eval(
     from vtr.eval.run.cells import plan_cells
     from vtr.eval.run.workers import Setup
     from vtr.eval.tasks import get_task
+    from vtr.models.pixels import PixelLimits
 
     names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
     cells = plan_cells(
@@ -59,7 +76,7 @@ def eval(
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
             raise ValueError(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower)
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels))
     contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
 
@@ -94,7 +111,7 @@ def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> 
         raise ValueError(f"--batch-size: must be at least 1, got {setup.batch_size}")
     check_locks("eval")
     results.prepare_folder(folder)
-    pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet))
+    pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet, setup.pixels))
     pool.describe(setup)
     check_cells(setup, cells)
     with Watcher(quiet) as watcher:

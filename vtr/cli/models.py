@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,12 +26,20 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "checkpoint", "host", "licence", "GiB", "patches", "visual tokens"):
+    for column in ("name", "checkpoint", "host", "licence", "GiB", "grid of a view", "visual tokens"):
         table.add_column(column, no_wrap=column in ("name", "checkpoint"))
     for r in recipes:
-        rows, cols = r.tokens["patch_grid"]
-        views = r.tokens["most_views"]
-        tokens = f"{r.tokens['most']}" if views == 1 else f"<= {r.tokens['most']} ({views} views)"
-        table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", f"{rows} x {cols}", tokens)
+        table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", *geometry(r.tokens))
     out.print(table)
-    out.print("GiB: weights alone, stored dtype. Visual tokens: per image, newlines excluded.", style="dim")
+    out.print("GiB: weights alone, stored dtype. Grid and visual tokens: newlines excluded; tokens per image.", style="dim")
+    out.print("any: every image has its own, between the processor's limits of pixels, see --max-pixels.", style="dim")
+
+
+def geometry(tokens: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the grid of a view and the visual tokens of an image in words."""
+    grid, views, most = tokens.get("patch_grid"), tokens["most_views"], tokens["most"]
+    if views > 1:
+        said = f"<= {most} ({views} views)"
+    else:
+        said = f"{most}" if grid else f"{tokens['least']} to {most}" if "least" in tokens else f"<= {most}"
+    return "any" if grid is None else f"{grid[0]} x {grid[1]}", said

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, load, out, parse_settings, reported, spinner
+from vtr.cli._common import Attention, Device, Dtype, MaxPixels, MinPixels, Model, Quiet, load, out, parse_settings, reported, spinner
 from vtr.registry import create_method, method_class
 from vtr.types import Method, VtrError
 
@@ -25,6 +25,8 @@ def run(
     folder: Annotated[Path, typer.Option("--out", help="Folder for pictures.")] = Path("out/run"),
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Seed of a method with random choices.")] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -35,12 +37,13 @@ def run(
     chosen = make_method(method, keep, keep_ratio, seed, settings or [])
     from vtr.eval.run.asking import MARK
     from vtr.eval.run.results import prepare_folder
+    from vtr.models.pixels import PixelLimits
 
     if not question.replace(MARK, "").strip():
         raise ValueError(f"--question: must not be empty, got {question!r}; ask something about the image")
-    images = [_open(path) for path in image]
+    images, pixels = [_open(path) for path in image], PixelLimits(min_pixels, max_pixels)
     prepare_folder(folder)
-    loaded, processor = load(model, device, dtype, attention, quiet)
+    loaded, processor = load(model, device, dtype, attention, quiet, pixels)
     from vtr.eval.run.compare import compare
 
     with spinner("prompt", quiet) as step:
@@ -54,7 +57,9 @@ def run(
         draw_patches(views, entry, resized="input" in chosen.stages).save(path)
         pictures.append(str(path))
     if as_json:
-        out.print_json(json.dumps({**found.to_dict(), "dtype": str(loaded.dtype).removeprefix("torch."), "pictures": pictures}))
+        out.print_json(
+            json.dumps({**found.to_dict(), **pixels.given, "dtype": str(loaded.dtype).removeprefix("torch."), "pictures": pictures})
+        )
     else:
         _print(found, pictures, str(loaded.dtype).removeprefix("torch."))
 

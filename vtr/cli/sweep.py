@@ -94,21 +94,20 @@ def print_plan(plan: Any, folder: Path) -> None:
     found = estimate(plan.jobs, folder)
     table = Table("model", "cell", "task", "tokens left", "average", "GFLOPs", "samples", "TFLOPs", "", box=None, header_style="bold")
     for job, line in zip(plan.jobs, found.lines, strict=True):
-        bound = "<= " if line.forecast.adaptive else ""
+        limits = [f"{name}={value}" for name, value in job.setup.pixels.given.items()]
         table.add_row(
-            job.setup.model,
+            " ".join([job.setup.model, *limits]),
             job.cell.label,
             job.cell.task.name,
-            f"{bound}{line.forecast.retained}",
-            f"{bound}{line.forecast.average:.1f}",
-            f"{1000 * line.forecast.tflops:.4g}",
+            *_forecast(line.forecast),
             "unknown" if line.samples is None else str(line.samples),
-            "unknown" if line.samples is None else f"{line.forecast.tflops * line.samples:.4g}",
+            "unknown" if line.samples is None or line.forecast is None else f"{line.forecast.tflops * line.samples:.4g}",
             "finished" if line.finished else "",
         )
     out.print(table)
     out.print(
-        "tokens for images with the most that the model can have; FLOPs of tower and prefill, a multiply-add counts once; the tower in full",
+        "tokens for images with the most that the model can have, or for the largest of the task where it sets no limit; "
+        "FLOPs of tower and prefill, a multiply-add counts once; the tower in full",
         style="dim",
     )
     for model in found.unseen:
@@ -121,10 +120,18 @@ def print_plan(plan: Any, folder: Path) -> None:
     out.print(f"{len(plan.jobs)} cells{left_out}, {found.finished} finished; {to_go(found)}{found.time}", soft_wrap=True)
 
 
+def _forecast(found: Any) -> tuple[str, str, str]:
+    """Returns tokens left, average tokens and GFLOPs of a cell in words."""
+    if found is None:
+        return "unknown", "unknown", "unknown"
+    bound = "<= " if found.adaptive else ""
+    return f"{bound}{found.retained}", f"{bound}{found.average:.1f}", f"{1000 * found.tflops:.4g}"
+
+
 def to_go(found: Any) -> str:
     """Returns what the cells that are not finished cost, as far as it is known."""
     of_all = len(found.lines) - found.finished
     if found.unknown and found.unknown == of_all:
-        return "unknown TFLOPs to go: how many samples the tasks have is not known here"
-    more = f" and unknown ones of {found.unknown} cells, whose number of samples is not known here" if found.unknown else ""
+        return "unknown TFLOPs to go: how many samples the tasks have, or how large their images are, is not known here"
+    more = f" and unknown ones of {found.unknown} cells, of which the samples or their size are not known here" if found.unknown else ""
     return f"{found.tflops:.4g} TFLOPs to go{more}"

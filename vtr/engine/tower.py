@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from vtr.engine import checkpointing
 from vtr.engine.encoding import Encoding, input_view
-from vtr.engine.llm.entry import Encoded, placeholders, runs_of, swap
+from vtr.engine.llm.entry import Encoded, placeholders, swap
 from vtr.engine.llm.hooks import ENCODED, LlmHooks
 from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host, closed_tower, feature_layers
-from vtr.hosts._layout import Layout
+from vtr.hosts._layout import Layout, runs_of
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
 

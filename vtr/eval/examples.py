@@ -74,7 +74,7 @@ def answer_examples(
             outcome, report = ask(model, processor, inputs, method, max_new_tokens=16)
             outcomes.append(outcome)
             resized = method is not None and "input" in method.stages
-            views, image = views_of(processor, inputs, report)[0], report["images"][0] if report else None
+            views, image = views_of(model, processor, inputs)[0], report["images"][0] if report else None
             pictures.append(draw_patches(views, image, resized=resized))
             advance(1)
         found.append(Answered(example, outcomes, pictures))

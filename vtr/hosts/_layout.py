@@ -89,6 +89,13 @@ def views_of_one_image(grids: Sequence[Grid], kind: Kind = "image", image_size: 
     return Layout(tuple(grids), torch.arange(tokens), torch.full((tokens,), -1), image_size=image_size, kind=kind)
 
 
+def runs_of(visual: Tensor) -> list[int]:
+    """Returns how many placeholders `visual (B, q)` stand side by side, run by run; waits for the device."""
+    edges = torch.nn.functional.pad(visual, (1, 1)).to(torch.int8).diff(dim=1)
+    first, last = (edges == 1).nonzero(), (edges == -1).nonzero()
+    return (last - first)[:, 1].tolist()
+
+
 def numbered(local: Tensor, image: int, stride: int) -> Tensor:
     """Returns numbers within one image, -1 for none, as numbers among all images that have `stride` each."""
     return torch.where(local >= 0, local + image * stride, -1)

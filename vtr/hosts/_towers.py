@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -84,6 +84,10 @@ class Tower(Stack):
         assert self.patch_grid is not None
         return self.patch_grid[0] * self.patch_grid[1]
 
+    def keys(self, i: int, patches: int) -> int:
+        """Returns how many tokens a token of block `i` sees, prefix tokens included, where its view has so many patches."""
+        return patches + self.prefix_tokens
+
     def pixel_rows(self, layout: Layout) -> int:
         """Returns the first-axis entries of the pixel values that belong to an image."""
         return layout.inputs or layout.views
@@ -125,7 +129,7 @@ class Tower(Stack):
         return None
 
     def full(self, output: Tensor, run: Any) -> Tensor:
-        """Returns the output of a `restore` module with all units, NaN where one is gone."""
+        """Returns the output of a `restore` module with all units, NaN where one is gone (see `gone`)."""
         raise NotImplementedError
 
     def seen(self, i: int, query: Tensor, key: Tensor, value: Tensor, run: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -199,7 +203,7 @@ class JoinedTower(Tower):
         return attend
 
     def full(self, output: Tensor, run: Any) -> Tensor:
-        units = _scattered(self.units(output, run), run)
+        units = _scattered(self.units(output, run), run, gone())
         patches = units.reshape(len(units), -1, output.shape[-1])[:, self.members.flatten().argsort().to(output.device)]
         return torch.cat([output[:, : self.prefix_tokens], patches], 1)
 
@@ -219,11 +223,16 @@ class PackedTower(Tower):
 
     Args:
         order: `(kind, arguments, ids of all units (S,)) -> ids in the order of the tower`; None = the same.
+        windows: patches of a window, of the blocks that attend inside windows.
     """
 
     order: Callable[[Kind, Mapping[str, Any], Tensor], Tensor] | None = None
+    windows: Mapping[int, int] = field(default_factory=dict)
 
     by_views: ClassVar[bool] = False
+
+    def keys(self, i: int, patches: int) -> int:
+        return min(self.windows.get(i, patches), patches)
 
     def pixel_rows(self, layout: Layout) -> int:
         return layout.slots * self.joins
@@ -293,10 +302,15 @@ class PackedTower(Tower):
         return q, k, v
 
 
-def _scattered(units: Tensor, run: Any) -> Tensor:
-    """Returns the units `(R, S', D)` that are left as rows of the full grid `(R, S, D)`, NaN where a unit is gone."""
+def gone() -> float:
+    """What stands for a unit that is gone in front of the projector: NaN, or zero where NaN would reach the gradients of its weights."""
+    return 0.0 if torch.is_grad_enabled() else float("nan")
+
+
+def _scattered(units: Tensor, run: Any, blank: float = float("nan")) -> Tensor:
+    """Returns the units `(R, S', D)` that are left as rows of the full grid `(R, S, D)`, `blank` where a unit is gone."""
     area = run.tokens.gid_of.shape[1]
-    full = units.new_full((len(units), area + 1, units.shape[-1]), float("nan"))
+    full = units.new_full((len(units), area + 1, units.shape[-1]), blank)
     spot = torch.where(run.tokens.valid, run.tokens.column, area)
     return full.scatter(1, spot[..., None].expand(-1, -1, units.shape[-1]), units)[:, :-1]
 

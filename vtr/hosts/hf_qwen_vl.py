@@ -69,14 +69,24 @@ def qwen_vl(model: Any) -> Host:
             joins=side**2,
             restore=(visual.merger, *deepstack),
             order=_window_order(visual, side) if hasattr(visual, "fullatt_block_indexes") else None,
+            windows=_windows(visual, side),
         ),
         placeholder_ids={"image": config.image_token_id},
         layouts=layouts,
         renumber=False,
         beside=("visual_pos_masks", "deepstack_visual_embeds") if deepstack else None,
         next_positions=next_positions,
+        pixel_limits=("shortest_edge", "longest_edge"),
         stages=("tower", "boundary", "prefill"),
     )
+
+
+def _windows(visual: Any, side: int) -> dict[int, int]:
+    """Returns the patches of a window for the blocks of Qwen2.5-VL's tower that attend inside windows."""
+    if not hasattr(visual, "fullatt_block_indexes"):
+        return {}
+    across = side * (visual.window_size // (side * visual.patch_size))
+    return {i: across**2 for i in range(len(visual.blocks)) if i not in visual.fullatt_block_indexes}
 
 
 def _window_order(visual: Any, side: int) -> Any:

@@ -33,7 +33,11 @@ def is_encoder(name: str) -> bool:
     if name.startswith(("timm:", "open_clip:")) or _is_timm(name):
         return True
     checkpoint = find_checkpoint(name)
-    return "architecture" in _config(checkpoint) or not hasattr(load_config(checkpoint), "projector_hidden_act")
+    if "architecture" in _config(checkpoint):
+        return True
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL
+
+    return load_config(checkpoint).model_type not in MULTIMODAL
 
 
 def load_encoder(name: str, device: str | None = None, dtype: str = "auto") -> tuple[nn.Module, Prepare]:

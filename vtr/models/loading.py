@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from vtr.models.recipes import find_recipe, list_recipes
+from vtr.hosts._host import host_of
+from vtr.models.pixels import PixelLimits, limit_pixels
+from vtr.models.recipes import Recipe, find_recipe, list_recipes
 from vtr.registry import find_host, list_hosts
 from vtr.types.naming import closest
 from vtr.types import VtrError
@@ -70,6 +72,21 @@ def find_checkpoint(name: str) -> Checkpoint:
     if "/" in name:
         raise ValueError(f"model: no folder {name!r}; give a folder, a hub id such as 'llava-hf/llava-1.5-7b-hf' or a name of vtr models")
     raise ValueError(f"model: unknown name {name!r}{closest(name, [r.name for r in list_recipes()])}; see vtr models")
+
+
+def recipe_of(name: str, checkpoint: Checkpoint) -> Recipe | None:
+    """Returns the recipe of a checkpoint that was found by `name`, None without one."""
+    return find_recipe(name) or next((one for one in list_recipes() if one.hub_id == checkpoint.source), None)
+
+
+def stored_checkpoint(checkpoint: Checkpoint) -> Checkpoint | None:
+    """Returns what of a checkpoint of the hub is on this machine, as a folder named by its commit; None for other ones and where nothing is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if checkpoint.folder:
+        return None
+    config = try_to_load_from_cache(checkpoint.source, "config.json", revision=checkpoint.revision)
+    return Checkpoint(checkpoint.name, str(Path(config).parent)) if isinstance(config, str) else None
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -149,7 +166,12 @@ def check_attention(attention: str) -> str:
 
 
 def load_model(
-    name: str | Checkpoint, device: str | None = None, dtype: str = "auto", attention: str = "sdpa", progress: bool = False
+    name: str | Checkpoint,
+    device: str | None = None,
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    progress: bool = False,
+    pixels: PixelLimits | None = None,
 ) -> tuple[Any, Any]:
     """Loads model and processor, in `eval()` state on `device`.
 
@@ -159,9 +181,10 @@ def load_model(
         dtype: see `check_dtype`.
         attention: `sdpa`, `eager` or `flash_attention_2`.
         progress: show the bars of transformers.
+        pixels: limits of an image in place of the processor's own.
 
     Raises:
-        ValueError: unknown model, device, dtype or attention backend; a folder that is incomplete, damaged, or of an unsupported model type; no
+        ValueError: unknown model, device, dtype or attention backend; limits that the processor does not have; a folder that is incomplete, damaged, or of an unsupported model type; no
             FlashAttention here.
         VtrError: a checkpoint that cannot be got from the hub, or not be loaded into this machine's memory.
     """
@@ -198,6 +221,8 @@ def load_model(
         raise ValueError(
             f"load_model: the weights in {checkpoint.source!r} lack {len(missing)} tensors, first {missing[0]!r}; get them again"
         )
+    if pixels is not None and pixels.given:
+        limit_pixels(host_of(model), processor, pixels)
     return model.eval(), processor
 
 

@@ -6,7 +6,7 @@ Looked for in `./models` first, then in the copies installed with the package, t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ class Recipe:
         dtype: as which the weights are stored.
         licence: of the weights.
         memory_gib: weights alone in `dtype`, in GiB (2^30 bytes); activations and KV cache come on top.
-        image: image settings of the processor.
-        tokens: token geometry: `patch_grid` of a view, `per_view`, `most_views`, `most` visual tokens of an image, `newlines`.
-        prompt: the template, `{question}` filled in; the processor's own chat template is what is used. Empty without an LLM.
+        image: image settings of the processor: `patch` in pixels, `size` where every view has one, `min_pixels` and `max_pixels` where it has
+            such limits, `fit` in words.
+        tokens: token geometry: `most` visual tokens of an image, `least` where that is known, `most_views`, `newlines`, `joins` patches to a token
+            (1); where all views are alike their `patch_grid` of tokens and `per_view` tokens.
+        prompt: the template, `{question}` filled in; the processor's own chat template is what is used. Empty without an LLM, and where it is not
+            known here.
         revision: pinned commit on the hub; None = the newest.
         notes: remarks for `vtr models`.
         config: how the checkpoint's config differs from the host's default one, where that is known; plans can then be checked before it is here.
@@ -45,7 +48,7 @@ class Recipe:
     memory_gib: float
     image: dict[str, Any]
     tokens: dict[str, Any]
-    prompt: str
+    prompt: str = ""
     revision: str | None = None
     notes: str = ""
     config: dict[str, Any] | None = None
@@ -76,7 +79,8 @@ def load_recipe(path: str | Path) -> Recipe:
     for key in content:
         if key not in known:
             raise ValueError(f"recipe {path}: unknown key {key!r}{closest(str(key), known)}")
-    missing = [key for key in known if key not in ("revision", "notes", "config", "settings") and key not in content]
+    needed = [f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING and f.name != "name"]
+    missing = [key for key in needed if key not in content]
     if missing:
         raise ValueError(f"recipe {path}: keys missing: {', '.join(missing)}")
     return Recipe(name=path.stem, file=path.resolve(), **content)

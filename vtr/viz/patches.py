@@ -1,13 +1,14 @@
 """One picture per image: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
 
 Drawn on the pixels that entered the tower, so crops, resizing and padding of the processor are shown as they were. AnyRes images show
-their thumbnail on the left and the canvas of crops on the right. Of views that a method made smaller every token is drawn as large as what
-it covers.
+their thumbnail on the left and the canvas of crops on the right; other views stand in rows. Of views that a method made
+smaller every token is drawn as large as what it covers.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,22 +20,7 @@ GAP = 12
 _DIM = 0.3  # brightness left of a removed patch
 _PADDING = 225  # patches that never were visual tokens
 _MANY_LINKS = 150
-
-
-def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undoes the processor's normalisation.
-
-    Args:
-        pixels: `(V, 3, H, W)` or `(3, H, W)` floats as the tower gets them, array or tensor on any device.
-        mean, std: of the image processor, per channel.
-
-    Returns:
-        `(V, H, W, 3)` uint8.
-    """
-    array = np.asarray(pixels.detach().float().cpu() if hasattr(pixels, "detach") else pixels, dtype=np.float32)
-    array = array[None] if array.ndim == 3 else array
-    shown = array * np.asarray(std, dtype=np.float32)[:, None, None] + np.asarray(mean, dtype=np.float32)[:, None, None]
-    return (shown.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype(np.uint8)
+_ONE_ROW = 4  # views
 
 
 def draw_patches(
@@ -43,7 +29,7 @@ def draw_patches(
     """Draws the picture of one image.
 
     Args:
-        views: `(V, H, W, 3)` uint8 from `views_from_pixels`.
+        views: `(V, H, W, 3)` uint8 from `views_from_inputs`.
         image: its entry of `Report.to_dict()["images"]`; None draws the image without any reduction.
         view_px: width of one view in the picture.
         resized: the method made the views smaller in front of the tower and nothing removed tokens after that; the report tells a token by
@@ -94,11 +80,12 @@ def _on_grid(image: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
 
 
 def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the top left corner of every view: the thumbnail first, crops as a canvas beside it, other views in one row."""
+    """Returns the top left corner of every view: the thumbnail first, crops as a canvas beside it; other views in rows, up to four in one."""
     width, height = view
     rows, cols = crops or (0, 0)
     if count == 1 or rows * cols != count - 1:
-        return [(index * (width + GAP), 0) for index in range(count)]
+        across = count if count <= _ONE_ROW else math.ceil(math.sqrt(count))
+        return [(index % across * (width + GAP), index // across * (height + GAP)) for index in range(count)]
     return [(0, 0), *((width + GAP + col * width, row * height) for row in range(rows) for col in range(cols))]
 
 

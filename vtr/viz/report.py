@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtr.viz.patches import VIEW_PX, draw_patches, views_from_pixels
+from vtr.viz.patches import VIEW_PX, draw_patches
+from vtr.viz.pixels import views_from_inputs
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -54,9 +55,12 @@ def _views(picture: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarray
         raise ValueError(f"draw: picture must have 8 bits per channel, got mode {picture.mode!r}; convert it as your viewer does")
     picture = picture.convert("RGB")
     if processor is not None:
-        settings = getattr(processor, "image_processor", processor)
-        pixels = settings(images=picture, return_tensors="pt")["pixel_values"][0]
-        return views_from_pixels(pixels, settings.image_mean, settings.image_std)[: entry["views"]]
+        settings, mark = getattr(processor, "image_processor", processor), getattr(processor, "image_token", None)
+        given = (
+            {} if settings is processor or mark is None else {"text": mark}
+        )  # a processor may tell its image processor more than it knows
+        inputs = (processor if given else settings)(images=picture, **given, return_tensors="pt")
+        return views_from_inputs(inputs, settings, [entry["views"]])[0]
     if entry["views"] > 1:
         raise ValueError(
             f"draw: this image was shown in {entry['views']} views, got a picture; give processor=, or the pixels of the views"

@@ -128,13 +128,6 @@ def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> 
     return found
 
 
-def runs_of(visual: Tensor) -> list[int]:
-    """Returns how many placeholders `visual (B, q)` stand side by side, run by run; waits for the device."""
-    edges = torch.nn.functional.pad(visual, (1, 1)).to(torch.int8).diff(dim=1)
-    first, last = (edges == 1).nonzero(), (edges == -1).nonzero()
-    return (last - first)[:, 1].tolist()
-
-
 def check_history(states: Any, kwargs: dict, length: int) -> None:
     """Refuses a prompt that repeats what a reduced cache holds: `generate` cuts it by the cache's physical length, which is shorter."""
     cache: Any = given_cache(kwargs)

@@ -11,7 +11,19 @@ from vtr.types import Method
 from vtr.types.naming import FULL, closest
 from vtr.types.settings import setting_value
 
-NAMES = ("pretrained", "method", "device", "dtype", "attention", "frames", "max_new_tokens", "batch_size", "max_batch_size")
+NAMES = (
+    "pretrained",
+    "method",
+    "device",
+    "dtype",
+    "attention",
+    "frames",
+    "min_pixels",
+    "max_pixels",
+    "max_new_tokens",
+    "batch_size",
+    "max_batch_size",
+)
 
 
 def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +25,7 @@ from vtr.eval.lmms.scoring import continuation_tokens, score
 from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
+from vtr.models.pixels import PixelLimits
 from vtr.reduction import apply
 from vtr.types import VtrError
 from vtr.types.naming import FULL
@@ -69,6 +69,7 @@ class Vtr(lmms):
         method: registry name, or `full` for no reduction.
         device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
         frames: most frames of a video, shown as images.
+        min_pixels, max_pixels: of an image, where the processor has such limits; default: its own.
         max_new_tokens: for tasks that set none.
         batch_size: prompts at once; changes times, not answers.
         max_batch_size: not used.
@@ -89,6 +90,8 @@ class Vtr(lmms):
         dtype: str = "auto",
         attention: str = "sdpa",
         frames: int = 8,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         max_new_tokens: int = 1024,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -100,14 +103,16 @@ class Vtr(lmms):
         chosen = read_method(method, settings)
         self.batch_size, self.frames = read_count("batch_size", batch_size), read_count("frames", frames)
         self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        pixels = PixelLimits(**{name: read_count(name, value) for name, value in limits.items() if value is not None})
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self._world_size > 1:
             if device == "auto":
                 raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
-        self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention))
-        self.layouts = partial(host_of(self.model).layouts, "image")
+        self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention), pixels=pixels)
+        self.layouts = host_of(self.model).images_of
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property
@@ -211,9 +216,7 @@ class Vtr(lmms):
         if self.reduction and rows:
             images = [(i.row, i.visual_tokens, len(i.retained), fmean(i.per_layer)) for i in self.reduction.report().images]
         else:
-            images = [
-                (row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(dict(inputs)) if rows else [], strict=True)
-            ]
+            images = [(row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(inputs), strict=True)]
         names = ("visual_tokens", "retained_tokens", "average_tokens")
         own = [[counts for at, *counts in images if at == row] for row in range(len(prompts))]
         return [dict(zip(names, map(sum, zip(*counts, strict=True)), strict=True)) if counts else dict.fromkeys(names, 0) for counts in own]

@@ -22,6 +22,8 @@ BASELINES = (FULL, *AT_A_BUDGET, "none")
 """Rows without which a comparison means little."""
 
 CONTEXT = ("dtype", "attention", "device", "max_new_tokens")
+PIXELS = ("min_pixels", "max_pixels")
+"""What was asked of the processor; not there where it was left alone."""
 
 
 class BudgetKey(NamedTuple):
@@ -119,7 +121,10 @@ class Section:
         if row.samples != self.reference:
             return None
         fit = [other for other in others if other.samples == self.reference]
-        alike = [(o.budget == row.budget, sum(_context(o)[k] == _context(row)[k] for k in CONTEXT), not o.changed_settings()) for o in fit]
+        alike = [
+            (o.budget == row.budget, sum(_context(o)[k] == _context(row)[k] for k in (*CONTEXT, *PIXELS)), not o.changed_settings())
+            for o in fit
+        ]
         return fit[alike.index(max(alike))] if fit else None
 
     def _name_rows(self) -> dict[Row, str]:
@@ -131,7 +136,7 @@ class Section:
             words = [row.method, *remarks(row), *settings_text(row)]
             if mixed and row.budget.startswith("average_keep"):
                 words.append("by average_keep")
-            words += [f"{name} {contexts[row][name]}" for name in varying]
+            words += [f"{name} {contexts[row][name]}" for name in varying if contexts[row][name] is not None or name not in PIXELS]
             found[row] = " ".join(words)
         same = Counter((label, budget_key(row)) for row, label in found.items())
         return {row: f"{label} #{row.key[:6]}" if same[label, budget_key(row)] > 1 else label for row, label in found.items()}
@@ -185,7 +190,7 @@ def _context(row: Row) -> dict[str, Any]:
     """Returns what should be equal in a whole table."""
     versions = row.fingerprint.get("versions") or {}
     named = {name: versions.get(name) for name in ("torch", "transformers")}
-    return {**{name: row.fingerprint.get(name) for name in CONTEXT}, "limit": row.fingerprint["task"].get("limit"), **named}
+    return {**{name: row.fingerprint.get(name) for name in (*CONTEXT, *PIXELS)}, "limit": row.fingerprint["task"].get("limit"), **named}
 
 
 def _experiment(row: Row) -> str:

@@ -88,6 +88,7 @@ def missing_baselines(section: Section, rows: Sequence[Row]) -> list[str]:
         BASELINES if any(row.budget for row in rows) else [name for name in BASELINES if name not in AT_A_BUDGET or not section.budgets]
     )
     there = {row.method for row in [*rows, *section.free]}
+    there |= {"resize" for row in section.free if row.method == FULL and row.fingerprint.get("max_pixels")}  # fewer pixels are fewer tokens
     return [name for name in wanted if name not in there]
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vtr.data.pictures import as_shown
+from vtr.hosts._host import host_of
 from vtr.models.devices import synchronize
 from vtr.types import VtrError
 
@@ -192,11 +193,7 @@ def prefill_ms(model: Any, inputs: Any) -> float:
 
 def placeholders(model: Any, inputs: Any) -> list[int]:
     """Placeholders of each row of the inputs: its visual tokens with newlines before any reduction."""
-    config = model.config
-    token = next((getattr(config, n) for n in ("image_token_id", "image_token_index") if getattr(config, n, None) is not None), None)
-    if token is None:
-        raise VtrError(f"{type(model).__name__}: its config names no image token; no tokens can be counted")
-    return (inputs["input_ids"] == token).sum(1).tolist()
+    return (inputs["input_ids"] == host_of(model).placeholder_ids["image"]).sum(1).tolist()
 
 
 def prompt_lengths(inputs: Any) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 
 from vtr.eval.run.provenance import code_hash, device_name, versions
 from vtr.eval.tasks import Task
+from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, plain
 from vtr.types.naming import FULL
@@ -137,9 +138,18 @@ def variants(
 
 
 def fingerprint(
-    cell: Cell, model: Mapping[str, Any], dtype: torch.dtype, attention: str, device: str, model_type: str | None = None
+    cell: Cell,
+    model: Mapping[str, Any],
+    dtype: torch.dtype,
+    attention: str,
+    device: str,
+    model_type: str | None = None,
+    pixels: PixelLimits | None = None,
 ) -> dict[str, Any]:
-    """Returns what makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice."""
+    """Returns what makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice.
+
+    Limits of pixels are there where they are not the processor's own.
+    """
     content = {
         "method": cell.name,
         "settings": cell.settings,
@@ -152,5 +162,6 @@ def fingerprint(
         "device": device_name(device),
         "versions": versions(),
         "code": code_hash(cell.methods, model_type),
+        **(pixels.given if pixels is not None else {}),
     }
     return json.loads(json.dumps(content))  # tuples are lists there, and a fingerprint is compared with one that was read

@@ -14,10 +14,11 @@ from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
+from vtr.hosts._host import host_of
 from vtr.reduction import reduced
 from vtr.types import Method
 from vtr.types.naming import FULL
-from vtr.viz import views_from_pixels
+from vtr.viz import views_from_inputs
 
 REPEATS = 3
 
@@ -100,7 +101,7 @@ def compare(
     whole, _ = ask(model, processor, inputs, None, max_new_tokens, repeats, step)
     counts = [image["visual_tokens"] for image in report["images"]]
     whole.retained, whole.average_tokens = counts, float(sum(counts))
-    return Comparison(question, counts, whole, shortened, report, views_of(processor, inputs, report))
+    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs))
 
 
 def ask(
@@ -171,8 +172,7 @@ def _report(reduction: Any) -> dict[str, Any]:
     return reduction.report().to_dict()
 
 
-def views_of(processor: Any, inputs: Any, report: dict[str, Any]) -> list[np.ndarray]:
-    """Returns the pixels of every image of one prompt as the tower saw them; with a report, padding views are cut off."""
-    settings = getattr(processor, "image_processor", processor)
-    views = [views_from_pixels(own, settings.image_mean, settings.image_std) for own in inputs["pixel_values"]]
-    return [own[: image["views"]] for own, image in zip(views, report["images"], strict=True)] if report else views
+def views_of(model: Any, processor: Any, inputs: Any) -> list[np.ndarray]:
+    """Returns the pixels of every image of one prompt as the tower saw them, `(V, H, W, 3)` uint8."""
+    counts = [layout.views for layout in host_of(model).images_of(inputs)]
+    return views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts)

@@ -18,10 +18,11 @@ import torch
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
+from vtr.eval.run.largest import Largest, largest_image
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
-from vtr.hosts._host import host_of
-from vtr.models.loading import Checkpoint, find_checkpoint, load_config
-from vtr.models.recipes import find_recipe, list_recipes
+from vtr.hosts._host import Host, host_of
+from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
+from vtr.models.pixels import check_limits
 from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
@@ -33,12 +34,12 @@ TEXT_TOKENS = 40
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one cell, for an image with the most visual tokens that the model can have.
+    """Of one cell, for its largest image: one with the most visual tokens that the model can have, where the model says so.
 
     Args:
         retained: visual tokens left at the end of the LLM.
         average: visual tokens of a layer, mean over the LLM's layers.
-        adaptive: the method decides itself how much stays; both numbers are then upper bounds.
+        adaptive: the method decides itself how much stays, or the images are not known; both numbers are then upper bounds.
         tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
     """
 
@@ -53,28 +54,30 @@ def sketch(setup: Setup) -> Any:
     """The model of a setup without weights.
 
     Raises:
-        ValueError: unknown model.
+        ValueError: unknown model, or limits of pixels that its processor does not have.
         VtrError: its config cannot be read, or not be built with this attention backend.
     """
     checkpoint = find_checkpoint(setup.model)
-    recipe = find_recipe(setup.model) or next((one for one in list_recipes() if one.hub_id == checkpoint.source), None)
+    recipe = recipe_of(setup.model, checkpoint)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     if checkpoint.folder is None and recipe is not None and recipe.config is not None:
         config = AutoConfig.for_model(recipe.host, **recipe.config)
     else:
-        config = load_config(_stored(checkpoint) or checkpoint)
+        config = load_config(stored_checkpoint(checkpoint) or checkpoint)
 
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, attn_implementation=setup.attention)
+            model = AutoModelForImageTextToText.from_config(config, attn_implementation=setup.attention)
     except (ImportError, ValueError) as error:
         raise VtrError(f"{checkpoint.name}: cannot be built with attention={setup.attention!r} ({str(error).splitlines()[0]})") from None
     finally:
         logger.setLevel(level)
+    check_limits(host_of(model), setup.pixels)
+    return model
 
 
 def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
@@ -105,34 +108,37 @@ def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
         raise ValueError(reasons[0] + (f" (and {more} more)" if more else ""))
 
 
-def forecast(setup: Setup, cell: Cell) -> Forecast:
-    """Tokens and cost of a cell.
+def forecast(setup: Setup, cell: Cell) -> Forecast | None:
+    """Tokens and cost of a cell; None where nothing here tells how large its images are.
 
     Raises:
         ValueError, VtrError: the method does not fit the model; see also `sketch`.
     """
-    model = sketch(setup)
+    model, planned, largest = sketch(setup), _planned(setup, cell), _largest(setup, cell)
+    if largest is None:
+        return None
     shape = TransformerShape.from_config(model.config.get_text_config())
-    host, planned = host_of(model), _planned(setup, cell)
-    per_layer = planned.counts(host.most_tokens)
-    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS) + _tower_flops(host)
-    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive, flops / TERA)
+    per_layer = planned.counts(largest.tokens)
+    flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS)
+    flops += _tower_flops(host_of(model), largest.grids)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA)
 
 
-def final_keep(setup: Setup, cell: Cell, method: int) -> int:
-    """Tokens that a method of a cell leaves by its last removal, of an image with the most visual tokens that the model can have.
+def final_keep(setup: Setup, cell: Cell, method: int) -> int | None:
+    """Tokens that a method of a cell leaves by its last removal, of its largest image; None where nothing here tells how large that is.
 
     Raises:
         ValueError, VtrError: the method does not fit the model; see also `sketch`.
     """
-    return _planned(setup, cell).final_keep(method, host_of(sketch(setup)).most_tokens)
+    largest = _largest(setup, cell)
+    return None if largest is None else _planned(setup, cell).final_keep(method, largest.tokens)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A cell of an estimate; `samples` is None where they are not known without downloading them."""
+    """A cell of an estimate; `samples` is None where they are not known without downloading them, `forecast` where the images are not."""
 
-    forecast: Forecast
+    forecast: Forecast | None
     samples: int | None
     finished: bool
 
@@ -144,8 +150,8 @@ class Estimate:
     Args:
         lines: one per cell.
         finished: how many have a result.
-        tflops: of the others whose number of samples is known.
-        unknown: how many of the others are of tasks whose samples are not on this machine.
+        tflops: of the others whose samples are known.
+        unknown: how many of the others are of tasks whose samples, or their size, are not known here.
         time: a sentence, empty when nothing was measured yet.
         unseen: models of which it is not known here what is finished, because their checkpoint or device is not on this machine.
     """
@@ -187,7 +193,7 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
         hours += statistics.median(speeds[job.setup]) * (line.samples or 0) / 3600 if job.setup in speeds else 0.0
     time = f", about {hours:.1f} h on one worker as fast as those that finished" if left and known else ""
     unseen = list(dict.fromkeys(job.setup.model for job in jobs if _around(job.setup) is None))
-    sized = [line.forecast.tflops * line.samples for _, line in left if line.samples is not None]
+    sized = [line.forecast.tflops * line.samples for _, line in left if line.samples is not None and line.forecast is not None]
     return Estimate(lines, len(jobs) - len(left), sum(sized), len(left) - len(sized), time, unseen)
 
 
@@ -195,7 +201,7 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
 def _around(setup: Setup) -> Surroundings | None:
     """What fingerprints need, without asking the hub; None when the checkpoint or the device is not on this machine."""
     checkpoint = find_checkpoint(setup.model)
-    stored = _stored(checkpoint)
+    stored = stored_checkpoint(checkpoint)
     try:
         if stored and stored.folder:
             return describe(setup, stored, {"name": checkpoint.source, "revision": stored.folder.name})
@@ -204,22 +210,22 @@ def _around(setup: Setup) -> Surroundings | None:
         return None
 
 
-def _stored(checkpoint: Checkpoint) -> Checkpoint | None:
-    """What of a checkpoint of the hub is on this machine, as a folder named by its commit; None for other ones and where nothing is."""
-    from huggingface_hub import try_to_load_from_cache
+def _tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
+    """Multiply-adds of the whole tower for one image; the weights of a block's matrices are its work for a token."""
+    tower, total = host.tower, 0.0
+    for rows, cols in grids:
+        patches = rows * cols * tower.joins
+        tokens = patches + tower.prefix_tokens
+        for i, block in enumerate(tower.blocks):
+            matrices = sum(weight.numel() for weight in block.parameters() if weight.ndim == 2)
+            width = tower.before_attention(block).weight.numel()
+            total += tokens * (matrices + 2 * tower.keys(i, patches) * width)
+    return total
 
-    if checkpoint.folder:
-        return None
-    config = try_to_load_from_cache(checkpoint.source, "config.json", revision=checkpoint.revision)
-    return Checkpoint(checkpoint.name, str(Path(config).parent)) if isinstance(config, str) else None
 
-
-def _tower_flops(host: Any) -> float:
-    config = host.model.config.vision_config
-    shape = TransformerShape.from_config(config, mlp_matrices=2)
-    area = host.tower.area
-    views = -(-host.most_tokens // area)
-    return views * prefill_flops(shape, [area + host.tower.prefix_tokens] * shape.layers)
+def _largest(setup: Setup, cell: Cell) -> Largest | None:
+    checkpoint = find_checkpoint(setup.model)
+    return largest_image(host_of(sketch(setup)), setup, checkpoint, recipe_of(setup.model, checkpoint), cell.task, cell.limit)
 
 
 def _planned(setup: Setup, cell: Cell) -> Plan:

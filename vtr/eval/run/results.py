@@ -6,8 +6,9 @@ the key of the fingerprint and the digest of the content are checked.
 Layout of a file:
     format, schema      "vtr-cell", 1
     key                 sha256 of the fingerprint; two cells with one key are the same experiment
-    fingerprint         method, settings, seed, model, task, dtype, attention, device, versions, max_new_tokens, code (hash of our sources); a plan is
-                        `a+b` with the settings of its methods in order under `plan`
+    fingerprint         method, settings, seed, model, task, dtype, attention, device, versions, max_new_tokens, code (hash of our sources), and
+                        min_pixels and max_pixels where they are not the processor's own; a plan is `a+b` with the settings of its methods in
+                        order under `plan`
     conditions          what may change times but not answers: batch size, threads, platform, git (commit, dirty), start, seconds
     summary             scores and means, derived from samples; `metrics` of the task's own making where it has some
     samples             one line per sample: id, family, answer, prediction, correct, visual_tokens and retained per image, average_tokens,

@@ -17,6 +17,7 @@ from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
 from vtr.hosts._host import host_of
+from vtr.models.pixels import OWN_LIMITS, PixelLimits
 from vtr.planning import plan
 from vtr.reduction import reduced
 
@@ -31,6 +32,7 @@ class Runner:
         attention, device: as asked for when loading.
         batch_size: prompts at once; changes times, not answers.
         share_tower: run the tower once for all cells that leave it alone; times of these cells mean nothing then.
+        pixels: with which the processor was loaded.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class Runner:
     device: str
     batch_size: int = 16
     share_tower: bool = False
+    pixels: PixelLimits = OWN_LIMITS
     _counts: dict[tuple[tuple[int, int], ...], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,7 +52,8 @@ class Runner:
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Of a cell on this model."""
-        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, self.model.config.model_type)
+        kind = self.model.config.model_type
+        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, kind, self.pixels)
 
     def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
         """Outcomes of all samples of a cell, in order.
@@ -136,7 +140,7 @@ class Runner:
         size = tuple(image.size for image in images)
         if size not in self._counts:
             inputs = encode(self.processor, [sample.question], [images])
-            self._counts[size] = [layout.tokens for layout in host_of(self.model).layouts("image", dict(inputs))]
+            self._counts[size] = [layout.tokens for layout in host_of(self.model).images_of(inputs)]
         return self._counts[size]
 
 

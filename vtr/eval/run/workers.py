@@ -15,6 +15,7 @@ from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.failures import Failure, failure_of
 from vtr.eval.run.runner import Runner
 from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
+from vtr.models.pixels import OWN_LIMITS, PixelLimits
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Setup:
     attention: str = "sdpa"
     batch_size: int = 16
     share_tower: bool = False
+    pixels: PixelLimits = OWN_LIMITS
 
 
 class Job(NamedTuple):
@@ -47,10 +49,11 @@ class Surroundings:
     attention: str
     device: str
     model_type: str
+    pixels: PixelLimits
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Returns what `Runner.fingerprint` will say."""
-        return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type)
+        return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type, self.pixels)
 
 
 def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
@@ -67,7 +70,8 @@ def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[
     checkpoint = checkpoint or find_checkpoint(setup.model)
     device, attention = check_device(setup.device), check_attention(setup.attention)
     config = load_config(checkpoint)
-    return Surroundings(identity or identify(checkpoint), check_dtype(setup.dtype, device, config), attention, device, config.model_type)
+    dtype = check_dtype(setup.dtype, device, config)
+    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup.pixels)
 
 
 Load = Callable[[Setup], tuple[Any, Any]]
@@ -76,7 +80,7 @@ Advance = Callable[[int], None]
 
 def load(setup: Setup) -> tuple[Any, Any]:
     """Loads model and processor of a setup."""
-    return load_model(setup.model, setup.device, setup.dtype, setup.attention)
+    return load_model(setup.model, setup.device, setup.dtype, setup.attention, pixels=setup.pixels)
 
 
 class Worker:
@@ -126,7 +130,7 @@ class Worker:
             model, processor = self._load(setup)
             identity = identify(find_checkpoint(setup.model))
             device = str(setup.device or model.device)
-            self._runner = Runner(model, processor, identity, setup.attention, device, setup.batch_size, setup.share_tower)
+            self._runner = Runner(model, processor, identity, setup.attention, device, setup.batch_size, setup.share_tower, setup.pixels)
         except Exception as error:  # all cells of this model fail with it, those of others run
             _log.debug("%s could not be loaded", setup.model, exc_info=error)
             self._failure = failure_of(error)

@@ -16,6 +16,7 @@ from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, set
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
+from vtr.models.pixels import PixelLimits
 from vtr.planning import plan
 from vtr.plans import FEWEST
 from vtr.registry import create_method, method_class
@@ -107,15 +108,8 @@ class _Group(NamedTuple):
 def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place: Place) -> _Found:
     """Expands the sweep for one model, whose entry is at `place` of the file."""
     found = _Found()
-    setup = Setup(
-        entry.model,
-        entry.device if entry.device is not None else file.device,
-        entry.dtype or file.dtype,
-        entry.attention or file.attention,
-        entry.batch_size or file.batch_size,
-        file.share_tower,
-    )
     try:
+        setup = _setup(file, entry)
         sketch(setup)
     except (ValueError, VtrError) as error:
         found.mistakes.append(Mistake(place, str(error)))
@@ -146,6 +140,19 @@ def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place
     for (where, text), who in reasons.items():
         found.mistakes.append(Mistake(where, f"{', '.join(dict.fromkeys(who))} on {entry.model}: {text}"))
     return found
+
+
+def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
+    """Returns how the model of an entry is loaded; what the entry leaves out is as for the whole sweep."""
+    return Setup(
+        entry.model,
+        entry.device if entry.device is not None else file.device,
+        entry.dtype or file.dtype,
+        entry.attention or file.attention,
+        entry.batch_size or file.batch_size,
+        file.share_tower,
+        PixelLimits(entry.min_pixels or file.min_pixels, entry.max_pixels or file.max_pixels),
+    )
 
 
 def _method_groups(file: SweepFile, setup: Setup, found: _Found) -> Iterator[_Group]:
@@ -216,12 +223,14 @@ def _below_floor(setup: Setup, cell: Cell) -> Exception | None:
         left = final_keep(setup, cell, index)
     except ValueError as error:  # with AnyRes it depends on the image, and the largest one decides
         return error
-    if left >= min(FEWEST, int(wanted)):
+    if left is None or left >= min(FEWEST, int(wanted)):
         return None
     fewest = replace(cell, method=(*cell.methods[:index], with_settings(method, keep=FEWEST), *cell.methods[index + 1 :]))
+    smallest = forecast(setup, fewest)
+    assert smallest is not None  # as `left`
     return SettingError(
         f"{method.name}: average_keep={wanted:g} would leave {left} at the end, a sweep leaves {FEWEST} or more; "
-        f"the smallest average with {FEWEST} is {forecast(setup, fewest).average:.1f}, ask for that much",
+        f"the smallest average with {FEWEST} is {smallest.average:.1f}, ask for that much",
         setting="average_keep",
     )
 

@@ -128,6 +128,8 @@ class ModelEntry(_Part):
     dtype: Dtype | None = None
     attention: Attention | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
 
 
 class Member(_Part):
@@ -167,6 +169,8 @@ class SweepFile(_Part):
     device: Device | None = None
     dtype: Dtype = "auto"
     attention: Attention = "sdpa"
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
     workers: Workers = Workers()
     out: str | None = None
 

@@ -1,0 +1,117 @@
+"""The largest image that a cell is asked about: how many visual tokens it has, known without weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from PIL import Image
+
+from vtr.eval.run.asking import encode
+from vtr.eval.tasks import Task
+from vtr.hosts._host import Host
+from vtr.hosts._layout import Grid
+from vtr.models.loading import Checkpoint, stored_checkpoint
+from vtr.models.pixels import PixelLimits, limit_pixels, pixels_of
+from vtr.models.recipes import Recipe
+
+_SIZES: dict[tuple[Any, ...], frozenset[tuple[int, int]]] = {}
+
+
+@dataclass(frozen=True)
+class Largest:
+    """An image of a cell.
+
+    Args:
+        tokens: visual tokens, newlines excluded.
+        grids: `(rows, cols)` of tokens of every view.
+        bound: no image has more, but perhaps none has as many.
+    """
+
+    tokens: int
+    grids: tuple[Grid, ...]
+    bound: bool = False
+
+
+def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe | None, task: Task, limit: int | None) -> Largest | None:
+    """Returns the image with the most visual tokens, None where that is not known here.
+
+    Where the checkpoint does not limit an image, the images of the task decide; of a task that would have to be downloaded, the most pixels that
+    the processor gives an image, or what the recipe says. Where the processor is not here, there is a bound.
+
+    Args:
+        host: of the model, without weights.
+        setup: see `vtr.eval.run.workers.Setup`.
+        checkpoint, recipe: of the model.
+        task, limit: what is asked.
+    """
+    if host.most_tokens is not None:
+        return _views(host, host.most_tokens)
+    processor = _processor(checkpoint)
+    if processor is not None:
+        limit_pixels(host, processor, setup.pixels)
+        if not task.remote:
+            return max((_of_size(host, processor, size) for size in _sizes(task, limit)), key=lambda one: one.tokens)
+    least, pixels = _limits(host, setup.pixels, processor, recipe)
+    if host.pixel_limits is not None and pixels:
+        unit = host.tower.patch_size * math.isqrt(host.tower.joins)
+        tokens = pixels // unit**2
+        if not task.remote:
+            tokens = max(min(_covering(size, unit, least), tokens) for size in _sizes(task, limit))
+        return Largest(tokens, ((1, tokens),), bound=True)
+    most = recipe.tokens.get("most") if recipe is not None else None
+    return _views(host, most, bound=True) if most and host.tower.patch_grid is not None else None
+
+
+def _views(host: Host, tokens: int, bound: bool = False) -> Largest:
+    """Returns an image whose views all have the one grid of the tower."""
+    grid = host.tower.patch_grid
+    assert grid is not None
+    return Largest(tokens, (grid,) * -(-tokens // host.tower.area), bound)
+
+
+def _limits(host: Host, asked: PixelLimits, processor: Any, recipe: Recipe | None) -> tuple[int, int]:
+    """Returns the fewest and the most pixels of an image, 0 where they are not known."""
+    if processor is not None:
+        return pixels_of(host, processor) or (0, 0)
+    known = recipe.image if recipe is not None else {}
+    return asked.min_pixels or known.get("min_pixels", 0), asked.max_pixels or known.get("max_pixels", 0)
+
+
+def _covering(size: tuple[int, int], unit: int, least: int) -> int:
+    """Returns the squares of `unit` pixels that cover an image of `(width, height)` pixels, enlarged to at least so many pixels."""
+    scale = max(1.0, math.sqrt(least / (size[0] * size[1])))
+    return math.ceil(size[0] * scale / unit) * math.ceil(size[1] * scale / unit)
+
+
+def _sizes(task: Task, limit: int | None) -> frozenset[tuple[int, int]]:
+    key = (*task.identity.values(), limit)
+    if key not in _SIZES:
+        samples = task.samples(limit)
+        _SIZES[key] = frozenset(image.size for sample in samples for image in getattr(sample, "images", None) or [sample.image])
+    return _SIZES[key]
+
+
+def _of_size(host: Host, processor: Any, size: tuple[int, int]) -> Largest:
+    """Returns what the processor makes of an image of `(width, height)` pixels."""
+    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", size)]]))
+    return Largest(layout.tokens, layout.grids)
+
+
+@cache
+def _loaded(source: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError):  # of a checkpoint of the hub, of which only the config is here
+        return None
+
+
+def _processor(checkpoint: Checkpoint) -> Any:
+    """Returns the processor of a checkpoint, or None where it is not on this machine; each time as it is stored."""
+    here = checkpoint if checkpoint.folder else stored_checkpoint(checkpoint)
+    return copy.deepcopy(_loaded(here.source)) if here is not None else None

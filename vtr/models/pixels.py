@@ -1,0 +1,84 @@
+"""How many pixels a processor gives an image, where that is a choice: with them goes the number of visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vtr.hosts._host import Host
+
+
+def _check_order(least: int | None, most: int | None) -> None:
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_pixels: must be at most max_pixels, got {least} and {most}; change one of them")
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """The fewest and the most pixels of an image behind the processor; None leaves what the processor has."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given.items():
+            if value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+        _check_order(self.min_pixels, self.max_pixels)
+
+    @property
+    def given(self) -> dict[str, int]:
+        """The limits that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+OWN_LIMITS = PixelLimits()
+"""Those of the processor."""
+
+
+def check_limits(host: Any, limits: PixelLimits) -> None:
+    """Refuses limits where the processor of a model has none.
+
+    Args:
+        host: of the model.
+        limits: what is asked for.
+
+    Raises:
+        ValueError: naming the limit and the way out.
+    """
+    if limits.given and getattr(host, "pixel_limits", None) is None:
+        name, value = next(iter(limits.given.items()))
+        other = ", or give the method 'resize' a budget" if isinstance(host, Host) and "input" in host.stages else ""
+        raise ValueError(f"{name}: the processor of {host.name!r} has no such limit, got {value}; leave it out{other}")
+
+
+def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
+    """Changes the limits of a processor.
+
+    Args:
+        host: of its model.
+        processor: or image processor; changed in place.
+        limits: what is asked for.
+
+    Raises:
+        ValueError: it has no such limits, or the fewest pixels would be more than the most.
+    """
+    check_limits(host, limits)
+    if not limits.given:
+        return
+    settings = getattr(processor, "image_processor", processor)
+    least, most = _known(settings, host)
+    least, most = limits.min_pixels or least, limits.max_pixels or most
+    _check_order(least, most)
+    settings.size = dict(zip(host.pixel_limits, (least, most), strict=True))
+
+
+def pixels_of(host: Any, processor: Any) -> tuple[int, int] | None:
+    """Returns the fewest and the most pixels that a processor gives an image, None where it has no such limits."""
+    return None if host.pixel_limits is None else _known(getattr(processor, "image_processor", processor), host)
+
+
+def _known(settings: Any, host: Any) -> tuple[int, int]:
+    size = dict(settings.size)
+    least, most = (size[name] for name in host.pixel_limits)
+    return least, most

@@ -1,0 +1,62 @@
+"""From the pixel values of a processor back to pictures, one per view of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undoes the processor's normalisation.
+
+    Args:
+        pixels: `(V, 3, H, W)` or `(3, H, W)` floats as the tower gets them, array or tensor on any device.
+        mean, std: of the image processor, per channel.
+
+    Returns:
+        `(V, H, W, 3)` uint8.
+    """
+    array = _array(pixels)
+    array = array[None] if array.ndim == 3 else array
+    shown = array * np.asarray(std, dtype=np.float32)[:, None, None] + np.asarray(mean, dtype=np.float32)[:, None, None]
+    return (shown.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence[int]) -> list[np.ndarray]:
+    """Returns the pictures that the tower sees, image by image.
+
+    Args:
+        inputs: of a processor: `pixel_values` as `(V, 3, H, W)` with the views of all images one after the other, `(N, V, 3, H, W)` filled up to
+            the image with most views, or `(patches, values)` beside `image_grid_thw (N, 3)`.
+        settings: the image processor.
+        counts: views of every image.
+
+    Returns:
+        Per image `(V, H, W, 3)` uint8.
+    """
+    pixels = inputs["pixel_values"]
+    if pixels.ndim == 2:
+        found = _unpacked(_array(pixels), np.asarray(inputs["image_grid_thw"].tolist()), settings.patch_size, settings.merge_size)
+    elif pixels.ndim == 4:
+        ends = np.cumsum(counts).tolist()
+        found = [pixels[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    else:
+        found = [own[:count] for own, count in zip(pixels, counts, strict=True)]
+    return [views_from_pixels(own, settings.image_mean, settings.image_std) for own in found]
+
+
+def _unpacked(patches: np.ndarray, grids: np.ndarray, side: int, merge: int) -> list[np.ndarray]:
+    """Returns images `(T, 3, H, W)` of packed patches, which lie block by block of `merge x merge`; of doubled frames the first."""
+    found, start = [], 0
+    for frames, rows, cols in grids.tolist():
+        own = patches[start : start + frames * rows * cols]
+        start += len(own)
+        own = own.reshape(frames, rows // merge, cols // merge, merge, merge, 3, -1, side, side)[:, :, :, :, :, :, 0]
+        found.append(own.transpose(0, 5, 1, 3, 6, 2, 4, 7).reshape(frames, 3, rows * side, cols * side))
+    return found
+
+
+def _array(pixels: Any) -> np.ndarray:
+    return np.asarray(pixels.detach().float().cpu() if hasattr(pixels, "detach") else pixels, dtype=np.float32)
