@@ -36,6 +36,8 @@ class ImageReport:
         assignment: per entry of `tokens` the patch id it was merged into, -1 pruned; None when nothing merges.
         newlines: newline tokens left.
         per_layer: visual tokens at every LLM layer; without an LLM at every block that ran, of the image that has most.
+        grids: grid of every view where they differ, as those of a thumbnail and a canvas that the model interpolates; else None. Ids go on from
+            view to view.
     """
 
     row: int
@@ -50,6 +52,7 @@ class ImageReport:
     assignment: list[int] | None
     newlines: int
     per_layer: list[int]
+    grids: list[list[int]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as plain JSON types."""
@@ -284,6 +287,7 @@ class Report:
                     assignment=merged,
                     newlines=seen.newlines[image],
                     per_layer=self._per_layer(image, len(tokens)),
+                    grids=[list(grid) for grid in layout.grids] if len(set(layout.grids)) > 1 else None,
                 )
             )
         return found

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from vtr.testing.families import SIDE
 from vtr.testing.onevision import OneVision
 from vtr.testing.tiny_models import FAMILIES, packing
 from vtr.testing.watching import removed_and_cached
+from vtr.viz.patches import draw_patches
 
 SHOTS = (Shot(90, 40), Shot(96, 96), Shot(70, 31))
 
@@ -94,3 +96,18 @@ def test_videos_are_refused(kind):
     ids = torch.tensor([[5, *[101] * 9, 6]])
     with vtr.reduced(model, "divprune", keep=5), pytest.raises(vtr.VtrError, match="got a video"):
         model(input_ids=ids, pixel_values_videos=torch.randn(1, 1, 3, 48, 48))
+
+
+def test_a_picture_shows_an_interpolated_canvas_in_its_own_shape():
+    model, batch = model_of("llava_onevision_max"), batch_of("llava_onevision_max", ((Shot(90, 40), 4),))
+    with vtr.reduced(model, EveryNth(stride=2)) as reduction, torch.no_grad():
+        model(**batch.inputs)
+    image = reduction.report().to_dict()["images"][0]
+    assert image["grids"] == [[6, 6], [8, 4]] and image["crop_grid"] == [1, 1]
+    picture = draw_patches(np.full((3, 48, 48, 3), 200, dtype=np.uint8), image, view_px=120)
+    assert picture.size == (120 * 3 + 12, 540)
+    pixels = np.asarray(picture)[..., 0]
+    for patch in range(6 * 6 + 8 * 4):
+        row, col = divmod(patch, 6) if patch < 36 else divmod(patch - 36, 4)
+        y, x = (row * 20 + 10, col * 20 + 10) if patch < 36 else (row * 540 // 8 + 30, 132 + col * 60 + 30)
+        assert (pixels[y, x] > 150) == (patch in image["retained"]), patch

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import colorsys
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,8 @@ def draw_patches(
     Raises:
         ValueError: fewer views than the report speaks of.
     """
+    if image and image.get("grids"):
+        return _draw_canvas(Image.fromarray(views[0]), image, view_px)
     count = image["views"] if image else len(views)
     if len(views) < count:
         raise ValueError(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
@@ -57,7 +61,19 @@ def draw_patches(
         sheet.paste(view, place)
     if image is None:
         return sheet
-    boxes = _Boxes(tuple(image["patch_grid"]), places, (view_px, height))
+    boxes = _Boxes([tuple(image["patch_grid"])] * count, places, [(view_px, height)] * count)
+    return _links(_shade(sheet, image, boxes), image, boxes)
+
+
+def _draw_canvas(thumbnail: Image.Image, image: Mapping[str, Any], view_px: int) -> Image.Image:
+    """Draws a thumbnail and, beside it, the canvas that the model interpolated: the same picture in its own shape."""
+    tall, wide = image["image_size"]
+    sizes = [(view_px, round(view_px * thumbnail.height / thumbnail.width)), (2 * view_px, round(2 * view_px * tall / wide))]
+    places = [(0, 0), (view_px + GAP, 0)]
+    sheet = Image.new("RGB", (3 * view_px + GAP, max(height for _, height in sizes)), "white")
+    for size, place in zip(sizes, places, strict=True):
+        sheet.paste(thumbnail.resize(size, Image.Resampling.LANCZOS), place)
+    boxes = _Boxes([tuple(grid) for grid in image["grids"]], places, sizes)
     return _links(_shade(sheet, image, boxes), image, boxes)
 
 
@@ -90,27 +106,21 @@ def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[t
 
 
 class _Boxes:
-    """Pixel boxes of patches by id `(view * rows + row) * cols + column`."""
+    """Pixel boxes of patches by id: the first of its view, and on in raster order of the view's grid."""
 
-    def __init__(self, grid: tuple[int, ...], places: list[tuple[int, int]], view: tuple[int, int]) -> None:
-        self.rows, self.cols = grid
-        self.places, self.view = places, view
+    def __init__(self, grids: Sequence[tuple[int, ...]], places: list[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> None:
+        self.views = list(zip(grids, places, sizes, strict=True))
+        self.ends = list(accumulate(rows * cols for rows, cols in grids))
 
     def all(self) -> range:
         """Returns the ids of all patches of all views."""
-        return range(len(self.places) * self.rows * self.cols)
+        return range(self.ends[-1])
 
     def __getitem__(self, patch: int) -> tuple[int, int, int, int]:
-        view, cell = divmod(patch, self.rows * self.cols)
-        row, col = divmod(cell, self.cols)
-        x, y = self.places[view]
-        width, height = self.view
-        return (
-            x + col * width // self.cols,
-            y + row * height // self.rows,
-            x + (col + 1) * width // self.cols,
-            y + (row + 1) * height // self.rows,
-        )
+        view = bisect_right(self.ends, patch)
+        (rows, cols), (x, y), (width, height) = self.views[view]
+        row, col = divmod(patch - (self.ends[view - 1] if view else 0), cols)
+        return x + col * width // cols, y + row * height // rows, x + (col + 1) * width // cols, y + (row + 1) * height // rows
 
     def centre(self, patch: int) -> tuple[int, int]:
         """Returns the middle of a patch."""
