@@ -1,6 +1,7 @@
 """Mistral 3 and Pixtral inside LLaVA: images of any grid, rows closed by break tokens that are text, but no question."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.tiny_models import WITH_TEXT_ONLY, batch_of, build, model_of
 from vtr.hosts import hf_mistral3
 from vtr.testing.pixtral import BREAK, END
 from vtr.testing.watching import removed_and_cached
+from vtr.viz import views_from_inputs
 
 KINDS = ("mistral3", "llava_pixtral")
 
@@ -124,3 +126,9 @@ def test_what_it_cannot_do_is_refused_by_name():
 def test_a_tower_that_loses_its_first_patch_is_refused():
     with pytest.raises(vtr.VtrError, match="cuts off the first patch"):
         vtr.host_of(build("llava_pixtral", vision_feature_select_strategy="default"))
+
+
+def test_a_picture_has_no_filler():
+    inputs = {"pixel_values": torch.zeros(2, 3, 96, 96), "image_sizes": torch.tensor([[48, 32], [96, 96]])}
+    settings = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert [own.shape for own in views_from_inputs(inputs, settings, [1, 1])] == [(1, 48, 32, 3), (1, 96, 96, 3)]

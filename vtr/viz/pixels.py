@@ -28,8 +28,9 @@ def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence
     """Returns the pictures that the tower sees, image by image.
 
     Args:
-        inputs: of a processor: `pixel_values` as `(V, 3, H, W)` with the views of all images one after the other, `(N, V, 3, H, W)` filled up to
-            the image with most views, or `(patches, values)` beside `image_grid_thw (N, 3)`.
+        inputs: of a processor: `pixel_values` as `(V, 3, H, W)` with the views of all images one after the other (an image is the top left
+            corner that `image_sizes (N, 2)` names, where they are given), `(N, V, 3, H, W)` filled up to the image with most views, or
+            `(patches, values)` beside `image_grid_thw (N, 3)`.
         settings: the image processor.
         counts: views of every image.
 
@@ -42,6 +43,8 @@ def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence
     elif pixels.ndim == 4:
         ends = np.cumsum(counts).tolist()
         found = [pixels[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        if inputs.get("image_sizes") is not None:  # what is behind an image is filler
+            found = [own[..., :h, :w] for own, (h, w) in zip(found, inputs["image_sizes"].tolist(), strict=True)]
     else:
         found = [own[:count] for own, count in zip(pixels, counts, strict=True)]
     return [views_from_pixels(own, settings.image_mean, settings.image_std) for own in found]
