@@ -7,10 +7,10 @@ from operator import attrgetter
 from typing import Any
 
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, closed_tower
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.plans import Plan, signal_layer, untapped
-from vtr.types import Geometry, Method, Step, VtrError
+from vtr.types import Geometry, Method, Signal, Step, VtrError
 from vtr.types.errors import SettingError
 
 
@@ -49,18 +49,15 @@ def check_stage(method: Method, host: Host | DenseHost) -> None:
     Raises:
         VtrError: naming its stage.
     """
-    if method.stages and not set(method.stages) & set(host.stages):
-        raise VtrError(f"{method.name}: acts at stage {method.stages[0]!r}, but host {host.name!r} {_way_out(host)}")
-
-
-def _way_out(host: Host | DenseHost) -> str:
-    """Returns why a host lacks a stage, and what to do."""
-    if not isinstance(host, Host):
-        return "has no LLM; use a tower method such as 'expedit' or 'tome'"
-    known = f"has the stages {', '.join(host.stages)}"
-    if host.pixel_limits is not None:
-        return f"{known}; its processor makes images smaller: give --max-pixels, or that limit to the processor"
-    return f"{known}; use a method of one of them, such as 'uniform'"
+    if not method.stages or set(method.stages) & set(host.stages):
+        return
+    asked = f"{method.name}: acts at stage {method.stages[0]!r}, but"
+    if isinstance(host, DenseHost):
+        raise VtrError(f"{asked} host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'")
+    way = "use a method such as 'divprune'"
+    if host.pixel_limits is not None and "input" in method.stages:
+        way = "its processor makes images smaller: give --max-pixels, or that limit to the processor"
+    raise VtrError(f"{asked} {host.name!r} can be reduced at the {' and the '.join(host.stages)} only; {way}")
 
 
 def check_positions(method: Method, host: Host | DenseHost) -> None:
@@ -111,8 +108,14 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         ValueError: layer out of range.
         VtrError: this host cannot.
     """
+    if isinstance(host, Host) and host.closed and _enters_tower(step):
+        raise closed_tower(name, host.closed)
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+    if step.action == "freeze" and isinstance(host, Host) and any(map(host.linear, range(host.llm_layers))):
+        raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
+    if step.action == "freeze" and getattr(host, "bidirectional", False):
+        raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
     if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
         raise VtrError(
             f"{name}: merges between attention and MLP, whose output the blocks of {host.name!r} scale; use a method that acts elsewhere"
@@ -142,6 +145,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         deepest_read = count - 1 if tower and step.stage != "tower" else step.layer - 1 if step.at == "layer" else step.layer
         if signal.kind == "text_embedding" and (step.stage != "boundary" or step.side != "after_projector"):
             raise VtrError(f"{name}: {signal.kind} is known behind the projector, not at stage {step.stage!r}; use a step at the boundary")
+        if not tower and isinstance(host, Host) and step.stage == "prefill":
+            _check_full(name, signal, step.layer if signal.kind.startswith("next_") else layer, host)
         if untapped(signal):
             continue
         if not tower and step.stage == "boundary":
@@ -151,6 +156,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             raise ValueError(
                 f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
             )
+        if signal.kind == "rows" and signal.queries == "visual" and getattr(host, "bidirectional", False):
+            raise VtrError(
+                f"{name}: reads what visual tokens attend to, but on {host.name!r} they see later ones, too; use a method that reads text"
+            )
         if tower and signal.kind in ("attention_io", "mlp_io") and isinstance(host, Host) and host.tower.joins > 1:
             raise VtrError(f"{name}: {signal.kind} of a tower that joins patches has no row for a visual token; read the LLM")
         if signal.kind == "mlp_activation" and not tower and isinstance(host, Host) and host.language.down is None:
@@ -159,6 +168,25 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             )
         if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")
+
+
+def _enters_tower(step: Step) -> bool:
+    """Whether a step reads or shortens the vision tower."""
+    return step.stage in ("input", "tower") or step.side == "before_projector" or any(n.tower and not untapped(n) for n in step.needs)
+
+
+def _check_full(name: str, signal: Signal, layer: int, host: Host) -> None:
+    """Refuses a signal of an attention that has no rows, keys and positions.
+
+    Raises:
+        ValueError: naming the nearest layers that have them.
+    """
+    if signal.kind in ("rows", "q", "k", "v", "next_q", "next_k") and host.linear(layer):
+        near = sorted(sorted(host.with_keys, key=lambda i: abs(i - layer))[:2])
+        raise ValueError(
+            f"{name}: reads {signal.kind} of LLM layer {layer}, whose attention is linear and has none on {host.name!r}; read a layer of full "
+            f"attention, nearest are {' and '.join(map(str, near))} (by default a step at layer {near[0] + 1} reads layer {near[0]})"
+        )
 
 
 def check_budgets(plan: Plan, host: Host | DenseHost) -> None:

@@ -144,3 +144,26 @@ def test_pixels_of_other_images_are_refused():
     model, batch = model_of("qwen2_vl"), batch_of("qwen2_vl")
     with pytest.raises(ValueError, match="must hold the 200 patches of the images, got 196"), vtr.reduced(model, "random", keep=3):
         model(**batch.changed(pixel_values=batch.inputs["pixel_values"][:-4]).inputs)
+
+
+def test_layers_of_linear_attention_have_nothing_to_read():
+    model = model_of("qwen3_5")
+    for name, settings in [("fastv", {"layer": 3}), ("dart", {"layer": 3}), ("pyramiddrop", {"layers": [2, 3, 4]})]:
+        with pytest.raises(
+            ValueError, match="attention is linear and has none on 'qwen3_5'; read a layer of full attention, nearest are 1 and 3"
+        ):
+            vtr.plan(model, name, **settings)
+    removed, cached = removed_and_cached(vtr.create_method("fastv", keep=3, layer=2), "qwen3_5")
+    assert removed < 2e-4 and cached < 2e-4
+
+
+@torch.no_grad()
+def test_removed_is_not_masked_for_a_recurrence():
+    """With a mask of the tokens left, a recurrence still goes on over the others: the cut prompt is what counts."""
+    model, batch = model_of("qwen3_5", "sdpa", FP64), batch_of("qwen3_5", (ONE_EACH[0],), dtype=FP64)
+    with vtr.reduced(model, [EveryNth(stride=3)]) as reduction:
+        short = model(**batch.inputs, position_ids=batch.positions).logits
+    kept = torch.tensor(reduction.report().positions[0])
+    mask = torch.zeros_like(batch.inputs["attention_mask"]).index_fill(1, kept, 1)
+    masked = model(**{**batch.inputs, "attention_mask": mask}, position_ids=batch.positions).logits
+    assert float((short[0] - masked[0, kept]).abs().max()) > 0.1

@@ -73,12 +73,19 @@ class Encoding(Shrinking):
         counts = torch.tensor(shares)
         owner = torch.arange(len(shares)).repeat_interleave(counts)
         place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        sums = checksum(pixels) * (2 * place + 1).to(device, non_blocking=True)
+        sums = self._checksums(pixels) * (2 * place + 1).to(device, non_blocking=True)
         total = torch.zeros(len(self.layouts), dtype=torch.int64, device=device)
         images.checksum = total.scatter_add_(0, owner.to(device, non_blocking=True), sums)
         gid_of = tower.start(self.kind, self.given, self.layouts, images.slots).to(device, non_blocking=True)
         self.tokens = self._all_of(gid_of, images)
         self.begun = True
+
+    def _checksums(self, pixels: Tensor) -> Tensor:
+        """Returns a number of every row of pixel values that does not depend on filler."""
+        if not self.host.tower.padded:
+            return checksum(pixels)
+        sizes = [layout.image_size for layout in self.layouts]
+        return torch.cat([checksum(own[None, ..., :h, :w]) for own, (h, w) in zip(pixels, sizes, strict=True)])
 
     def _all_of(self, gid_of: Tensor, images: Images) -> Tokens:
         """Returns full rows of units `(R, S)`."""
@@ -169,7 +176,7 @@ class Encoding(Shrinking):
             view.signals = {s: tower_signal(s, taps[s], spots.gid, prefix, total, rows) for s in needs}
         return view
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
+    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
         if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
             assert selection.index is not None
             self.there = [selection.index.shape[1]] * len(self.image)
@@ -188,8 +195,8 @@ class Encoding(Shrinking):
             self.alive = list(view.keeps)
         else:
             self.alive = count_views(images, gid, stays & alive)
-        self.there = [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
-        return stays, self._width()
+        there, self.there = self.there, [t if same else a for t, same, a in zip(self.there, rows, self.alive, strict=True)]
+        return (stays, self._width()) if self.there != there else None
 
     def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
         self.tokens.full = len(set(self.there)) == 1 or not self.host.tower.by_views

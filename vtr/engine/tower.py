@@ -22,8 +22,8 @@ from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host, feature_layers
-from vtr.hosts._layout import runs_of
+from vtr.hosts._host import Host, closed_tower, feature_layers
+from vtr.hosts._layout import Layout, runs_of
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
 
@@ -39,6 +39,7 @@ class TowerHooks:
         self.edge_steps = plan.at("boundary", side="before_projector")
         self.inputs = plan.at("input")
         self.acts = bool(self.layer_steps or self.edge_steps or self.inputs)
+        self.reader = next((s.name for s in plan.steps if s.in_tower or any(n.tower for n in s.step.needs)), "")
         self.last_use = plan.last_use(tower=True)
         later = [s.step for s in plan.steps if s.step.stage not in ("tower", "input")]
         self.kept_taps = {signal_layer(need, step) for step in later for need in step.needs if need.tower}
@@ -105,7 +106,9 @@ class TowerHooks:
             outer = self.runs.get(me)
             if host.runs and (visual := self._placeholders()) is not None:
                 given = {**given, "visual_runs": runs_of(visual)}
-            run = self.runs[me] = Encoding(host, self.plan, host.layouts("image", given), "image", given)
+            layouts = host.layouts("image", given)
+            self._check_open(layouts)
+            run = self.runs[me] = Encoding(host, self.plan, layouts, "image", given)
             try:
                 output = original(*args, **kwargs)
             finally:
@@ -133,6 +136,12 @@ class TowerHooks:
             return None
         ids, embeds = (prompt, None) if prompt.ndim == 2 else (None, prompt)
         return placeholders(self.host, self.host.base, ids, embeds, None)
+
+    def _check_open(self, layouts: list[Layout]) -> None:
+        """Refuses an image for which the tower can be neither read nor cut, where a step does."""
+        closed = next((layout.closed for layout in layouts if layout.closed), "")
+        if closed and (self.acts or self.watched):
+            raise closed_tower(self.reader, closed)
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")

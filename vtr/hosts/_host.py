@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout, runs_of
+from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._towers import Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
@@ -39,6 +40,11 @@ class Host:
         beside: arguments of the LLM with which the model adds features to visual tokens behind its first layers: their mask, and a list of
             features. The engine adds them itself, to the tokens that are left.
         runs: placeholders that stand side by side are one image; `layouts` gets how many as `visual_runs`, where the prompt is known.
+        tiles: an image may have several views whose arrangement nobody knows, as with `runs`.
+        closed: why the tower can be neither read nor cut, empty where it can.
+        bidirectional: tokens of an image see each other, by masks that the base model makes.
+        shared: last layers of the LLM that use keys of earlier ones.
+        per_token: arguments of the LLM with an entry for every token, `(B, S, ...)`, beside embeddings and positions.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
@@ -60,6 +66,11 @@ class Host:
     anyres: bool = False
     beside: tuple[str, str] | None = None
     runs: bool = False
+    tiles: bool = False
+    closed: str = ""
+    bidirectional: bool = False
+    shared: int = 0
+    per_token: tuple[str, ...] = ()
     next_positions: Callable[[Tensor], Tensor] | None = None
     pixel_limits: tuple[str, str] | None = None
 
@@ -106,7 +117,7 @@ class Host:
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
             anyres=self.anyres,
-            tiles=self.runs,
+            tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
             text_config={n: getattr(config, n, None) for n in names},
@@ -131,6 +142,24 @@ class Host:
         """Type of an LLM layer as its configuration names it, e.g. `full_attention` or `sliding_attention`."""
         kinds = getattr(self.language.module.config, "layer_types", None)
         return str(kinds[layer]) if kinds else "full_attention" if self.sliding_window() is None else "sliding_attention"
+
+    @cached_property
+    def with_keys(self) -> tuple[int, ...]:
+        """LLM layers that have keys of their own in the cache: not those of linear attention, nor those that use the keys of earlier ones."""
+        return tuple(i for i in range(self.llm_layers - self.shared) if not self.linear(i))
+
+    def keys_of(self, layer: int) -> int:
+        """The LLM layer whose keys a layer without its own uses: the last of its kind that has some."""
+        return next(i for i in reversed(self.with_keys) if self.layer_kind(i) == self.layer_kind(layer))
+
+    @property
+    def counted(self) -> int:
+        """The LLM layer whose keys a cache counts as its length."""
+        return self.with_keys[0]
+
+    def linear(self, layer: int) -> bool:
+        """Whether an LLM layer is a recurrence over the tokens, without keys and positions."""
+        return "linear" in self.layer_kind(layer)
 
     def slides(self, layer: int) -> bool:
         """Whether an LLM layer sees a window of the last tokens only."""
@@ -195,6 +224,11 @@ def patch_norm(tower: nn.Module) -> float | None:
     return None if weight is None or weight.is_meta else float(torch.linalg.vector_norm(weight, dtype=torch.float32))
 
 
+def closed_tower(name: str, reason: str) -> VtrError:
+    """The refusal of a method that reads or shortens a tower which allows neither."""
+    return VtrError(f"{name}: reads or shortens the vision tower, but {reason}; use a method that needs no tower, such as 'divprune'")
+
+
 def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
     """0-based tower layers, ascending, that transformers' `vision_feature_layer` names.
 
@@ -205,14 +239,14 @@ def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(v + count if v < 0 else v - 1 for v in ([asked] if isinstance(asked, int) else asked)))
 
 
-def check_layer_kinds(name: str, config: Any) -> None:
-    """Refuses an LLM with layers whose attention is neither full nor a sliding window.
+def check_layer_kinds(name: str, config: Any, linear: bool = False) -> None:
+    """Refuses an LLM with layers whose attention is neither full nor a sliding window, nor linear where that can be followed.
 
     Raises:
         VtrError: names the first such layer.
     """
     for i, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in ("full_attention", "sliding_attention", *(("linear_attention",) if linear else ())):
             raise VtrError(
                 f"{name}: layer {i} of the LLM is of type {kind!r}, whose masks a removal cannot follow; use a model with full attention and "
                 "sliding windows only"
@@ -238,6 +272,10 @@ def host_of(model: nn.Module) -> Any:
     model_type = model_type_of(model)
     build = find_host(*names_of(model))
     if build is None:
+        if model_type in NOT_HOSTED:
+            raise VtrError(
+                f"vtr.apply: {model_type!r} cannot be reduced: {NOT_HOSTED[model_type]}; docs/models.md lists the families that can"
+            )
         known = list_hosts()
         near = closest(model_type, known) if model_type else ""
         raise VtrError(

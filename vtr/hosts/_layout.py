@@ -27,6 +27,8 @@ class Layout:
         crop_grid: `(rows, cols)` of crops, `(0, 0)` without AnyRes.
         image_size: original `(height, width)` in pixels, `(0, 0)` when unknown.
         kind: what it is.
+        inputs: tower inputs of an image whose views are none of them; None = every view is one.
+        closed: why the tower can be neither read nor cut for this image, empty where it can.
     """
 
     grids: tuple[Grid, ...]
@@ -35,10 +37,12 @@ class Layout:
     crop_grid: Grid = (0, 0)
     image_size: Grid = (0, 0)
     kind: Kind = "image"
+    inputs: int | None = None
+    closed: str = ""
 
     @property
     def views(self) -> int:
-        """Tower inputs of an image, or frames of a video."""
+        """Thumbnail and crops of an image, or frames of a video."""
         return len(self.grids)
 
     @property

@@ -153,7 +153,7 @@ def _nothing(*_tensors: Any) -> None:
 TAPS = AttentionTaps()
 
 
-def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor] | None, **extra: Any) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v `(B, H, S, d)` that `attention` makes of `normed (B, S, D)`, after the rotary embedding, by running it up to its attention
     function and no further. Exact for every family: biases, q/k norms and any rotary embedding are the module's own."""
     me = threading.get_ident()
@@ -166,7 +166,7 @@ def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor
 
     with TAPS.watching(attention, capture):
         try:
-            attention(hidden_states=normed, position_embeddings=rope, attention_mask=None)
+            attention(hidden_states=normed, position_embeddings=rope, attention_mask=None, **extra)
         except _Captured:
             pass
     return found[0]

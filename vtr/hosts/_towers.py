@@ -24,6 +24,7 @@ class Stack:
         before_attention, before_mlp: `block -> module`, the norms in front of them.
         down: `block -> module`, the last projection of its MLP; None where nobody reads what enters it.
         norm: the norm behind the last block, or None.
+        extra: makes what an attention must be called with beside hidden states, positions and mask.
     """
 
     module: Any
@@ -34,11 +35,12 @@ class Stack:
     before_mlp: Callable[[Any], Any]
     down: Callable[[Any], Any] | None = None
     norm: Any = None
+    extra: Callable[[], Mapping[str, Any]] = dict
 
     @property
     def backend(self) -> str:
         """The attention backend in use, e.g. `sdpa`."""
-        return str(getattr(self.module.config, "_attn_implementation", None) or "eager")
+        return str(getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "eager")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,9 @@ class Tower(Stack):
     edge: ClassVar[bool] = False
     """Whether the features of the tower, and not the projector's, are where all units come back."""
 
+    padded: ClassVar[bool] = False
+    """Whether pixel values of an image end at its size, and what is behind is filler."""
+
     @property
     def area(self) -> int:
         """Units of one view."""
@@ -85,7 +90,7 @@ class Tower(Stack):
 
     def pixel_rows(self, layout: Layout) -> int:
         """Returns the first-axis entries of the pixel values that belong to an image."""
-        return layout.views
+        return layout.inputs or layout.views
 
     def start(self, kind: Kind, arguments: Mapping[str, Any], layouts: Sequence[Layout], slots: int) -> Tensor:
         """Returns the global id of every unit `(R, S)` int64 on the CPU, as the tower will have them.
@@ -95,6 +100,8 @@ class Tower(Stack):
             arguments: of the encoding, by name.
             layouts: one per image; slots: global ids that each has.
         """
+        if any(layout.inputs for layout in layouts):  # nobody reads the tower then
+            return torch.full((sum(map(self.pixel_rows, layouts)), self.area), -1)
         starts = torch.tensor([image * slots + offset for image, layout in enumerate(layouts) for offset in layout.offsets])
         return starts[:, None] + torch.arange(layouts[0].areas[0])
 
@@ -189,8 +196,8 @@ class JoinedTower(Tower):
     def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any]:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
             run = current()
-            if run is not None and run.masked:
-                mask = self._mask(run, query.shape[2], query.dtype)
+            if run is not None and run.short:  # a mask of whole views is as long as they are, and hides nothing
+                mask = self._mask(run, query.shape[2], query.dtype) if run.masked else None
             return function(module, query, key, value, mask, *args, **kwargs)
 
         return attend
@@ -263,7 +270,7 @@ class PackedTower(Tower):
             run.followed[id(given)] = given, made  # an id is that of no other object while the object lives
         return run.followed[id(given)][1]
 
-    def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any]:
+    def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any] | None:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
             run = current()
             if run is not None and run.sized:  # called once per segment

@@ -7,15 +7,18 @@ Internals used: `model.model.{vision_tower, multi_modal_projector, language_mode
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
-from vtr.hosts._layout import Kind, Layout, views_of_one_image
+from vtr.hosts._layout import Grid, Kind, Layout, views_of_one_image
 from vtr.hosts._towers import RowTower, Stack, transformers_blocks
+from vtr.hosts.hf_mistral3 import pixtral
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -66,7 +69,9 @@ def _tower_facts(model: Any) -> dict[str, Any]:
 
 @register_host("llava")
 def llava(model: Any) -> Host:
-    """LLaVA-1.5: every image is one view, its tokens in raster order."""
+    """LLaVA-1.5: every image is one view, its tokens in raster order. A Pixtral tower is that of `hf_mistral3`."""
+    if model.config.vision_config.model_type == "pixtral":
+        return pixtral(model)
     facts = _tower_facts(model)
     layout = views_of_one_image([facts["tower"].patch_grid])
 
@@ -79,38 +84,78 @@ def llava(model: Any) -> Host:
 @register_host("llava_next")
 def llava_next(model: Any) -> Host:
     """LLaVA-NeXT: thumbnail, then the unpadded canvas of crops row by row, each row closed by a newline token."""
+    base, strategy = getattr(model, "model", model), model.config.vision_feature_select_strategy
+
+    def packed(features: Tensor, size: Tensor, newline: Tensor, _arguments: dict[str, Any]) -> Tensor:
+        return base.pack_image_features([features], size, vision_feature_select_strategy=strategy, image_newline=newline)[0][0]
+
+    return anyres_host(model, packed)
+
+
+def anyres_host(
+    model: Any, packed: Callable[..., Tensor], crops: Callable[[dict[str, Any]], list[bool]] | None = None, limit: float = math.inf
+) -> Host:
+    """Returns the host of a model whose images are a thumbnail and crops.
+
+    Args:
+        model: which.
+        packed: the family's own packing: `(features (views, area, C), size (1, 2), newline (C,), arguments) -> (L, C)`.
+        crops: `arguments -> for every image, whether it has crops`; None = all have.
+        limit: crops whose tokens the canvas can hold; larger ones are interpolated.
+    """
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
     facts = _tower_facts(model)
-    config, base = model.config, facts["base"]
-    area = facts["tower"].area
+    config, grid, area = model.config, facts["tower"].patch_grid, facts["tower"].area
     side = config.vision_config.image_size
+    known: dict[Any, Layout] = {}
     pinpoints = [list(p) for p in config.image_grid_pinpoints]
 
-    @lru_cache(maxsize=4096)
-    def layout_of(height: int, width: int) -> Layout:
-        size = torch.tensor([height, width])
-        views = image_size_to_num_patches(size, pinpoints, side)
-        rows, cols = get_anyres_image_grid_shape(size, pinpoints, side) if views > 1 else (0, 0)
-        ids = torch.arange(views * area, dtype=torch.float32).view(views, area, 1)
-        # the family's own packing, run on patch ids instead of features
-        packed, _ = base.pack_image_features(
-            [ids],
-            size[None],
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            image_newline=torch.tensor([-1.0]),
-        )
-        patch = packed[0][:, 0].round().long()
-        newline = patch < 0
-        closes = newline.long().cumsum(0) - newline.long()  # newlines before this position: the number of the one that closes it
-        line = torch.where((torch.arange(len(patch)) < area) & (views > 1), -1, closes)
-        return Layout((facts["tower"].patch_grid,) * int(views), patch, line, (int(rows), int(cols)), (height, width))
+    def layout_of(size: Grid, cut: bool, arguments: dict[str, Any]) -> Layout:
+        views = int(image_size_to_num_patches(list(size), pinpoints, side)) if cut else 1
+        shape = get_anyres_image_grid_shape(list(size), pinpoints, side) if cut else (0, 0)
+        return anyres_layout(lambda *given: packed(*given, arguments), grid, size, views, shape)
 
     def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:
         sizes = arguments.get("image_sizes")
         if sizes is None:
-            raise VtrError("llava_next: image_sizes is needed to lay out the crops, got None; pass all outputs of the processor")
-        return [layout_of(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
+            raise VtrError(f"{config.model_type}: image_sizes is needed to lay out the crops, got None; pass all outputs of the processor")
+        sizes = [(int(h), int(w)) for h, w in torch.as_tensor(sizes).tolist()]
+        found = []
+        for size, cut in zip(sizes, [True] * len(sizes) if crops is None else crops(arguments), strict=True):
+            key = (size, cut, arguments.get("vision_aspect_ratio"))
+            if key not in known and len(known) < 4096:
+                known[key] = layout_of(size, cut, arguments)
+            found.append(known[key] if key in known else layout_of(size, cut, arguments))
+        return found
 
-    most = max(image_size_to_num_patches(torch.tensor(p), pinpoints, side) for p in pinpoints)
-    return Host(**facts, most_tokens=int(most) * area, layouts=layouts, anyres=True)
+    most = max(int(image_size_to_num_patches(p, pinpoints, side)) - 1 for p in pinpoints)
+    return Host(**facts, most_tokens=int((1 + min(most, limit)) * area), layouts=layouts, anyres=True)
+
+
+def anyres_layout(packed: Callable[[Tensor, Tensor, Tensor], Tensor], grid: Grid, size: Grid, views: int, crops: Grid) -> Layout:
+    """Learns how an image is packed, by running the family's own packing on the numbers of its patches.
+
+    Args:
+        packed: `(features (views, area, 2), size (1, 2), newline (2,)) -> (L, 2)`.
+        grid: patches of a view.
+        size: of the image in pixels.
+        views: thumbnail and crops; crops: `(rows, cols)` of the latter.
+    """
+    area = grid[0] * grid[1]
+    numbers = torch.arange(views * area)
+    features = torch.stack([numbers, numbers**2], -1).double().view(views, area, 2)  # the mean of squares tells that patches were mixed
+    found = packed(features, torch.tensor([size]), torch.full((2,), -1.0, dtype=torch.float64))
+    newline = found[:, 0] < 0
+    closes = newline.long().cumsum(0) - newline.long()  # newlines before this position: the number of the one that closes it
+    line = torch.where((torch.arange(len(found)) < area) & (views > 1), -1, closes)
+    patch = torch.where(newline, -1, found[:, 0].round().long())
+    if torch.equal(found[~newline], features.flatten(0, 1)[patch[~newline]]):
+        return Layout((grid,) * views, patch, line, (int(crops[0]), int(crops[1])), size)
+    # the canvas was interpolated: a view of its own behind the thumbnail
+    rows = int(newline.sum())
+    canvas = (rows, (len(found) - area) // rows - 1)
+    patch = torch.where(newline, -1, (~newline).long().cumsum(0) - 1)
+    tokens = area + canvas[0] * canvas[1]
+    closed = f"the {views} views of an image of {size[0]} x {size[1]} pixels are interpolated to {tokens} tokens, which mix patches"
+    return Layout((grid, canvas), patch, line, (1, 1), size, inputs=views, closed=closed)

@@ -1,8 +1,9 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3-VL-MoE on Hugging Face transformers: images of any grid in one packed sequence.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, GLM-4V and their MoEs on Hugging Face transformers: images of any grid in one packed sequence.
 
 Internals used: `model.model.{visual, language_model, rope_deltas}`, `visual.{blocks, merger, deepstack_merger_list, spatial_merge_size,
-window_size, patch_size}`; of a block its parts `attn`, `mlp`, `norm1`, `norm2` and its arguments `cu_seqlens` and `position_embeddings`; of the
-text model of Qwen3-VL its arguments `visual_pos_masks` and `deepstack_visual_embeds`. Read at transformers 5.17, 5.23 and 5.24.
+window_size, patch_size}`, GLM-4V's `visual.post_layernorm`; of a block its parts `attn`, `mlp`, `norm1`, `norm2` and its arguments `cu_seqlens`
+and `position_embeddings`; of the text model of Qwen3-VL its arguments `visual_pos_masks` and `deepstack_visual_embeds`. Read at transformers
+5.17, 5.23 and 5.24.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from vtr.registry import register_host
 from vtr.types import VtrError
 
 
-@register_host("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+@register_host("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe")
 def qwen_vl(model: Any) -> Host:
     """Every image is one view of its own grid; `spatial_merge_size ** 2` patches (2 x 2) become one visual token."""
     config, base = model.config, getattr(model, "model", model)
     visual, llm = base.visual, base.language_model
-    check_layer_kinds(config.model_type, llm.config)
+    check_layer_kinds(config.model_type, llm.config, linear=True)
     side, patch = int(visual.spatial_merge_size), int(config.vision_config.patch_size)
     deepstack = tuple(getattr(visual, "deepstack_merger_list", ()))
     if len(deepstack) >= len(llm.layers):
@@ -45,15 +46,15 @@ def qwen_vl(model: Any) -> Host:
         deltas = deltas.repeat_interleave(len(columns) // len(deltas), dim=0)
         return (columns + deltas)[None].expand(3, -1, -1)
 
-    mlp = getattr(llm.layers[0], "mlp", None)
+    dense = all(hasattr(layer.mlp, "down_proj") for layer in llm.layers)
     return Host(
         name=config.model_type,
         model=model,
         base=base,
-        projector=visual.merger,
+        projector=getattr(visual, "post_layernorm", visual.merger),  # what joins patches begins here
         language=Stack(
             **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj") if hasattr(mlp, "down_proj") else None,
+            down=attrgetter("mlp.down_proj") if dense else None,
             norm=getattr(llm, "norm", None),
         ),
         tower=PackedTower(

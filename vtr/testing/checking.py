@@ -92,16 +92,16 @@ def check_host(kind: str) -> list[Result]:
         ValueError: unknown kind.
     """
     from vtr.testing.compare import Setup
-    from vtr.testing.oracles import ORACLES, tolerance
+    from vtr.testing.oracles import ORACLES, judged, tolerance
 
     if kind not in FAMILIES:
         raise ValueError(
             f"check_host: unknown kind {kind!r}; one of {', '.join(FAMILIES)}, or put yours into vtr.testing.tiny_models.FAMILIES"
         )
-    setup, limit = Setup(kind, dtype=torch.float64), partial(tolerance, dtype=torch.float64)
+    setup, limit = Setup(kind, dtype=torch.float64), partial(tolerance, dtype=torch.float64, kind=kind)
 
     def hold(name: str) -> None:
-        found = ORACLES[name](setup)
+        found = judged(name, setup)
         assert found <= limit(name), f"{kind}: {name} must hold within {limit(name):g}, got a difference of {found:.3g}"
 
     with own_settings():

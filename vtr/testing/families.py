@@ -46,22 +46,25 @@ class Shot(NamedTuple):
 class Family:
     """How the models of a kind are built, what their images become, and where their layers are.
 
-    A host written elsewhere comes under the oracles by a subclass and an entry in `FAMILIES`. Its images have one view unless `views` says more.
+    A host written elsewhere comes under the oracles by a subclass and an entry in `FAMILIES`. Its images have one view unless `grids` says more.
     """
 
     anyres: ClassVar[bool] = False
     """Whether an image has crops and its original size matters."""
     has_cls: ClassVar[bool] = True
     """Whether the tower has a CLS token in front of its patches."""
-    typed: ClassVar[bool] = False
-    """Whether prompts come with `mm_token_type_ids`."""
+    types: ClassVar[str | None] = None
+    """Argument that says which tokens of a prompt are an image's, e.g. `mm_token_type_ids`."""
     counts_text: ClassVar[bool] = True
-    """Whether `generate` finds the positions of a prompt without its token ids, and of a second turn without the first; False: not even the
-    unreduced model does."""
-    renumbers: ClassVar[bool] = True
-    """Whether tokens that are left may get consecutive positions."""
-    scaled: ClassVar[bool] = False
-    """Whether the tower's blocks scale the output of their MLP, so that nothing can be merged in front of it."""
+    """Whether `generate` works on embeddings without token ids, and on a second turn with an image; False: not even unreduced."""
+    cut: ClassVar[bool] = False
+    """Whether LLM layers are recurrences, in which a token that is gone was never there; see `vtr.testing.cut`."""
+    whole_images: ClassVar[bool] = False
+    """Whether tokens that see each other do so beyond a sliding window."""
+    noise: ClassVar[float] = 0.0
+    """What padding alone changes in the logits of the unreduced model, where its recurrences are float32 whatever its dtype."""
+    refused: ClassVar[dict[str, str]] = {}
+    """Oracle -> word of the message, where the host refuses by name what the oracle does."""
     generation: ClassVar[dict[str, Any]] = {}
     """Settings of `generate` without which an answer of a random model could not be read again."""
 
@@ -83,9 +86,22 @@ class Family:
         views = [torch.cartesian_prod(torch.tensor([v]), torch.arange(r), torch.arange(c)) for v, (r, c) in enumerate(self.grids(shot))]
         return torch.nn.functional.pad(torch.cat(views), (0, 1))
 
+    def together(self, visual: Tensor, kind: str) -> Tensor | None:
+        """Returns which tokens see each other whatever their order `(B, S, S)` bool, in LLM layers of a kind; None where none do.
+
+        Args:
+            visual: `(B, S)` bool, placeholders.
+            kind: as the configuration names it, e.g. `sliding_attention`.
+        """
+        return None
+
     def around(self) -> tuple[list[int], list[int]]:
         """Returns the token ids in front of the placeholders of an image and behind them."""
         return [], []
+
+    def placeholders(self, shot: Shot, count: int) -> list[int]:
+        """Returns the token ids of an image in a prompt: `count` placeholders, and what stands between them."""
+        return [IMAGE] * count
 
     def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
         """Returns random pixel values of an image, a piece of the model's `pixel_values`."""

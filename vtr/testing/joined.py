@@ -1,8 +1,8 @@
-"""Small models of families that join patches behind a tower of one grid: InternVL."""
+"""Small models of families that join patches behind a tower of one grid: InternVL, Gemma 3 and Gemma 4."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Shot, 
 JOINS, HALF = 4, SIDE // 2
 
 
-def blocks_of_four() -> Tensor:
-    """Returns the patches of every token `(9, 4)`: a block of 2 x 2, tokens in raster order."""
-    return torch.arange(SIDE * SIDE).view(HALF, 2, HALF, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
+def blocks_of_four(half: int = HALF) -> Tensor:
+    """Returns the patches of every token `(half ** 2, 4)`: a block of 2 x 2, tokens in raster order."""
+    return torch.arange(4 * half * half).view(half, 2, half, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
 
 
 class InternVL(Family):
     """InternVL: tiles of 6 x 6 patches with a CLS token, 2 x 2 patches to a token; up to four tiles of an image side by side."""
 
-    scaled = True
+    refused: ClassVar[dict[str, str]] = {"O9b": "scale"}
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
@@ -55,3 +55,121 @@ class InternVL(Family):
     def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
         patches = bias.repeat_interleave(JOINS, 1)[:, blocks_of_four().flatten().argsort()]
         return [own_key_seen(torch.nn.functional.pad(patches, (1, 0)))]
+
+
+class Gemma3(Family):
+    """Gemma 3: one view of 6 x 6 patches averaged to 3 x 3 tokens, which see each other; a window of 12 in three of five layers."""
+
+    has_cls = False
+    types = "token_type_ids"
+    counts_text = False
+    refused: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("O3d", "O4b", "O6b"), "renumber"),
+        **dict.fromkeys(("O8", "O8b"), "freezes"),
+        "O7": "static cache",
+        "O10": "takes no mask",
+        "O12": "later turn",
+    }
+    generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, 91, 92, IMAGE]}
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+        slides, full = "sliding_attention", "full_attention"
+        rope = {full: {"rope_type": "default", "rope_theta": 1e5}, slides: {"rope_type": "default", "rope_theta": 1e4}}
+        kinds = [slides, slides, full, slides, full]
+        text = {**LLM, "head_dim": 16, "sliding_window": 12, "layer_types": kinds, "rope_parameters": rope, "query_pre_attn_scalar": 16}
+        text |= changes.pop("text", {})
+        vision = {**TOWER, "vision_use_head": False, **changes.pop("tower", {})}
+        ids = dict(image_token_id=IMAGE, image_token_index=IMAGE, boi_token_index=91, eoi_token_index=92)
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=HALF * HALF, **ids, **changes)
+        return Gemma3ForConditionalGeneration, config
+
+    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+        return [(HALF, HALF)]
+
+    def around(self) -> tuple[list[int], list[int]]:
+        return [91], [92]
+
+    def together(self, visual: Tensor, kind: str) -> Tensor | None:
+        run = torch.where(visual, (visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]).cumsum(1), 0)
+        return (run[:, :, None] == run[:, None]) & visual[:, None]
+
+    def tower_layers(self, model: Any) -> Any:
+        return getattr(model.model.vision_tower, "vision_model", model.model.vision_tower).encoder.layers
+
+    def projected(self, model: Any, features: Tensor) -> Tensor:
+        projector, mean = model.model.multi_modal_projector, features.unflatten(-1, (JOINS, -1)).mean(-2)
+        return projector.mm_soft_emb_norm(mean) @ projector.mm_input_projection_weight
+
+    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+        return hidden[:, blocks_of_four().flatten()].reshape(len(hidden), HALF * HALF, -1)
+
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+        return units.reshape(hidden.shape)[:, blocks_of_four().flatten().argsort()]
+
+    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+        return [own_key_seen(bias.repeat_interleave(JOINS, 1)[:, blocks_of_four().flatten().argsort()])]
+
+
+class Gemma4(Gemma3):
+    """Gemma 4: images of any grid, 2 x 2 patches averaged to a token; with a vision tower or without one, with embeddings for every layer or not."""
+
+    types = "mm_token_type_ids"
+    refused: ClassVar[dict[str, str]] = Gemma3.refused | dict.fromkeys(("O9", "O9b"), "tower")
+
+    def __init__(self, small: bool = False, unified: bool = False) -> None:
+        self.small, self.unified, self.whole_images = small, unified, unified  # type: ignore[misc]
+        if small:
+            by_layer = ("O1", "O2", "O4", "O5", "O6", "O7", "O7b", "O7c", "O12", "O12b", "O8", "O8b", "O10")
+            self.refused = Gemma4.refused | dict.fromkeys(by_layer, "stage")  # type: ignore[misc]
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        import transformers
+
+        name, slides, full = "Gemma4Unified" if self.unified else "Gemma4", "sliding_attention", "full_attention"
+        rope = {full: {"rope_type": "default", "rope_theta": 1e5}, slides: {"rope_type": "default", "rope_theta": 1e4}}
+        text: dict[str, Any] = {**LLM, "head_dim": 16, "global_head_dim": 16, "sliding_window": 12}
+        text |= {"layer_types": [slides, slides, full, slides, full]}
+        text |= {"rope_parameters": rope, "hidden_size_per_layer_input": 8 if self.small else 0, "vocab_size_per_layer_input": 120}
+        text |= {"num_kv_shared_layers": 2 if self.small else 0, "use_bidirectional_attention": None if self.small else "vision"}
+        text |= changes.pop("text", {})
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+        vision |= {"head_dim": 8, "patch_size": 8, "pooling_kernel_size": 2, "position_embedding_size": 64} | changes.pop("tower", {})
+        if self.unified:
+            vision = {
+                "patch_size": 8,
+                "model_patch_size": 16,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 32,
+                "pooling_kernel_size": 2,
+            }
+        ids = dict(image_token_id=IMAGE, boi_token_id=91, eoi_token_id=92, video_token_id=101, audio_token_id=102)
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, audio_config=None, **ids, **changes)
+        return getattr(transformers, f"{name}ForConditionalGeneration"), config
+
+    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+        return [(max(shot.height // 16, 1), max(shot.width // 16, 1))]
+
+    def together(self, visual: Tensor, kind: str) -> Tensor | None:
+        plain = self.small or (kind == "full_attention" and not self.unified)
+        return None if plain else super().together(visual, kind)
+
+    def _patches(self, shot: Shot) -> tuple[int, int]:
+        rows, cols = self.grids(shot)[0]
+        return (rows, cols) if self.unified else (2 * rows, 2 * cols)
+
+    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+        rows, cols = self._patches(shot)
+        width, most = (768, 36) if self.unified else (192, 144)
+        pixels = torch.zeros(1, most, width)
+        pixels[0, : rows * cols] = torch.rand(rows * cols, width, generator=random)
+        return pixels
+
+    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+        places = torch.full((len(shots), 36 if self.unified else 144, 2), -1)
+        for place, shot in zip(places, shots, strict=True):
+            rows, cols = self._patches(shot)
+            place[: rows * cols] = torch.cartesian_prod(torch.arange(rows), torch.arange(cols)).flip(1)
+        return {"image_position_ids": places}

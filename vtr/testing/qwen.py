@@ -1,4 +1,4 @@
-"""Small models of the Qwen-VL family: images of any grid, 2 x 2 patches to a token, one packed sequence in the tower."""
+"""Small models of Qwen-VL and GLM-4V: images of any grid, 2 x 2 patches to a token, one packed sequence in the tower."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class QwenVL(Family):
     """Qwen2-VL, Qwen2.5-VL (windows of 2 x 2 tokens in two of four layers) and Qwen3-VL (features behind two LLM layers; dense and MoE)."""
 
     has_cls = False
-    typed = True
+    types = "mm_token_type_ids"
     counts_text = False
-    renumbers = False
+    refused: ClassVar[dict[str, str]] = dict.fromkeys(("O3d", "O4b", "O6b"), "renumber")
     generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, START, END, IMAGE, VIDEO]}
 
     def __init__(self, model_type: str) -> None:
@@ -106,3 +106,65 @@ class QwenVL(Family):
             windows = self._windows(shot)
             segments += [own[w] for w in ([torch.cat(windows)] if whole else windows)]
         return [own_key_seen(segment.repeat_interleave(JOINS)[None]) for segment in segments]
+
+
+class GlmV(QwenVL):
+    """GLM-4V: a convolution joins 2 x 2 patches in front of the merger; norms behind attention and MLP of the LLM's layers, too."""
+
+    def __init__(self, moe: bool = False) -> None:
+        super().__init__("glm4v_moe" if moe else "glm4v")
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        import transformers
+
+        name = "Glm4vMoe" if self.model_type.endswith("moe") else "Glm4v"
+        vision = dict(
+            depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8, image_size=64
+        )
+        text = {**LLM, "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}}
+        if self.model_type.endswith("moe"):
+            text["rope_parameters"] = {**ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+            text |= dict(
+                n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1, first_k_dense_replace=1
+            )
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END)
+        text |= changes.pop("text", {})
+        vision |= changes.pop("tower", {})
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids, **changes)
+        return getattr(transformers, f"{name}ForConditionalGeneration"), config
+
+    def projected(self, model: Any, features: Tensor) -> Tensor:
+        visual = model.model.visual
+        patches = visual.post_layernorm(features.reshape(-1, 2, 2, features.shape[-1] // JOINS)).permute(0, 3, 1, 2)
+        return visual.merger(visual.downsample(patches).flatten(1)).view(*features.shape[:-1], -1)
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5: three of five LLM layers are gated delta nets."""
+
+    cut = True
+    noise = 2e-4
+    refused: ClassVar[dict[str, str]] = QwenVL.refused | {
+        **dict.fromkeys(("O8", "O8b"), "freezes"),
+        "O7": "static cache",
+        "O12": "later turn",
+        "O12b": "stateful models",  # transformers itself
+    }
+
+    def __init__(self, moe: bool = False) -> None:
+        super().__init__("qwen3_5_moe" if moe else "qwen3_5")
+
+    def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
+        import transformers
+
+        name, moe = ("Qwen3_5Moe", True) if self.model_type.endswith("moe") else ("Qwen3_5", False)
+        vision = dict(depth=TOWER_LAYERS, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=8)
+        vision |= dict(num_position_embeddings=64, **changes.pop("tower", {}))
+        linear = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
+        kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"]
+        text = {**LLM, **linear, "head_dim": 16, "layer_types": kinds, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32) if moe else {}
+        text |= changes.pop("text", {})
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids, **changes)
+        return getattr(transformers, f"{name}ForConditionalGeneration"), config

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtr.testing.cut import cut_logits
 from vtr.testing.families import Family
 from vtr.testing.tiny_models import FAMILIES, Batch, packing
 
@@ -75,7 +76,10 @@ def masked_logits(model: Any, batch: Batch, expected: Expected) -> Tensor:
     """Returns the logits `(B, S, V)` of the full-length model in which what `expected` says is hidden, averaged or frozen."""
     family = FAMILIES[batch.kind]
     with ExitStack() as stack:
-        masks: dict[nn.Module, Any] = _in_llm(stack, family.language(model), batch, expected)
+        if family.cut:
+            stack.enter_context(keys_hidden(_in_tower(stack, family, model, batch, expected)))
+            return cut_logits(model, family.language(model), batch.inputs, batch.positions, expected)
+        masks: dict[nn.Module, Any] = _in_llm(stack, family, family.language(model), batch, expected)
         masks.update(_in_tower(stack, family, model, batch, expected))
         stack.enter_context(keys_hidden(masks))
         return model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits
@@ -124,7 +128,7 @@ def keys_hidden(masks: Mapping[nn.Module, Tensor | list[Tensor]]) -> Iterator[No
     assert not unmet, f"keys_hidden: {', '.join(sorted(set(unmet)))} did not ask transformers for its attention function: nothing is hidden"
 
 
-def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -> dict[nn.Module, Tensor]:
+def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expected: Expected) -> dict[nn.Module, Tensor]:
     """Hooks the LLM's layers until `stack` is closed; returns their masks."""
     visible, visual = batch.valid, batch.visual
     length = visible.shape[1]
@@ -144,12 +148,17 @@ def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -
             visible = visible & keep if at == number else visible
         for at, wanted in expected.positions:
             positions = wanted if at == number else positions
-        seen = (distance >= 0) & (distance < (window_of(language.config, number) or length)) & visible[:, None, :]
+        kinds: Any = getattr(language.config, "layer_types", None)
+        together = family.together(visual, kinds[number] if kinds else "full_attention")
+        near = (distance < (window_of(language.config, number) or length))[None]
+        seen = (distance >= 0)[None] & near
+        if together is not None:
+            seen = seen | (together if family.whole_images else together & near)
+        seen = seen & visible[:, None, :]
         if expected.unseen is not None:
             seen = seen & ~expected.unseen
         masks[layer] = (seen | diagonal)[:, None]  # no row without a key
-        kinds: Any = getattr(language.config, "layer_types", None)
-        typed = {"layer_type": kinds[number]} if language.config.model_type == "gemma3_text" else {}
+        typed = {"layer_type": kinds[number]} if language.config.model_type.startswith("gemma") else {}
 
         def enter(
             module: nn.Module,
@@ -169,11 +178,20 @@ def _in_llm(stack: ExitStack, language: Any, batch: Batch, expected: Expected) -
                 kwargs = {**kwargs, "position_embeddings": language.rotary_emb(hidden, positions, **typed)}
             return (hidden, *args[1:]), kwargs
 
+        if number == 0:  # what enters the LLM, before anything else is made of it
+            stack.callback(language.register_forward_pre_hook(partial(_at_the_boundary, enter), with_kwargs=True).remove)
+            enter = partial(enter, averages=[], given=[])  # type: ignore[assignment]
         stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
         if number in expected.freeze:
             freeze = layer.register_forward_hook(lambda module, args, output: torch.where(visual[..., None], args[0], output))
             stack.callback(freeze.remove)
     return masks
+
+
+def _at_the_boundary(enter: Callable[..., Any], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Applies to the embeddings what happens in front of layer 0; its positions are set by that layer's own hook."""
+    (hidden,), _ = enter(module, (kwargs["inputs_embeds"],), {}, positions=None)
+    return args, {**kwargs, "inputs_embeds": hidden}
 
 
 def window_of(config: Any, layer: int) -> int | None:
@@ -281,7 +299,8 @@ def spots(batch: Batch) -> list[Spot]:
             token = packed[:, 3] == 0
             rank = token.long().cumsum(0) - 1
             ends = (~token).nonzero()[:, 0]
-            starts = [int((packed[:, 0] == 0).sum()), *(ends[:-1] + 1).tolist()][: len(ends)]
+            canvas = int((packed[:, 0] == 0).sum()) if packed[:, 0].max() > 0 else 0  # an image of one view has no thumbnail
+            starts = [canvas, *(ends[:-1] + 1).tolist()][: len(ends)]
             view, row_of, column = packed[token, :3].T
             grids = torch.tensor(FAMILIES[batch.kind].grids(shot))
             first = grids.prod(1).cumsum(0) - grids.prod(1)

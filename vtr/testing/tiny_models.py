@@ -15,15 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
-from vtr.testing.joined import InternVL
-from vtr.testing.qwen import QwenVL
+from vtr.testing.joined import Gemma3, Gemma4, InternVL
+from vtr.testing.onevision import LlavaNextVideo, OneVision
+from vtr.testing.pixtral import Pixtral
+from vtr.testing.qwen import GlmV, Qwen35, QwenVL
+from vtr.testing.smolvlm import SmolVLM
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
 ONE = ((4, Shot(96, 30), 6),)
 ONE_EACH = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 5))
 WITH_TEXT_ONLY = ((4, Shot(40, 90), 6), (9,), (3, Shot(96, 30), Shot(48, 48), 5))
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Arguments with an entry for every token of a prompt."""
 
 FAMILIES: dict[str, Family] = {
@@ -32,19 +35,35 @@ FAMILIES: dict[str, Family] = {
     "llava_next": LlavaNext(),
     "llava_qwen": Llava(backbone="qwen2"),
     "llava_next_siglip": LlavaNext(siglip=True),
+    "llava_next_video": LlavaNextVideo(),
+    "llava_onevision": OneVision(),
+    "llava_onevision_max": OneVision(limit=1),
     "internvl": InternVL(),
+    "smolvlm": SmolVLM("smolvlm"),
+    "idefics3": SmolVLM("idefics3"),
+    "gemma3": Gemma3(),
+    "gemma4": Gemma4(),
+    "gemma4_small": Gemma4(small=True),
+    "gemma4_unified": Gemma4(unified=True),
+    "mistral3": Pixtral(2),
+    "llava_pixtral": Pixtral(1),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),
     "qwen3_vl": QwenVL("qwen3_vl"),
     "qwen3_vl_moe": QwenVL("qwen3_vl_moe"),
+    "qwen3_5": Qwen35(),
+    "qwen3_5_moe": Qwen35(moe=True),
+    "glm4v": GlmV(),
+    "glm4v_moe": GlmV(moe=True),
 }
 """Kind -> family. Their models have `model.config._attn_implementation`, and take `input_ids`, `attention_mask` and `pixel_values`."""
 KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
 OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
-MECHANISMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
-"""One per mechanism beyond LLaVA's: joined tower, packed tower with windows, features added behind the LLM's first layers."""
+MECHANISMS = ("llava_onevision_max", "internvl", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+"""One per mechanism beyond LLaVA's: views of different grids, joined tower, images that see themselves in windows, packed tower with windows,
+features added behind the LLM's first layers, layers of linear attention."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -150,7 +169,8 @@ class Batch:
 
     def followed_by(self, tokens: Tensor) -> Batch:
         """The same prompts with generated tokens `(B, T)` at their end."""
-        new = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": torch.zeros_like(tokens)}
+        zeros = torch.zeros_like(tokens)
+        new = {"input_ids": tokens, "attention_mask": zeros + 1, "mm_token_type_ids": zeros, "token_type_ids": zeros}
         return self.changed(**{name: torch.cat([self.inputs[name], new[name]], 1) for name in PER_TOKEN if name in self.inputs})
 
 
@@ -175,7 +195,7 @@ def batch_of(
         for part in row:
             if isinstance(part, Shot):
                 before, behind = family.around()
-                prompt += [*before, *[IMAGE] * len(packing(kind, part)), *behind]
+                prompt += [*before, *family.placeholders(part, len(packing(kind, part))), *behind]
                 images.append(family.pixels(part, random))
             else:
                 prompt += torch.randint(5, 90, (part,), generator=random).tolist()
@@ -191,8 +211,8 @@ def batch_of(
     if images:
         inputs["pixel_values"] = torch.cat(images).to(dtype)
         inputs |= family.beside([shot for row in shots for shot in row])
-    if family.typed:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    if family.types is not None:
+        inputs[family.types] = (ids == IMAGE).int()
     return Batch(kind, inputs, tuple(shots))
 
 

@@ -135,5 +135,8 @@ class View:
         if self.only is not None:
             return own[self.only[group]]
         if any(grid != own[0] for grid in own):
-            raise VtrError(f"the views of an image have different grids, {', '.join(map(str, dict.fromkeys(own)))}, where one is needed")
+            raise VtrError(
+                f"the views of an image have different grids, {', '.join(map(str, dict.fromkeys(own)))}, where one is needed; use a method that "
+                "sees tokens alone, such as 'divprune'"
+            )
         return own[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def state_of(states: Any, cache: Any, batch: int, length: int) -> Decoding | Non
     if state is None:
         return None
     if not (state.static and length == 1):  # a compiled decode step must not ask the device
-        held, had = int(cache.get_seq_length()), state.valid[0].shape[1]
+        held, had = int(cache.get_seq_length()), state.valid[state.counted].shape[1]
         if held == 0:
             del states[cache]
             return None
@@ -57,7 +58,7 @@ def _crop(state: Decoding, count: int) -> None:
     """Forgets the last `count` keys of every layer."""
     state.valid = shared(state.segment, [v[:, : v.shape[1] - count] for v in state.valid])
     state.where = shared(state.segment, [w[:, : v.shape[1]] for w, v in zip(state.where, state.valid, strict=True)])
-    state.logical = min(state.logical, state.valid[0].shape[1] + state.dropped)
+    state.logical = min(state.logical, state.valid[state.counted].shape[1] + state.dropped)
 
 
 def check_prefill(
@@ -85,6 +86,16 @@ def check_prefill(
             f"vtr: a static cache of {cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
             "count removed tokens; use a dynamic cache"
         )
+    hybrid = any(map(host.linear, range(host.llm_layers)))
+    if before and hybrid and len(kwargs["inputs_embeds"]) > 1:
+        raise VtrError(
+            f"vtr: a later turn with images in a batch leaves filler between the turns, which layers of linear attention on {host.name} would "
+            "read; pass the whole text without a cache, or one prompt at a time"
+        )
+    if cache is not None and cache.is_compileable and hybrid:
+        raise VtrError(
+            f"vtr: a static cache of {host.name}, whose layers of linear attention hold states, cannot follow a removal; use a dynamic cache"
+        )
     packed = [name for name in PACKING if kwargs.get(name) is not None]
     if packed:
         raise VtrError(
@@ -106,7 +117,8 @@ def check_unknown(cache: Any) -> None:
     """
     if isinstance(vars(cache).get("update"), Refusal):  # says so itself, and better
         return
-    lengths = {int(cache.get_seq_length(i)) for i in range(len(cache.layers))} if hasattr(cache, "layers") else set()
+    layers = [i for i, layer in enumerate(getattr(cache, "layers", ())) if hasattr(layer, "get_seq_length")]
+    lengths = {int(cache.get_seq_length(i)) for i in layers}
     if len(lengths) > 1:
         raise VtrError(
             f"vtr: the layers of this KV cache hold {min(lengths)} to {max(lengths)} tokens, so a reduction shortened it, but what was removed "
@@ -124,7 +136,7 @@ def past_columns(
     Args:
         state: what an earlier reduced call left in the cache; before: tokens in front of this call.
         mask: attention mask of the call; see `own_columns`, which checks it.
-        held: keys of layer 0 in the cache.
+        held: keys in the cache, of the first layer that has any.
         batch, length: B and q of this call.
         layers: of the LLM; device: of the call.
     """
@@ -144,11 +156,11 @@ def past_columns(
         return list(state.valid)
     known = mask[:, :-length] if static else mask[:, : before if mask.shape[1] >= before + length else held]
     known = known.bool()
-    if not static and known.shape[1] == held < before:  # counted in keys of layer 0, as an own decode loop may do
-        where = key_columns(state, 0, held).to(known.device)
+    if not static and known.shape[1] == held < before:  # counted in keys of the cache, as an own decode loop may do
+        where = key_columns(state, state.counted, held).to(known.device)
         logical = torch.ones(batch, before + 1, dtype=torch.bool, device=known.device)
         known = logical.scatter(1, torch.where(where < 0, before, where), known)[:, :-1]
-    padded = torch.nn.functional.pad(known, (0, state.valid[0].shape[1] if static else 0), value=True)
+    padded = torch.nn.functional.pad(known, (0, state.valid[state.counted].shape[1] if static else 0), value=True)
     found: dict[int, Tensor] = {}
     for i in range(layers):
         number = state.segment[i]
@@ -158,8 +170,13 @@ def past_columns(
     return [found[number] for number in state.segment]
 
 
-def check_returned(call: Call, output: Any, layers: int) -> None:
+def check_returned(call: Call, output: Any, counted: Sequence[int]) -> None:
     """Compares the cache that came out of the language model with what this call was to leave in it; host integers only.
+
+    Args:
+        call: the call.
+        output: of the language model.
+        counted: layers that have keys.
 
     Raises:
         VtrError: another cache came out, or one of another length: this release of transformers works in a way that is not known here.
@@ -173,7 +190,7 @@ def check_returned(call: Call, output: Any, layers: int) -> None:
     assert cache is not None
     if cache.is_compileable:
         return
-    for i in range(layers) if call.prompt is not None else (0, layers - 1):
+    for i in counted if call.prompt is not None else (counted[0], counted[-1]):
         past = call.past[i]
         wanted, got = (0 if past is None else past.shape[1]) + call.now[i].shape[1], int(cache.get_seq_length(i))
         if got != wanted:
@@ -188,7 +205,8 @@ def store(states: Any, call: Call, host: Host) -> None:
     if call.prompt is not None:
         state.where = [all_columns(call, i) for i in range(layers)]
         state.logical = call.before + call.incoming
-        state.dropped += call.incoming - call.now[0].shape[1]
+        state.counted = host.counted
+        state.dropped += call.incoming - call.now[host.counted].shape[1]
     state.valid, state.segment, state.shift = valid, list(call.segment), list(call.positions.shift)
     if cache.is_compileable and not state.static:
         size = cache.get_max_length(0)

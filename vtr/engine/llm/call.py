@@ -25,7 +25,8 @@ class Decoding:
         where: per layer `(B, K)` int64, the logical column (counted as if nothing had been removed) of the first K keys, -1 for filler; keys
             behind them continue at `logical`. Layers between two removals share the tensor.
         logical: logical length where `where` ends.
-        dropped: logical minus physical length of layer 0; constant while decoding and when the cache is cropped.
+        counted: the first layer that has keys, whose length is the cache's; layers of linear attention have none.
+        dropped: logical minus physical length of that layer; constant while decoding and when the cache is cropped.
         static: the cache is compileable.
     """
 
@@ -34,6 +35,7 @@ class Decoding:
     shift: list[Tensor | None] = field(default_factory=list)
     where: list[Tensor] = field(default_factory=list)
     logical: int = 0
+    counted: int = 0
     dropped: int = 0
     static: bool = False
 
@@ -60,6 +62,7 @@ class Call:
         now_where: per layer `(B, S)` int64, original column in this call of every token there, -1 for filler; None = all columns in order.
         given: segment whose keys the model's own mask is made for, set once the boundary is passed.
         windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
+        own_masks: by type of layer, the 4-D masks of a model whose images see themselves, for all tokens of the call.
         masks: masks made so far, by segment.
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
     """
@@ -76,6 +79,7 @@ class Call:
     segment: list[int]
     given: int = 0
     windowed: bool = False
+    own_masks: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[tuple, Any] = field(default_factory=dict)
     prompt: Prompt | None = None
 

@@ -49,6 +49,7 @@ class Entry:
 
     Args:
         visual: `(B, q)` bool, placeholders of this call; None where none can be.
+        mask: attention mask of the base model.
         ids: `(B, q)` token ids, where a step asks for the question as text.
         encoded: what the tower left; comes while the base model runs if it encodes the images itself.
         expand: how often prompt rows repeat (beams).
@@ -60,6 +61,7 @@ class Entry:
     """
 
     visual: Tensor | None = None
+    mask: Any = None
     ids: Tensor | None = None
     encoded: Encoded | None = None
     expand: int = 1
@@ -77,7 +79,12 @@ def brings_images(host: Host, module: Any, args: tuple, kwargs: dict) -> bool:
         VtrError: videos come, and this host has none.
     """
     given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    made = given.get("mm_encoder_outputs") or {}
+    made = given.get("mm_encoder_outputs")
+    if isinstance(made, Tensor):
+        raise VtrError(
+            "vtr: mm_encoder_outputs must be what the model's encoding method returned, by kind, got a tensor; pass pixel_values"
+        )
+    made = made or {}
     if "video" not in host.encode and (given.get("pixel_values_videos") is not None or made.get("video")):
         raise VtrError(f"vtr: {host.name} is reduced on images only, got a video; pass its frames as images, or call the model without vtr")
     return given.get("pixel_values") is not None or bool(made.get("image"))
@@ -92,10 +99,11 @@ def continued(host: Host, states: Any, kwargs: dict, source: Tensor) -> dict:
         kwargs: arguments; source: `(B, q, ...)`, new tokens.
     """
     cache: Any = given_cache(kwargs)
-    state = states.get(cache) if cache is not None and host.next_positions is not None else None
-    if state is None or kwargs.get("position_ids") is not None or not cache.get_seq_length():
+    if host.next_positions is None or kwargs.get("position_ids") is not None or cache is None:
         return kwargs
-    assert host.next_positions is not None
+    state = states.get(cache)
+    if state is None or not cache.get_seq_length():
+        return kwargs
     (batch, length), before = source.shape[:2], int(cache.get_seq_length()) + state.dropped
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == before + length:

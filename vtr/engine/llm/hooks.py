@@ -16,7 +16,7 @@ from vtr.engine.llm.cache import check_prefill, check_returned, past_columns, st
 from vtr.engine.llm.call import Call, Decoding
 from vtr.engine.llm.entry import Entry, Generating, brings_images, check_history, continued, placeholders, repeats
 from vtr.engine.llm.lifetime import refuse_growth
-from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns
+from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns, own_masks
 from vtr.engine.llm.positions import Positions
 from vtr.engine.llm.prompt import Prompt
 from vtr.engine.llm.text_tower import Questions, TextTower
@@ -24,6 +24,7 @@ from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
+from vtr.ops.gather import take
 from vtr.plans import Plan, PlanStep
 from vtr.types import VtrError
 
@@ -106,7 +107,7 @@ class LlmHooks:
         source = ids if ids is not None else embeds
         kwargs = dict(kwargs)
         positions = kwargs.pop("visual_positions", None)
-        self.entry = entry = Entry(outer=self.entry)
+        self.entry = entry = Entry(outer=self.entry, mask=kwargs.get("attention_mask"))
         if source is not None:
             kwargs = continued(self.host, self.states, kwargs, source)
         if source is None or source.shape[1] == 1:
@@ -154,10 +155,11 @@ class LlmHooks:
             check_prefill(self.host, cache, state, call.before, entry.encoded, kwargs, self.needs_tower)
             call.prompt = Prompt(self.host, self.plan, entry, visual, valid, facts, call.positions, self.text_towers)
             if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
-                mask, features = self.host.beside
-                call.prompt.beside = Beside.of(kwargs[mask], kwargs[features])
-                kwargs = {**kwargs, mask: None, features: None}
+                call.prompt.beside = Beside.of(*(kwargs[name] for name in self.host.beside))
+                kwargs = {**kwargs, **dict.fromkeys(self.host.beside)}
             call.prompt.questions = self.questions.of(call.prompt) if self.text_towers else None
+            if self.host.bidirectional:
+                call.own_masks = own_masks(self.host, kwargs.get("attention_mask"), call.before)
             embeds = self._boundary(call.prompt, embeds)
             call.shortened(0)
         call.given = call.segment[0]
@@ -166,7 +168,12 @@ class LlmHooks:
         kwargs = dict(kwargs)
         kwargs["inputs_embeds"] = embeds
         kwargs["position_ids"] = call.positions.at(0)
-        if call.reduced:
+        if call.prompt is not None and call.prompt.short:
+            kwargs |= {name: take(kwargs[name], call.prompt.tokens.column) for name in self.host.per_token if kwargs.get(name) is not None}
+        if call.reduced and call.own_masks:
+            kinds = {self.host.layer_kind(i): i for i in reversed(range(len(self.blocks)))}
+            kwargs["attention_mask"] = {kind: mask(self.host, call, i, embeds) for kind, i in kinds.items()}
+        elif call.reduced:
             kwargs["attention_mask"] = columns(call, 0).to(torch.long)
         return args, kwargs
 
@@ -181,6 +188,8 @@ class LlmHooks:
         """
         batch, length = embeds.shape[:2]
         mask, held = kwargs.get("attention_mask"), cache.get_seq_length() if cache is not None else 0
+        if isinstance(mask, dict) and not (entry.alone or isinstance(entry.mask, dict)):
+            mask = entry.mask  # the base model made masks of it, in keys that are left
         static, dropped = state is not None and state.static, 0 if state is None else state.dropped
         visual = entry.visual if entry.visual is not None and length > 1 and entry.visual.shape == (batch, length) else None
         if visual is None:
@@ -188,7 +197,8 @@ class LlmHooks:
         held = int(held)
         valid = own_columns(mask, embeds, held + dropped, held, static)
         visual, packs = visual & valid, mask is None and (packs or self.host.language.backend.startswith("flash"))
-        facts = count_rows(visual, valid, kwargs.get("position_ids"), only_padding(mask, valid, held), packs)
+        plain = None if self.host.bidirectional else only_padding(mask, valid, held)
+        facts = count_rows(visual, valid, kwargs.get("position_ids"), plain, packs)
         acts = any(facts["visual"]) and bool(self.acts or self.needs_tower or entry.encoded is not None)
         return None if not acts and state is None else (valid, visual if acts else None, facts)
 
@@ -249,7 +259,9 @@ class LlmHooks:
                 return None
             kwargs = dict(kwargs)
             if call.reduced:
-                if call.segment[i] != call.given or (call.windowed and self.host.slides(i)):
+                if call.segment[i] != call.given or (
+                    call.windowed and self.host.slides(i) and self.host.layer_kind(i) not in call.own_masks
+                ):
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread
@@ -313,7 +325,7 @@ class LlmHooks:
         if output is None:  # an exception inside
             return
         if call.cache is not None and call.reduced:
-            check_returned(call, output, len(self.blocks))
+            check_returned(call, output, self.host.with_keys)
         if call.prompt is not None:
             if call.prompt.encoded is not None:
                 call.prompt.clock.extend(call.prompt.encoded.clock)

@@ -144,17 +144,69 @@ def columns(call: Call, layer: int) -> Tensor:
 
 def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = True) -> Any:
     """Returns the attention mask of a layer, made once per segment and type of layer; None where the backend needs none and `may_skip`."""
+    if layer not in host.with_keys and not host.linear(layer):  # keys of an earlier layer, maybe for the last tokens alone
+        every = hidden[:, :1].expand(-1, call.now[layer].shape[1], -1)
+        made = mask(host, call, host.keys_of(layer), every, may_skip)
+        return None if made is None else made[..., -hidden.shape[1] :, :]
     real = columns(call, layer).to(hidden.device)
+    if host.linear(layer):  # tokens of this call alone; a single one is none of padding
+        return None if hidden.shape[1] == 1 else real[:, -hidden.shape[1] :].long()
+    kind = host.layer_kind(layer) if host.layer_kind(layer) in call.own_masks else ""
     slides = call.windowed and host.slides(layer)
-    key = ("mask", call.segment[layer], slides, may_skip, hidden.device)
+    key = ("mask", call.segment[layer], kind, slides, may_skip, hidden.device)
     if key not in call.masks:
-        if slides:
+        if kind:
+            count = hidden.shape[1] if call.cache is None else call.cache.get_mask_sizes(hidden.shape[1], layer)[0]
+            call.masks[key] = of_what_is_left(call, call.own_masks[kind], hidden, count)
+        elif slides:
             count = hidden.shape[1] if call.cache is None else call.cache.get_mask_sizes(hidden.shape[1], layer)[0]
             where = all_columns(call, layer).to(hidden.device)
             call.masks[key] = host.window_mask(hidden, real[:, -count:], where[:, -count:])
         else:
             call.masks[key] = host.causal_mask(hidden, real, call.cache, layer, may_skip)
     return call.masks[key]
+
+
+def own_masks(host: Host, given: Any, before: Any) -> dict[str, Tensor]:
+    """Returns the masks by type of layer that a model whose images see themselves made for a prompt; none for
+    a type of layer in which every token sees what is before it.
+
+    Raises:
+        VtrError: they cannot follow a removal: keys of an earlier turn come first, or the attention backend takes none.
+    """
+    masks = given if isinstance(given, dict) else {}
+    found = {kind: made for kind, made in masks.items() if isinstance(made, Tensor) and made.ndim == 4}
+    if found and int(before):
+        raise VtrError(
+            f"{host.name}: a later turn with an image cannot be reduced, since its tokens see each other; "
+            "pass the whole text without a cache"
+        )
+    if host.language.backend.startswith("flash"):
+        raise VtrError(
+            f"{host.name}: {host.language.backend} takes no mask in which tokens of an image see each other; use attn_implementation='sdpa'"
+        )
+    return found
+
+
+def of_what_is_left(call: Call, full: Tensor, hidden: Tensor, keys: int) -> Tensor:
+    """Returns rows and columns of a mask that the model made for its whole prompt.
+
+    Args:
+        call: whose prompt says which tokens are left.
+        full: `(B or 1, 1, q, q or more)`, bool or additive.
+        hidden: `(B, S, D)`, the tokens left.
+        keys: keys of the cache, at least S; those behind are hidden.
+    """
+    assert call.prompt is not None
+    column, valid = call.prompt.tokens.column.to(hidden.device), call.prompt.tokens.valid.to(hidden.device)
+    seen = visible(full.to(hidden.device)).expand(len(column), -1, -1, -1)
+    rows = seen.gather(2, column[:, None, :, None].expand(-1, 1, -1, seen.shape[3]))
+    both = rows.gather(3, column[:, None, None].expand(-1, 1, column.shape[1], -1)) & valid[:, None, None]
+    both = both | torch.eye(column.shape[1], dtype=torch.bool, device=column.device)  # no row without a key
+    both = torch.nn.functional.pad(both, (0, keys - column.shape[1]))
+    if full.dtype == torch.bool:
+        return both
+    return torch.zeros(both.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~both, torch.finfo(hidden.dtype).min)
 
 
 def key_columns(state: Decoding, layer: int, count: int) -> Tensor:

@@ -83,7 +83,7 @@ class Prompt(Shrinking):
         first = torch.where(visual, column, valid.shape[1]).amin(1, keepdim=True)
         self.read = readable(entry, self.text, valid, column, first)
         text = self.text & self.read
-        after = text & (column > first)
+        after = text & (column > first) & ~self._inside()
         self.instruction = torch.where(after.any(1, keepdim=True), after, text)
 
     def _place(self, visual: Tensor, valid: Tensor, placeholders: list[int], entry: Entry) -> None:
@@ -110,6 +110,14 @@ class Prompt(Shrinking):
         gid_of, self.line_of = (torch.where(visual, t.gather(1, rank), -1) for t in tables)
         column = torch.arange(valid.shape[1], device=device).expand_as(valid)
         self.tokens = Tokens(column, valid, gid_of, images)
+
+    def _inside(self) -> Tensor:
+        """Returns the columns `(B, q)` between the first and the last token of one image, break tokens and marks of tiles among them."""
+        gid, slots, count = self.tokens.gid_of, self.tokens.images.slots, len(self.tokens.images.layouts)
+        image = gid // slots  # -1 where there is none
+        before = image.cummax(1).values
+        behind = torch.where(gid >= 0, image, count).flip(1).cummin(1).values.flip(1)
+        return before == behind
 
     # ---- what stands around a step
     def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
@@ -293,7 +301,7 @@ def _projected(prompt: Prompt, layer: int, hidden: Tensor) -> Tap:
     attention, factors = language.attention(block), []
     prompt.probing = True
     with TAPS.watching(attention, lambda *seen: factors.append(seen[-1])):
-        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope)
+        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope, **language.extra())
     prompt.probing = False
     return Tap(prompt.tokens.snapshot(), *made, factors[0])
 

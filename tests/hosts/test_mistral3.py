@@ -1,0 +1,126 @@
+"""Mistral 3 and Pixtral inside LLaVA: images of any grid, rows closed by break tokens that are text, but no question."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import vtr
+from tests import probes
+from tests.fake_flash import flash_attention
+from tests.oracles import Setup, against_masks
+from tests.probes import EveryNth, Ragged, TowerTop
+from tests.tiny_models import WITH_TEXT_ONLY, batch_of, build, model_of
+from vtr.hosts import hf_mistral3
+from vtr.testing.pixtral import BREAK, END
+from vtr.testing.watching import removed_and_cached
+
+KINDS = ("mistral3", "llava_pixtral")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_any_grids_any_padding_and_rows_without_an_image(kind, pad):
+    setup = Setup(kind, dtype=torch.float64)
+    for plan in ([Ragged(), EveryNth(stage="prefill", layer=2)], [Ragged(stage="tower", layer=1), TowerTop(layer=2), EveryNth()]):
+        assert against_masks(setup, plan, setup.batch(*WITH_TEXT_ONLY, pad=pad)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_tower_under_flash_attention_equals_sdpa(kind):
+    setup, plan = Setup(kind, dtype=torch.float64), [Ragged(stage="tower", layer=1), TowerTop(layer=2)]
+    model, batch = setup.model, setup.batch()
+    found = []
+    for switch in (nullcontext(), flash_attention(model)):
+        with switch, vtr.reduced(model, plan):
+            found.append(model(**batch.inputs, use_cache=False).logits[:, -3:])
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lost", ["order", "mask", "positions"])
+def test_planted_mistakes_are_found(lost, monkeypatch):
+    """Patches in raster order, images that see each other, and rotary positions of patches that are gone."""
+    setup, plan = Setup("mistral3", dtype=torch.float64), [EveryNth(stage="tower", layer=1, stride=3), EveryNth(stride=2)]
+    tower, right = hf_mistral3.RasterTower, hf_mistral3.RasterTower._followed
+
+    def wrong(self, run, given):
+        if lost == "mask" and isinstance(given, torch.Tensor):
+            return torch.zeros_like(right(self, run, given))
+        if lost == "positions" and isinstance(given, tuple):
+            return tuple(table[: len(left)] for table, left in zip(given, right(self, run, given), strict=True))
+        return right(self, run, given)
+
+    monkeypatch.setattr(tower, "_followed", wrong)
+    if lost == "order":
+        monkeypatch.setattr(tower, "_order", lambda self, run: torch.arange(run.tokens.gid_of.shape[1] * self.joins))
+    assert not against_masks(setup, plan, setup.batch()) < 0.01
+
+
+def test_filler_of_pixel_values_changes_no_choice():
+    model, batch = model_of("mistral3"), batch_of("mistral3")
+    height, width = batch.inputs["image_sizes"][0].tolist()
+    alone = batch.row(0)
+    alone = alone.changed(pixel_values=alone.inputs["pixel_values"][..., :height, :width])
+    chosen = []
+    for one in (batch, alone):
+        with vtr.reduced(model, "random", keep=3) as reduction, torch.no_grad():
+            model(**one.inputs)
+        chosen.append(reduction.report().images[0].retained)
+    assert chosen[0] == chosen[1]
+
+
+def test_patches_that_become_no_token_close_the_tower():
+    setup = Setup("mistral3", dtype=torch.float64)
+    batch = setup.batch()
+    odd = batch.changed(image_sizes=batch.inputs["image_sizes"] + torch.tensor([[8, 0], [0, 0], [0, 0]]))
+    with (
+        vtr.reduced(setup.model, "visionzip", keep=3),
+        pytest.raises(vtr.VtrError, match="88 x 32 pixels has patches that become no token"),
+    ):
+        setup.model(**odd.inputs)
+    assert against_masks(setup, [EveryNth(stride=3)], odd) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_break_tokens_stay_and_are_no_question(kind):
+    model, batch = model_of(kind), batch_of(kind)
+    probes.OBSERVED.clear()
+    with torch.no_grad(), vtr.reduced(model, [EveryNth(stride=3), probes.Observe(stage="prefill", layer=2)]) as reduction:
+        model(**batch.inputs)
+    (view,) = probes.OBSERVED
+    ids = batch.inputs["input_ids"]
+    breaks = (ids == BREAK) | (ids == END)
+    for row, kept in enumerate(reduction.report().positions):
+        assert set(breaks[row].nonzero()[:, 0].tolist()) <= set(kept)
+    asked = [int(view.text.instruction[group].sum()) for group in range(3)]
+    assert asked == [6 + 1, 2 + 3 + 2, 2 + 3 + 2], "text behind the first image, and the end tokens of images"
+
+
+def test_without_image_sizes_nothing_is_filler():
+    model, batch = model_of("llava_pixtral"), batch_of("llava_pixtral")
+    inputs = dict(batch.inputs)
+    pixels = inputs["pixel_values"][:1, :, :48, :32]
+    ids = torch.tensor([[5, *[100] * 24, 6, 7]])
+    with vtr.reduced(model, "divprune", keep=5) as reduction, torch.no_grad():
+        model(input_ids=ids, pixel_values=pixels)
+    (image,) = reduction.report().images
+    assert (image.visual_tokens, len(image.retained)) == (24, 5)
+
+
+@pytest.mark.parametrize("name", ["visionzip", "pool", "sparsevlm"])
+def test_methods_leave_what_the_masked_model_sees(name):
+    settings = {"keep_ratio": 0.3} if name == "sparsevlm" else {"keep": 4}
+    removed, cached = removed_and_cached(vtr.create_method(name, **settings), "mistral3")
+    assert removed < 1e-6 and cached < 1e-6
+
+
+def test_what_it_cannot_do_is_refused_by_name():
+    for name, reason in [("tome", "one token grid"), ("resize", "stage 'input'"), ("expedit", "joins patches"), ("fastervlm", "CLS")]:
+        with pytest.raises(vtr.VtrError, match=reason):
+            vtr.plan(model_of("mistral3"), name, **({} if name == "expedit" else {"keep": 5}))
+
+
+def test_a_tower_that_loses_its_first_patch_is_refused():
+    with pytest.raises(vtr.VtrError, match="cuts off the first patch"):
+        vtr.host_of(build("llava_pixtral", vision_feature_select_strategy="default"))
