@@ -83,9 +83,10 @@ def qwen_vl(model: Any) -> Host:
 
 def _windows(visual: Any, side: int) -> dict[int, int]:
     """Returns the patches of a window for the blocks of Qwen2.5-VL's tower that attend inside windows."""
-    whole = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
-    across = side * (getattr(visual, "window_size", 0) // (side * visual.patch_size))
-    return {i: across**2 for i in range(len(visual.blocks)) if i not in whole}
+    if not hasattr(visual, "fullatt_block_indexes"):
+        return {}
+    across = side * (visual.window_size // (side * visual.patch_size))
+    return {i: across**2 for i in range(len(visual.blocks)) if i not in visual.fullatt_block_indexes}
 
 
 def _window_order(visual: Any, side: int) -> Any:
