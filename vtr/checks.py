@@ -49,18 +49,15 @@ def check_stage(method: Method, host: Host | DenseHost) -> None:
     Raises:
         VtrError: naming its stage.
     """
-    if method.stages and not set(method.stages) & set(host.stages):
-        raise VtrError(f"{method.name}: acts at stage {method.stages[0]!r}, but host {host.name!r} {_way_out(host)}")
-
-
-def _way_out(host: Host | DenseHost) -> str:
-    """Returns why a host lacks a stage, and what to do."""
-    if not isinstance(host, Host):
-        return "has no LLM; use a tower method such as 'expedit' or 'tome'"
-    known = f"has the stages {', '.join(host.stages)}"
-    if host.pixel_limits is not None:
-        return f"{known}; its processor makes images smaller: give --max-pixels, or that limit to the processor"
-    return f"{known}; use a method of one of them, such as 'uniform'"
+    if not method.stages or set(method.stages) & set(host.stages):
+        return
+    asked = f"{method.name}: acts at stage {method.stages[0]!r}, but"
+    if isinstance(host, DenseHost):
+        raise VtrError(f"{asked} host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'")
+    way = "use a method such as 'divprune'"
+    if host.pixel_limits is not None and "input" in method.stages:
+        way = "its processor makes images smaller: give --max-pixels, or that limit to the processor"
+    raise VtrError(f"{asked} {host.name!r} can be reduced at the {' and the '.join(host.stages)} only; {way}")
 
 
 def check_positions(method: Method, host: Host | DenseHost) -> None:

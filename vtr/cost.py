@@ -47,10 +47,12 @@ class TransformerShape:
         get: Callable[..., Any] = config.get if isinstance(config, Mapping) else lambda name, default=None: getattr(config, name, default)
         heads = get("num_attention_heads")
         hidden = get("hidden_size")
+        experts = (get("num_experts_per_tok") or 0) * (get("moe_intermediate_size") or 0)  # those that a token goes through
+        intermediate = experts + (get("shared_expert_intermediate_size") or 0) if experts else get("intermediate_size")
         return cls(
             layers=get("num_hidden_layers"),
             hidden=hidden,
-            intermediate=get("intermediate_size"),
+            intermediate=intermediate,
             heads=heads,
             kv_heads=get("num_key_value_heads") or heads,
             head_dim=get("head_dim") or hidden // heads,

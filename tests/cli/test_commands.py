@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.embedded import random_checkpoint
+from tests.embedded import random_checkpoint, random_internvl, random_qwen
 from vtr.cli import app
 from vtr.eval.run import results
 from vtr.registry import list_methods
@@ -61,6 +61,8 @@ def test_info_explains_every_setting(name):
 def test_models_lists_recipes(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert "llava-hf/llava-v1.6-vicuna-13b-hf" in vtr("models").stdout
+    rows = {line.split()[0]: " ".join(line.split()) for line in vtr("models").stdout.splitlines()}
+    assert rows["qwen2.5-vl-7b"].endswith("apache-2.0 15.4 any 4 to 16384") and rows["internvl3-8b"].endswith("16 x 16 <= 3328 (13 views)")
     listed = json.loads(vtr("models", "--json").stdout)
     assert {"name", "hub_id", "licence", "memory_gib", "tokens", "prompt"} <= set(listed[0])
 
@@ -220,3 +222,30 @@ def test_info_says_when_each_image_decides():
     for name, said in (("corematching", "none: each image decides"), ("fastv", "keep_ratio="), ("none", "none: the method has no budget")):
         shown = CliRunner().invoke(app, ["info", name])
         assert shown.exit_code == 0 and said in " ".join(shown.stdout.split()), shown.output
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "before", "kept"),
+    [(random_qwen, (), 24, 7), (random_qwen, ("--max-pixels", 48 * 48), 6, 5), (random_internvl, (), 45, 7)],
+)
+def test_run_on_images_of_any_size(scene, folder, arguments, before, kept):
+    place = ("--out", scene.parent / "pictures", "--model", folder(), "--image", scene, "--question", "what is this?")
+    said = json.loads(vtr("run", *place, "--method", "divprune", "--keep", kept, "--max-new-tokens", 2, *arguments, "--json").stdout)
+    assert said["visual_tokens"] == [before] and said["reduced"]["retained"] == [kept]
+    assert {f"--{name.replace('_', '-')}": said[name] for name in ("max_pixels",) if name in said} == dict(
+        zip(arguments[::2], arguments[1::2], strict=True)
+    )
+    assert Image.open(said["pictures"][0]).width >= 480
+
+
+def test_limits_of_pixels_are_recorded_and_refused_where_there_are_none(tmp_path):
+    arguments = ("--methods", "full,uniform", "--keep", 5, "--limit", 1, "--max-new-tokens", 2, "--max-pixels", 48 * 48)
+    vtr("eval", "--model", random_qwen(), "--out", tmp_path, *arguments)
+    written = [results.read_cell(path) for path in cells(tmp_path).values()]
+    assert [content["fingerprint"]["max_pixels"] for content in written] == [48 * 48] * 2
+    assert {sample["visual_tokens"][0] for content in written for sample in content["samples"]} == {9}
+    refused = vtr("eval", "--model", random_checkpoint(), "--out", tmp_path, *arguments, code=2)
+    assert "max_pixels: the processor of 'llava' has no such limit, got 2304; leave it out" in refused.output
+    image = ("--image", ROOT / "eval/examples/text-0.png", "--question", "?")
+    smaller = vtr("run", "--model", random_qwen(), *image, "--out", tmp_path, "--method", "resize", "--keep", 5, code=1)
+    assert "its processor makes images smaller: give --max-pixels" in " ".join(smaller.output.split())

@@ -131,4 +131,4 @@ def test_a_tower_that_loses_its_first_patch_is_refused():
 def test_a_picture_has_no_filler():
     inputs = {"pixel_values": torch.zeros(2, 3, 96, 96), "image_sizes": torch.tensor([[48, 32], [96, 96]])}
     settings = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    assert [own.shape for own in views_from_inputs(inputs, settings, [1, 1])] == [(1, 48, 32, 3), (1, 96, 96, 3)]
+    assert [own.shape for own in views_from_inputs(inputs, settings, [1, 1], [])] == [(1, 48, 32, 3), (1, 96, 96, 3)]

@@ -1,15 +1,22 @@
 """Recipes: what is shipped is complete and consistent, and a broken one says what is wrong."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from vtr.cost import TransformerShape, kv_bytes
+from vtr.eval.run.forecast import sketch
+from vtr.eval.run.workers import Setup
+from vtr.hosts._host import host_of
 from vtr.models.recipes import Recipe, find_recipe, list_recipes, load_recipe, with_settings
 from vtr.registry import list_hosts
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ["llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b", "tiny-llava", "tiny-llava-next", "tiny-vit-seg"]
+SHIPPED = [
+    *("internvl3-1b", "internvl3-2b", "internvl3-8b", "llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b"),
+    *("qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "tiny-llava", "tiny-llava-next", "tiny-vit-seg"),
+]
 GOOD = (ROOT / "models" / "llava-1.5-7b.yaml").read_text()
 
 
@@ -26,19 +33,33 @@ def test_what_is_shipped():
 def test_a_recipe_is_complete_and_consistent(name):
     recipe = find_recipe(name)
     assert isinstance(recipe, Recipe)
-    tokens = recipe.tokens
-    assert set(tokens) == {"patch_grid", "per_view", "most_views", "most", "newlines"}
-    assert tokens["per_view"] == tokens["patch_grid"][0] * tokens["patch_grid"][1]
-    assert tokens["most"] == tokens["per_view"] * tokens["most_views"]
-    assert recipe.image["size"][0] // recipe.image["patch"] == tokens["patch_grid"][0]
+    tokens, image, side = recipe.tokens, recipe.image, math.isqrt(recipe.tokens.get("joins", 1))
+    assert set(tokens) <= {"patch_grid", "per_view", "most_views", "most", "least", "newlines", "joins"}
     assert recipe.host in list_hosts()
+    if "patch_grid" in tokens:
+        assert tokens["per_view"] == tokens["patch_grid"][0] * tokens["patch_grid"][1]
+        assert tokens["most"] == tokens["per_view"] * tokens["most_views"]
+        assert image["size"][0] // image["patch"] == tokens["patch_grid"][0] * side
+    else:
+        unit = (image["patch"] * side) ** 2
+        assert (tokens["least"], tokens["most"]) == (image["min_pixels"] // unit, image["max_pixels"] // unit)
     mentioned = [part in recipe.prompt for part in ("<image>", "{question}")]
-    assert all(mentioned) if "llava" in recipe.host else recipe.prompt == ""
+    assert all(mentioned) if "llava" in recipe.host else recipe.prompt == "" or mentioned[1]
     assert tokens["newlines"] == (recipe.host == "llava_next")
 
 
-def test_memory_is_that_of_the_parameters():
-    assert find_recipe("llava-1.5-7b").memory_gib == pytest.approx(7_063_427_072 * 2 / 2**30, abs=0.05)
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("tiny") and not name.endswith("13b")])
+def test_the_config_of_a_recipe_is_the_model_that_it_speaks_of(name):
+    """Memory follows from the parameters, the grid and the joins from the host."""
+    recipe, model = find_recipe(name), sketch(Setup(name))
+    host = host_of(model)
+    assert recipe.memory_gib == pytest.approx(sum(weight.numel() for weight in model.parameters()) * 2 / 2**30, abs=0.05)
+    assert recipe.tokens.get("joins", 1) == host.tower.joins and recipe.image["patch"] == host.tower.patch_size
+    assert (tuple(recipe.tokens["patch_grid"]) if "patch_grid" in recipe.tokens else None) == host.tower.patch_grid
+    assert ("max_pixels" in recipe.image) == (host.pixel_limits is not None)
+
+
+def test_the_cache_of_a_known_model_is_as_large_as_is_known():
     assert kv_bytes(TransformerShape(32, 4096, 11008, 32, 32, 128), [576] * 32, 2) == 288 * 2**20
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtr.viz import Tile, contact_sheet, draw_patches, views_from_pixels
+from tests.embedded import random_internvl, random_qwen
+from vtr.viz import Tile, contact_sheet, draw, draw_patches, views_from_pixels
 
 
 def entry(**changes):
@@ -112,3 +113,27 @@ def test_contact_sheet_holds_every_tile():
     assert colors[(0, 0, 255)] == 200 * 100
     with pytest.raises(ValueError, match="has 1 tiles for 2 columns"):
         contact_sheet("t", ["a", "b"], [("r", [Tile(red, "x")])])
+
+
+@pytest.mark.parametrize(
+    ("folder", "grids"), [(random_qwen, {"patch_grid": [4, 6]}), (random_internvl, {"patch_grid": [3, 3], "views": 3})]
+)
+def test_a_picture_is_drawn_as_the_processor_shows_it(folder, grids):
+    """Packed patches and tiles are put together again: what is bright is where the image is."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder())
+    picture = Image.new("RGB", (96, 64) if "views" not in grids else (96, 48), "black")
+    picture.paste("white", (48, 0, 96, 64))
+    count = grids["patch_grid"][0] * grids["patch_grid"][1] * grids.get("views", 1)
+    shown = draw(picture, {"images": [entry(**grids, tokens=list(range(count)), retained=[])]}, processor=processor, view_px=96)
+    places = [(12, 36), (84, 36)] if "views" not in grids else [(48, 48), (96 + 12 + 48, 48)]
+    assert [shown.getpixel(place)[0] for place in places] == [0, 76]
+
+
+def test_many_views_stand_in_rows():
+    count = 7
+    whole = entry(views=count, tokens=list(range(16 * count)), retained=list(range(16 * count)))
+    picture = draw_patches(np.repeat(WHITE, count, 0), whole, view_px=32)
+    assert picture.size == (3 * 32 + 2 * 12, 3 * 32 + 2 * 12)
+    assert draw_patches(WHITE.repeat(4, 0), None, view_px=32).size == (4 * 32 + 3 * 12, 32)

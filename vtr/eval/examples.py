@@ -68,13 +68,14 @@ def answer_examples(
     """
     found = []
     for example in examples:
-        inputs = to_model(encode(processor, [example.question], [[open_image(example.file)]]), model)
+        picture = open_image(example.file)
+        inputs = to_model(encode(processor, [example.question], [[picture]]), model)
         outcomes, pictures = [], []
         for method in (None, *methods):
             outcome, report = ask(model, processor, inputs, method, max_new_tokens=16)
             outcomes.append(outcome)
             resized = method is not None and "input" in method.stages
-            views, image = views_of(model, processor, inputs)[0], report["images"][0] if report else None
+            views, image = views_of(model, processor, inputs, [picture])[0], report["images"][0] if report else None
             pictures.append(draw_patches(views, image, resized=resized))
             advance(1)
         found.append(Answered(example, outcomes, pictures))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 
 def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -24,27 +25,30 @@ def views_from_pixels(pixels: Any, mean: Sequence[float], std: Sequence[float]) 
     return (shown.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence[int]) -> list[np.ndarray]:
+def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence[int], images: Sequence[Image.Image]) -> list[np.ndarray]:
     """Returns the pictures that the tower sees, image by image.
 
     Args:
-        inputs: of a processor: `pixel_values` as `(V, 3, H, W)` with the views of all images one after the other (an image is the top left
-            corner that `image_sizes (N, 2)` names, where they are given), `(N, V, 3, H, W)` filled up to the image with most views, or
-            `(patches, values)` beside `image_grid_thw (N, 3)`.
+        inputs: of a processor: `pixel_values` as `(V, 3, H, W)` with the views of all images one after the other (beside `image_sizes (N, 2)` filled
+            up to the largest image), `(N, V, 3, H, W)` filled up to the image with most views, or `(patches, values)` beside
+            `image_grid_thw (N, 3)`. Of anything else the images themselves are returned.
         settings: the image processor.
         counts: views of every image.
+        images: what was given to the processor, RGB.
 
     Returns:
         Per image `(V, H, W, 3)` uint8.
     """
     pixels = inputs["pixel_values"]
+    if pixels.ndim not in (2, 4, 5):
+        return [np.asarray(image)[None] for image in images]
     if pixels.ndim == 2:
         found = _unpacked(_array(pixels), np.asarray(inputs["image_grid_thw"].tolist()), settings.patch_size, settings.merge_size)
     elif pixels.ndim == 4:
         ends = np.cumsum(counts).tolist()
         found = [pixels[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        if inputs.get("image_sizes") is not None:  # what is behind an image is filler
-            found = [own[..., :h, :w] for own, (h, w) in zip(found, inputs["image_sizes"].tolist(), strict=True)]
+        if inputs.get("image_sizes") is not None:
+            found = [own[..., :height, :width] for own, (height, width) in zip(found, inputs["image_sizes"].tolist(), strict=True)]
     else:
         found = [own[:count] for own, count in zip(pixels, counts, strict=True)]
     return [views_from_pixels(own, settings.image_mean, settings.image_std) for own in found]

@@ -60,7 +60,7 @@ def _views(picture: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarray
             {} if settings is processor or mark is None else {"text": mark}
         )  # a processor may tell its image processor more than it knows
         inputs = (processor if given else settings)(images=picture, **given, return_tensors="pt")
-        return views_from_inputs(inputs, settings, [entry["views"]])[0]
+        return views_from_inputs(inputs, settings, [entry["views"]], [picture])[0]
     if entry["views"] > 1:
         raise ValueError(
             f"draw: this image was shown in {entry['views']} views, got a picture; give processor=, or the pixels of the views"

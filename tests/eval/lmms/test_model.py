@@ -6,13 +6,14 @@ import re
 import socket
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 import vtr
-from tests.embedded import random_checkpoint
+from tests.embedded import random_checkpoint, random_internvl, random_qwen
 from vtr.data import shapes
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.runner import Runner, summarise
@@ -84,12 +85,20 @@ def test_tokens_are_measured_per_sample(lmms, reduced_model):
     assert json.dumps(logged)
 
 
-@pytest.mark.parametrize("next_", [False, True])
-def test_the_full_model_keeps_what_is_counted_without_newlines(lmms, next_):
-    model = lmms.Vtr(str(random_checkpoint(next_)), device="cpu")
+@pytest.mark.parametrize(
+    ("folder", "pixels", "tokens"),
+    [
+        (random_checkpoint, {}, 576),
+        (partial(random_checkpoint, True), {}, 2880),
+        (random_qwen, {"max_pixels": "2304"}, 9),
+        (random_internvl, {}, 45),
+    ],
+)
+def test_the_full_model_keeps_what_is_counted_without_newlines(lmms, folder, pixels, tokens):
+    model = lmms.Vtr(str(folder()), device="cpu", **pixels)
     model.task_dict = {"t": {"test": SAMPLES}}
     entry = model.generate_until([chat(lmms, 0, max_new_tokens=1)])[0].token_counts.measured
-    assert entry["visual_tokens"] == entry["retained_tokens"] == (2880 if next_ else 576)
+    assert entry["visual_tokens"] == entry["retained_tokens"] == tokens
     model.clean()
     assert not hasattr(model, "model")
 

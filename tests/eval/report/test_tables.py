@@ -7,7 +7,7 @@ import pytest
 from tests.eval.report.made import cell, table
 from vtr.eval.report import build, render
 from vtr.eval.report.section import Section
-from vtr.eval.report.tables import published_table
+from vtr.eval.report.tables import missing_baselines, published_table
 
 
 def cells_of(document, title, row):
@@ -157,3 +157,28 @@ def test_published_numbers_of_the_literature_are_found():
     line = cells_of(build([made]), "measured against published", "fastv")
     assert "52.7" in line["published (source)"].text and "2505.19536" in line["published (source)"].text
     assert line["sources disagree"].text
+
+
+def test_limits_of_pixels_tell_rows_apart_and_stand_for_resize():
+    few = {"max_pixels": 1000}
+    made = [
+        cell("full", 0.9),
+        cell("full", 0.6, fingerprint=few),
+        cell("fastv", 0.7, keep=64),
+        cell("fastv", 0.6, keep=64, fingerprint=few),
+    ]
+    section = Section(made)
+    assert sorted(section.labels.values()) == ["fastv", "fastv max_pixels 1000", "full", "full max_pixels 1000"]
+    rows = {label: row for row, label in section.labels.items()}
+    assert section.full(rows["fastv max_pixels 1000"]) is rows["full max_pixels 1000"] and section.full(rows["fastv"]) is rows["full"]
+    assert "resize" not in missing_baselines(section, list(rows.values())) and "resize" in missing_baselines(
+        Section(made[::2]), Section(made[::2]).rows
+    )
+
+
+def test_published_numbers_of_qwen_stand_beside_ours():
+    model = {"model": {"name": "Qwen/Qwen2.5-VL-7B-Instruct", "revision": "0"}}
+    means = {"visual_tokens": 1000.0, "retained": 200.0, "average_tokens": 200.0}
+    made = cell("divprune", 0.5, task="lmms:gqa", keep_ratio=0.2, fingerprint=model, summary=means)
+    line = cells_of(build([made]), "measured against published", "divprune")
+    assert line["published (source)"].text == "56.7 (2508.18264)"

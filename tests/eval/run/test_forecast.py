@@ -1,16 +1,24 @@
 """What is said before weights are loaded must be what is measured afterwards."""
 
-import pytest
+from dataclasses import replace
 
-from tests.embedded import random_checkpoint
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.embedded import random_checkpoint, random_internvl, random_qwen
 from vtr.eval.run import results
+from vtr.eval.run.asking import encode
 from vtr.eval.run.cells import Cell
-from vtr.eval.run.forecast import check_cells, estimate, forecast, misfits, sketch
+from vtr.eval.run.forecast import check_cells, estimate, forecast, misfits, sketch, tower_flops
 from vtr.eval.run.runner import Runner
 from vtr.eval.run.work import run_jobs
-from vtr.eval.run.workers import Job, LocalPool, Setup, describe
+from vtr.eval.run.workers import Job, LocalPool, Setup, describe, load
 from vtr.eval.tasks import get_task
+from vtr.hosts._host import host_of
 from vtr.models.loading import Checkpoint, find_checkpoint, identify, load_model
+from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method
 from vtr.types import VtrError
 
@@ -123,3 +131,65 @@ def test_an_estimate_counts_what_is_left(setup, tmp_path):
     after = estimate(jobs, tmp_path)
     assert after.finished == 1 and after.time.startswith(", about 0.0 h")
     assert after.tflops == pytest.approx(5 * after.lines[1].forecast.tflops)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pixels", "methods"),
+    [
+        (random_qwen, PixelLimits(), (None, create_method("divprune", keep=7), create_method("fastv", keep=5, layer=1))),
+        (random_qwen, PixelLimits(max_pixels=48 * 48), (None,)),
+        (random_internvl, PixelLimits(), (None, create_method("divprune", keep=7))),
+    ],
+)
+def test_the_images_of_a_task_decide_where_the_model_sets_no_limit(folder, pixels, methods):
+    setup = Setup(str(folder()), device="cpu", pixels=pixels)
+    runner = Runner(*load(setup), identify(find_checkpoint(setup.model)), "sdpa", "cpu", pixels=pixels)
+    for method in methods:
+        parts, said = runner.measure(cell(method)), forecast(setup, cell(method))
+        assert (said.retained, said.average) == pytest.approx((parts["summary"]["retained"], parts["summary"]["average_tokens"]))
+        assert not said.adaptive and {len(sample["visual_tokens"]) for sample in parts["samples"]} == {1}, "tiles are one image"
+        assert describe(setup).fingerprint(cell(method)) == parts["fingerprint"]
+        assert {name: parts["fingerprint"].get(name) for name in pixels.given} == pixels.given
+
+
+def test_limits_of_pixels_are_another_experiment():
+    prints = [
+        describe(Setup(str(random_qwen()), device="cpu", pixels=PixelLimits(max_pixels=most))).fingerprint(cell(None))
+        for most in (None, 4096)
+    ]
+    assert "max_pixels" not in prints[0] and prints[1] == {**prints[0], "max_pixels": 4096}
+    with pytest.raises(ValueError, match="max_pixels: the processor of 'llava' has no such limit"):
+        sketch(Setup(str(random_checkpoint()), pixels=PixelLimits(max_pixels=4096)))
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "most", "of_shapes"),
+    [
+        ("qwen2.5-vl-7b", PixelLimits(), 16384, 196),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", PixelLimits(max_pixels=100 * 28**2), 100, 100),
+        ("qwen3-vl-2b", PixelLimits(), 16384, 144),
+        ("internvl3-1b", PixelLimits(), 3328, 3328),
+    ],
+)
+def test_a_recipe_bounds_what_is_not_here(name, pixels, most, of_shapes):
+    setup, far = Setup(name, pixels=pixels), replace(SHAPES, name="far", remote=True)
+    found = [forecast(setup, Cell(None, task, limit=1)) for task in (SHAPES, far)]
+    assert [one.retained for one in found] == [of_shapes, most] and all(one.adaptive for one in found)
+
+
+def test_what_nothing_tells_is_unknown():
+    far = Cell(None, replace(SHAPES, name="far", remote=True))
+    assert forecast(Setup(str(random_internvl())), far) is None
+    assert forecast(Setup(str(random_qwen())), far).retained == 24
+
+
+@pytest.mark.parametrize("folder", [random_checkpoint, random_qwen, random_internvl])
+def test_flops_of_the_tower_are_those_of_its_products(folder):
+    model, processor = load_model(str(folder()), "cpu", attention="eager")
+    host, inputs = host_of(model), encode(processor, ["?"], [[Image.new("RGB", (96, 64))]])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs, logits_to_keep=1)
+    names = {id(module): f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    counted = sum(sum(counter.get_flop_counts()[names[id(block)]].values()) for block in host.tower.blocks)
+    (layout,) = host.images_of(inputs)
+    assert tower_flops(host, layout.grids) == counted / 2

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("pydantic")
 
+from tests.embedded import random_qwen
 from tests.eval.sweep.test_reading import GOOD, write
 from vtr.eval.run.cells import plan_cells
 from vtr.eval.run.forecast import forecast
@@ -166,3 +167,14 @@ def test_a_model_may_have_its_own_budgets_and_dtype(tmp_path):
         ("tiny-llava", "auto", 64),
         ("tiny-llava-next", "float16", 640),
     }
+
+
+def test_a_model_may_stand_several_times_with_other_limits_of_pixels(tmp_path):
+    folder = random_qwen()
+    text = GOOD.replace("models: tiny-llava", f"max_pixels: 4096\nmodels: [{folder}, {{model: {folder}, max_pixels: 2304}}]").replace(
+        "[192, 64]", "[5]"
+    )
+    jobs = load_sweep(write(tmp_path, text)).jobs
+    assert {job.setup.pixels.max_pixels for job in jobs} == {4096, 2304}
+    with pytest.raises(SweepError, match="max_pixels: the processor of 'llava' has no such limit, got 4096; leave it out"):
+        load_sweep(write(tmp_path, "max_pixels: 4096\n" + GOOD))

@@ -101,7 +101,7 @@ def compare(
     whole, _ = ask(model, processor, inputs, None, max_new_tokens, repeats, step)
     counts = [image["visual_tokens"] for image in report["images"]]
     whole.retained, whole.average_tokens = counts, float(sum(counts))
-    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs))
+    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs, images))
 
 
 def ask(
@@ -172,7 +172,7 @@ def _report(reduction: Any) -> dict[str, Any]:
     return reduction.report().to_dict()
 
 
-def views_of(model: Any, processor: Any, inputs: Any) -> list[np.ndarray]:
+def views_of(model: Any, processor: Any, inputs: Any, images: Sequence[Image.Image]) -> list[np.ndarray]:
     """Returns the pixels of every image of one prompt as the tower saw them, `(V, H, W, 3)` uint8."""
     counts = [layout.views for layout in host_of(model).images_of(inputs)]
-    return views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts)
+    return views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts, images)

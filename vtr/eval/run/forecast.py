@@ -120,7 +120,7 @@ def forecast(setup: Setup, cell: Cell) -> Forecast | None:
     shape = TransformerShape.from_config(model.config.get_text_config())
     per_layer = planned.counts(largest.tokens)
     flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS)
-    flops += _tower_flops(host_of(model), largest.grids)
+    flops += tower_flops(host_of(model), largest.grids)
     return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA)
 
 
@@ -210,8 +210,11 @@ def _around(setup: Setup) -> Surroundings | None:
         return None
 
 
-def _tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
-    """Multiply-adds of the whole tower for one image; the weights of a block's matrices are its work for a token."""
+def tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
+    """Multiply-adds of the whole tower for one image with views of so many `(rows, cols)` tokens.
+
+    The weights of a block's matrices are its work for a token; inside windows a token sees a full one at most.
+    """
     tower, total = host.tower, 0.0
     for rows, cols in grids:
         patches = rows * cols * tower.joins
