@@ -47,7 +47,7 @@ def test_every_image_of_gemma_4_has_its_own_grid():
         ("gemma3", "fastervlm", "CLS token"),
         ("gemma4", "visionzip", "pads images"),
         ("gemma4_unified", "visionzip", "there is none"),
-        ("gemma4_small", "fastv", "has the stages boundary"),
+        ("gemma4_small", "fastv", "at the boundary only"),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(kind, name, reason):
