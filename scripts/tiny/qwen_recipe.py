@@ -60,14 +60,14 @@ class QwenTrainer(recipe.Trainer):
         self.precision = None if device == "cpu" else torch.bfloat16
         self.teacher = teacher.to(device).eval().requires_grad_(False) if teacher is not None else None
 
-    def batches(self, stage: Stage) -> Batches:
+    def batches(self, stage: Stage) -> Batches:  # type: ignore[override]  # stages of its own
         asking = self.tokenizer if stage.questions else None
         return Batches(asking, stage.steps, stage.batch, stage.canvas, stage.closeups, seed=self.seed, others=stage.others)
 
-    def groups(self, stage: Stage) -> list[dict]:
+    def groups(self, stage: Stage) -> list[dict]:  # type: ignore[override]  # stages of its own
         return [{"params": [*self.model.parameters(), *self.heads.parameters()], "scale": 1.0}]
 
-    def loss(self, stage: Stage, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, stage: Stage, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
         """Loss of one batch and, where nothing is pruned, the share of questions answered right per family (on fresh scenes)."""
         dice = Dice(self.seed << 8 | 255, step)
         rows, cols = (side // (MERGE * PATCH) for side in batch["pixels"].shape[-2:])
