@@ -11,10 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from scripts.pages.oracles import families, llava  # noqa: E402
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
     print(families() if "--families" in sys.argv[1:] else llava())
