@@ -1,15 +1,22 @@
 #!/usr/bin/env python
-"""Writes the README's table of methods from the registry: `make readme`. With --check it only tells whether the table is up to date."""
+"""Writes the README's tables of methods and models, and those of docs/models.md: `make readme`.
+
+With --check it only tells whether they are up to date.
+"""
 
 import sys
 from pathlib import Path
 
-import vtr
-from vtr.cli.list_ import facts, methods_table
-from vtr.eval.report.marked import with_block
-from vtr.registry import method_class
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+import vtr  # noqa: E402
+from scripts.pages import models  # noqa: E402
+from vtr.cli.list_ import facts, methods_table  # noqa: E402
+from vtr.eval.report.marked import with_block  # noqa: E402
+from vtr.registry import method_class  # noqa: E402
+
+README, MODELS = ROOT / "README.md", ROOT / "docs" / "models.md"
 
 
 def table() -> str:
@@ -18,18 +25,22 @@ def table() -> str:
     return methods_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
 
 
-def updated(readme: str) -> str:
-    """Returns the README with the table of this moment between its markers."""
-    return with_block(readme, "methods", table())
+def pages() -> dict[Path, str]:
+    """Returns the pages with the tables of this moment between their markers."""
+    readme = with_block(README.read_text(encoding="utf-8"), "methods", table())
+    readme = with_block(readme, "models", models.families_table(whole=False) + "\n\n" + models.not_hosted_table())
+    page = with_block(MODELS.read_text(encoding="utf-8"), "families", models.families_table())
+    return {README: readme, MODELS: with_block(page, "refused", models.methods_tables())}
 
 
 def main(arguments: list[str]) -> int:
-    old = README.read_text(encoding="utf-8")
-    new = updated(old)
+    old = {path: path.read_text(encoding="utf-8") for path in (README, MODELS)}
+    stale = {path: new for path, new in pages().items() if new != old[path]}
     if "--check" not in arguments:
-        README.write_text(new, encoding="utf-8")
-    elif new != old:
-        print("README.md: the table of methods is out of date; run `make readme`", file=sys.stderr)
+        for path, new in stale.items():
+            path.write_text(new, encoding="utf-8")
+    elif stale:
+        print(f"{', '.join(path.name for path in stale)}: tables out of date; run `make readme`", file=sys.stderr)
         return 1
     return 0
 

@@ -67,7 +67,7 @@ MAY_IMPORT = {
 UPKEEP_MAY_IMPORT = {
     "tiny": TOOLS | {"hosts", "eval"},
     "replay": ENGINE | {"methods", "registry", "ops", "types", "calibrate", "hosts"},
-    "pages": TOOLS | {"eval", "bench", "ops"},
+    "pages": TOOLS | {"eval", "bench", "ops", "hosts", "testing"},
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
 INDEPENDENT = ("cut", "families", "qwen", "joined", "onevision", "pixtral", "smolvlm", "tiny_models", "reference")

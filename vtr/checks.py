@@ -122,7 +122,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         )
     if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
         raise VtrError(
-            f"{name}: the tower of {host.name!r} joins patches, so that merged ones cannot be given back; use a method that restores nothing"
+            f"{name}: gives merged patches back, which the tower of {host.name!r} cannot take (it joins patches, or takes all images as one "
+            "sequence); use a method that restores nothing"
         )
     if step.stage == "prefill":
         deepest = geometry.llm_layers - 1

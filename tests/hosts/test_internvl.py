@@ -73,7 +73,7 @@ def test_what_it_cannot_do_is_refused_by_name():
         ("hired", "tiles"),
         ("tome", "scale"),
         ("resize", "stage 'input'"),
-        ("expedit", "joins patches"),
+        ("expedit", "gives merged patches back"),
     ]:
         with pytest.raises(vtr.VtrError, match=reason):
             vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))

@@ -131,7 +131,12 @@ def test_what_it_cannot_do_is_refused_by_name():
     with pytest.raises(vtr.VtrError, match="qwen2_vl is reduced on images only, got a video"), vtr.reduced(model, "divprune", keep=3):
         video = {"pixel_values_videos": torch.zeros(8, 384), "video_grid_thw": torch.tensor([[1, 2, 4]])}
         model(input_ids=torch.tensor([[5, 91, 101, 101, 92, 6]]), **video)
-    for name, reason in [("fastervlm", "CLS token"), ("expedit", "joins patches"), ("resize", "stage 'input'"), ("tome", "one token grid")]:
+    for name, reason in [
+        ("fastervlm", "CLS token"),
+        ("expedit", "gives merged patches back"),
+        ("resize", "stage 'input'"),
+        ("tome", "one token grid"),
+    ]:
         with pytest.raises(vtr.VtrError, match=reason):
             vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))
     with pytest.raises(vtr.VtrError, match="renumber"):

@@ -6,7 +6,7 @@ import torch
 import vtr
 from tests.oracles import Setup, against_masks
 from tests.probes import EveryNth, Ragged, TowerTop
-from tests.tiny_models import Shot, batch_of, generate, model_of
+from tests.tiny_models import Shot, batch_of, build, generate, model_of
 from vtr.testing.watching import removed_and_cached
 
 ROWS = ((4, Shot(96, 96), 6), (3, Shot(48, 96), 5), (7,))
@@ -58,6 +58,17 @@ def test_patches_in_raster_order_would_be_found(monkeypatch):
 
     monkeypatch.setattr(hf_smolvlm, "JoinedTower", raster)
     assert not against_masks(setup, plan, setup.batch()) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3", "mistral3"])
+def test_gradients_of_the_projector_have_nothing_of_what_is_gone(kind):
+    """In these families all units come back in front of the projector, where gaps are no values."""
+    model, batch = build(kind).requires_grad_(True), batch_of(kind)
+    labels = batch.inputs["input_ids"].masked_fill(batch.visual | ~batch.valid, -100)
+    with vtr.reduced(model, [TowerTop(), EveryNth(stride=2)]):
+        model(**batch.inputs, labels=labels).loss.backward()
+    wrong = [name for name, weight in model.named_parameters() if weight.grad is not None and not bool(weight.grad.isfinite().all())]
+    assert not wrong
 
 
 def test_hidden_pixels_close_the_tower():

@@ -71,7 +71,7 @@ class Encoding(Shrinking):
             raise ValueError(f"vtr: pixel_values must hold the {what} of the images, got {len(pixels)}; pass all outputs of the processor")
         images = Images.of(self.layouts, device)
         counts = torch.tensor(shares)
-        owner = torch.arange(len(shares)).repeat_interleave(counts)
+        owner = torch.arange(len(shares)).repeat_interleave(counts, output_size=sum(shares))
         place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
         sums = self._checksums(pixels) * (2 * place + 1).to(device, non_blocking=True)
         total = torch.zeros(len(self.layouts), dtype=torch.int64, device=device)

@@ -8,6 +8,6 @@ NOT_HOSTED = {
     "instructblip": "its Q-Former writes a fixed number of learned tokens, which stand for no patch",
     "llama4": "most layers attend in chunks of positions, which a removal would move",
     "gemma3n": "every layer mixes streams and embeddings of its own (AltUp, LAuReL), and its tower is a MobileNet without patches",
-    "paligemma": "the whole prompt sees itself, so that what later text attends to depends on the tokens removed before it",
+    "paligemma": "the whole prompt sees itself in both directions, which is followed for images (Gemma 3 and 4) only",
 }
 """Model type -> reason."""

@@ -129,7 +129,7 @@ class Tower(Stack):
         return None
 
     def full(self, output: Tensor, run: Any) -> Tensor:
-        """Returns the output of a `restore` module with all units, NaN where one is gone."""
+        """Returns the output of a `restore` module with all units, NaN where one is gone (see `gone`)."""
         raise NotImplementedError
 
     def seen(self, i: int, query: Tensor, key: Tensor, value: Tensor, run: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -203,7 +203,7 @@ class JoinedTower(Tower):
         return attend
 
     def full(self, output: Tensor, run: Any) -> Tensor:
-        units = _scattered(self.units(output, run), run)
+        units = _scattered(self.units(output, run), run, gone())
         patches = units.reshape(len(units), -1, output.shape[-1])[:, self.members.flatten().argsort().to(output.device)]
         return torch.cat([output[:, : self.prefix_tokens], patches], 1)
 
@@ -302,10 +302,15 @@ class PackedTower(Tower):
         return q, k, v
 
 
-def _scattered(units: Tensor, run: Any) -> Tensor:
-    """Returns the units `(R, S', D)` that are left as rows of the full grid `(R, S, D)`, NaN where a unit is gone."""
+def gone() -> float:
+    """What stands for a unit that is gone in front of the projector: NaN, or zero where NaN would reach the gradients of its weights."""
+    return 0.0 if torch.is_grad_enabled() else float("nan")
+
+
+def _scattered(units: Tensor, run: Any, blank: float = float("nan")) -> Tensor:
+    """Returns the units `(R, S', D)` that are left as rows of the full grid `(R, S, D)`, `blank` where a unit is gone."""
     area = run.tokens.gid_of.shape[1]
-    full = units.new_full((len(units), area + 1, units.shape[-1]), float("nan"))
+    full = units.new_full((len(units), area + 1, units.shape[-1]), blank)
     spot = torch.where(run.tokens.valid, run.tokens.column, area)
     return full.scatter(1, spot[..., None].expand(-1, -1, units.shape[-1]), units)[:, :-1]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import PackedTower, Stack, transformers_blocks
+from vtr.hosts._towers import PackedTower, Stack, gone, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -79,7 +79,7 @@ class RasterTower(PackedTower):
 
     def full(self, output: Tensor, run: Any) -> Tensor:
         units = self.units(output, run)[0]
-        full = units.new_full((run.tokens.gid_of.shape[1], units.shape[-1]), float("nan")).index_copy(0, run.tokens.column[0], units)
+        full = units.new_full((run.tokens.gid_of.shape[1], units.shape[-1]), gone()).index_copy(0, run.tokens.column[0], units)
         patches = full.view(-1, output.shape[-1])[self._order(run).argsort()]
         return patches.reshape(*output.shape[:-2], -1, output.shape[-1])
 

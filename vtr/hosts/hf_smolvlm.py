@@ -25,7 +25,7 @@ from vtr.types import VtrError
 def smolvlm(model: Any) -> Host:
     """All tiles in a row of `pixel_values`, those of one prompt, are the views of one image: nothing tells where an image of several begins.
 
-    Every tile stands between text of its own, which is never removed.
+    Every tile stands between text of its own, which is never removed. Text in front of the last tile of a prompt is no question to methods.
     """
     config, base = model.config, getattr(model, "model", model)
     vision, llm, tower = config.vision_config, base.text_model, base.vision_model

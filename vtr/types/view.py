@@ -51,8 +51,9 @@ def with_named_signals(method: str, select: Callable[[View], Any]) -> Callable[[
 class Text(NamedTuple):
     """Holds the text tokens of each group's prompt row at this point.
 
-    `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call; if there
-    is none, all real text of this call); the rest is system text. Never another image's tokens.
+    `tokens (G, M, D)`, `real (G, M)` bool, `instruction (G, M)` bool (real text after the first visual token of this call, without what
+    stands between tokens of one image, such as break tokens; if there is none, all real text of this call); the rest is system text. Never
+    another image's tokens.
     """
 
     tokens: Tensor

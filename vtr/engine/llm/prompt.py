@@ -37,7 +37,8 @@ class Prompt(Shrinking):
         text_towers: source -> `TextTower`, for steps that ask for an embedding of the question.
 
     Attributes:
-        text: `(B, q)` bool over original columns, real tokens that are not visual; `instruction`: those after the first visual token.
+        text: `(B, q)` bool over original columns, real tokens that are not visual; `instruction`: those after the first visual
+            token and between no two of one image.
         read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers.
         text_width: most text tokens of a row; unpadded: no row has padding.
         line_of: `(B, q)` int64 over original columns, `image * lines + line` of a newline token, -1 otherwise.

@@ -1,0 +1,71 @@
+"""The tables of oracles as markdown: LLaVA by oracle and precision, every other family by mechanism."""
+
+from __future__ import annotations
+
+import datetime
+
+import torch
+import transformers
+
+from vtr.markdown import markdown_table
+from vtr.testing import oracles, tiny_models
+from vtr.testing.compare import Setup
+
+COLUMNS = [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.float32), ("sdpa", torch.bfloat16)]
+
+
+def cell(name: str, kinds: tuple[str, ...], attention: str, dtype: torch.dtype) -> str:
+    """Returns the worst of all hosts."""
+    if (attention == "eager" and name in oracles.ONLY_SDPA) or (dtype == torch.bfloat16 and name in oracles.DISCRETE):
+        return "-"
+    worst = max(oracles.ORACLES[name](Setup(kind, attention, dtype)) for kind in kinds)
+    limit = oracles.tolerance(name, dtype)
+    return ("equal" if worst == 0 else f"{worst:.1e}") + ("" if worst <= limit else " (!)")
+
+
+MECHANISMS = {
+    "nothing removed": ("O1",),
+    "boundary": ("O3", "O3b", "O3c"),
+    "inside the LLM": ("O4",),
+    "frozen": ("O8",),
+    "tower": ("O9", "O9b"),
+    "batch = rows alone": ("O5",),
+    "decoding": ("O6",),
+    "static cache": ("O7",),
+    "beams, embeddings, lookup": ("O7b", "O7c", "O12b"),
+    "FlashAttention": ("O10",),
+    "second turn": ("O12",),
+}
+
+
+def of_family(kind: str, names: tuple[str, ...]) -> str:
+    """Returns the worst of some oracles on a kind of model, those that its host refuses left out."""
+    run = [name for name in names if name not in tiny_models.FAMILIES[kind].refused]
+    for name in set(names) - set(run):
+        assert oracles.judged(name, Setup(kind)) == 0, f"{kind}: {name} must be refused"
+    dtype = torch.float32 if kind.endswith("moe") else torch.float64
+    found = [(oracles.judged(name, Setup(kind, dtype=dtype)), oracles.tolerance(name, dtype, kind)) for name in run]
+    if not found:
+        return "refused"
+    worst = max(value for value, _ in found)
+    return ("equal" if worst == 0 else f"{worst:.0e}") + ("" if all(value <= limit for value, limit in found) else " (!)")
+
+
+def families() -> str:
+    """Returns the table of the other families by mechanism."""
+    body = [[f"`{kind}`", *(of_family(kind, names) for names in MECHANISMS.values())] for kind in tiny_models.OTHER_KINDS]
+    return f"{_versions()}.\n\n" + markdown_table(["kind", *MECHANISMS], body)
+
+
+def llava() -> str:
+    """Returns the table of LLaVA by oracle and precision."""
+    kinds, body = tiny_models.ALL_KINDS, []
+    for name, oracle in oracles.ORACLES.items():
+        title = (oracle.__doc__ or "").split("\n")[0].rstrip(".").replace("O", "**O", 1).replace(":", "**", 1)
+        body.append([title, *(cell(name, kinds, *column) for column in COLUMNS)])
+    header = ["oracle", *(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS)]
+    return f"{_versions()}; worst of {', '.join(kinds)}.\n\n" + markdown_table(header, body)
+
+
+def _versions() -> str:
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, {datetime.date.today()}"
