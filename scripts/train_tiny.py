@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Train the embedded checkpoints: `python scripts/train_tiny.py` writes models/tiny-llava and models/tiny-llava-next,
-`--model tiny-vit-seg` starts from the tower of models/tiny-llava and writes models/tiny-vit-seg.
+`--model tiny-vit-seg` starts from the tower of models/tiny-llava and writes models/tiny-vit-seg, `--model tiny-qwen-vl` starts from
+models/tiny-llava and writes models/tiny-qwen-vl.
 
 On CUDA when there is one (minutes), otherwise on the CPU (about two hours on two cores). Continues where it was stopped.
 """
@@ -9,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,15 +19,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.tiny import run, segmentation
+from scripts.tiny import qwen_run, run, segmentation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("tiny-llava", "tiny-vit-seg"), default="tiny-llava")
+    parser.add_argument("--model", choices=("tiny-llava", "tiny-vit-seg", "tiny-qwen-vl"), default="tiny-llava")
     parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="folder of tiny-llava; others lie beside it")
     parser.add_argument("--state", type=Path, default=Path("out/train-tiny"), help="training states and the log")
-    parser.add_argument("--stage", help="only this stage: tower, llava96, llava192 or next")
+    parser.add_argument(
+        "--stage", help="only this stage: tower, llava96, llava192, whole or next; qwen-tower, qwen96, qwen192 or qwen-whole"
+    )
+    parser.add_argument("--until", type=datetime.fromisoformat, help="tiny-qwen-vl: when its last stage ends, e.g. 2026-11-28T14:20")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -38,6 +43,9 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if given.model == "tiny-vit-seg":
         segmentation.train(given.out.with_name(given.model), given.state, given.out, given.device, given.seed)
+    elif given.model == "tiny-qwen-vl":
+        until = given.until.timestamp() if given.until else None
+        qwen_run.train(given.out.with_name(given.model), given.state, given.out, given.stage, given.device, given.seed, until)
     else:
         run.train(given.out, given.state, given.stage, given.device, given.seed)
 

@@ -165,7 +165,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             raise VtrError(f"{name}: {signal.kind} of a tower that joins patches has no row for a visual token; read the LLM")
         if signal.kind == "mlp_activation" and not tower and isinstance(host, Host) and host.language.down is None:
             raise VtrError(
-                f"{name}: needs what enters the last projection of an MLP, and the layers of {host.name!r} have several; use another method"
+                f"{name}: needs 'down_proj' of the MLP, the one projection behind its activation, which the layers of {host.name!r} lack; use "
+                "another method, such as 'uniform', or register a host that knows this one"
             )
         if signal.kind in ("cls_row", "cls_v") and not host.has_cls:
             raise VtrError(f"{name}: needs the CLS token, but the tower of {host.name!r} has none; use a method without {signal.kind}")

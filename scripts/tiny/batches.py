@@ -16,7 +16,7 @@ from vtr.data.scenes import CANVAS, COLORS, PITCH, SHAPES, SIGNS, SIZES, Dice, S
 from vtr.data.shapes import STREAMS
 
 from .model import CONTEXT, GRID, HEADS, LONGEST, PRESENT
-from .tokenizer import PATCH
+from .tokenizer import PATCH, VISION_END, VISION_START
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's, as the processor has them
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -129,7 +129,10 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
-        self.head = tokenizer("USER:")["input_ids"]  # <bos> USER:
+        start, self.tail = "", []
+        if VISION_START in tokenizer.get_vocab():
+            start, self.tail = f" {VISION_START}", [tokenizer.convert_tokens_to_ids(VISION_END)]
+        self.head = tokenizer("USER:" + start)["input_ids"]  # <bos> USER:
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -146,7 +149,8 @@ class Packer:
             places: where each unique object of an image is, by its name.
 
         Returns:
-            `ids`, `offset`, `question`, `target`, `family` `(B, T)` int64, `spots` `(B, T, 2)` float32 and `head` `(2,)`.
+            `ids`, `offset`, `question`, `target`, `family` `(B, T)` int64, `spots` `(B, T, 2)` float32, and `head` and
+            `tail`, the ids before and after an image.
         """
         rows: list[list[tuple[int, ...]]] = []
         for questions in asked:
@@ -172,7 +176,12 @@ class Packer:
             table[n, : len(row)] = row
         names = ("ids", "offset", "question", "target", "family")
         packed = {name: torch.from_numpy(table[..., n].copy()) for n, name in enumerate(names)}
-        return {**packed, "spots": torch.from_numpy(spot), "head": torch.tensor(self.head)}
+        return {
+            **packed,
+            "spots": torch.from_numpy(spot),
+            "head": torch.tensor(self.head),
+            "tail": torch.tensor(self.tail, dtype=torch.long),
+        }
 
 
 class Batches(Dataset):
@@ -187,11 +196,14 @@ class Batches(Dataset):
         anyres: give thumbnail and 2 x 2 crops `(B, 5, 3, h, w)` instead of one picture, without labels of patches.
         seed: seed of the run.
         split: random stream, `train` or `validation`.
+        others: None: windows lie anywhere in the grid. Otherwise every picture starts at its corner, and every second batch has one of
+            these canvases instead.
     """
 
-    def __init__(self, tokenizer, count: int, size: int, canvas: int, closeups=0, anyres=False, seed=0, split="train"):
+    def __init__(self, tokenizer, count: int, size: int, canvas: int, closeups=0, anyres=False, seed=0, split="train", others=None):
         self.packer = Packer(tokenizer) if tokenizer else None
         self.count, self.size, self.canvas, self.closeups, self.anyres = count, size, canvas, closeups, anyres
+        self.others = others
         self.stream = STREAMS[split] + (seed << 8) + (canvas << 20) + (bool(tokenizer) << 40)
 
     def __len__(self) -> int:
@@ -201,12 +213,14 @@ class Batches(Dataset):
         if self.anyres:
             return self._anyres(number)
         pixels, corners, labels, asked, places = [], [], [], [], []
+        canvas = self.others[number // 2 % len(self.others)] if self.others and number % 2 else self.canvas
         for n in range(number * self.size, (number + 1) * self.size):
             dice = Dice(self.stream, n)
-            closeup = dice.below(100) < self.closeups
-            scene, view = self._shown(dice, closeup)
+            closeup = dice.below(100) < self.closeups and canvas >= self.canvas
+            scene, view = self._shown(dice, closeup, canvas)
             cells = view.side // (PATCH * view.zoom)
-            corner = (dice.below(GRID - cells + 1), dice.below(GRID - cells + 1))
+            corner = (0, 0) if self.others is not None else (dice.below(GRID - cells + 1), dice.below(GRID - cells + 1))
+            whole = self.others is None or canvas == CANVAS
             picture = draw(scene)[view.top : view.top + view.side, view.left : view.left + view.side]
             pixels.append(normalised(picture, view.zoom))
             label = patch_labels(scene, view)
@@ -216,18 +230,18 @@ class Batches(Dataset):
             places.append({name: (np.array(at) - origin) * scale - 1 for name, at in spots(scene).items()})
             labels.append(label)
             corners.append(corner)
-            asked.append(ask(dice, scene, None if closeup else corner) if self.packer else [])
+            asked.append(ask(dice, scene, None if closeup or not whole else corner) if self.packer else [])
         batch = {name: torch.from_numpy(np.stack([label[name] for label in labels])) for name in labels[0]}
         batch |= {"pixels": torch.from_numpy(np.stack(pixels)), "corner": torch.tensor(corners)}
         return batch | (self.packer.pack(asked, places) if self.packer else {})
 
-    def _shown(self, dice: Dice, closeup: bool) -> tuple[Scene, View]:
+    def _shown(self, dice: Dice, closeup: bool, canvas: int) -> tuple[Scene, View]:
         """Returns a scene and what is shown of it; a close-up has half the side, and is a part of a scene only where nothing is asked."""
-        side = self.canvas // 2
+        side = canvas // 2
         if not self.packer:  # the tower learns to read from many signs
-            scene = compose(dice, self.canvas, free=True, more_signs=3)
-            return scene, View(dice.below(side + 1), dice.below(side + 1), side, 1) if closeup else View(0, 0, self.canvas, 2)
-        scene = compose(dice, side if closeup else self.canvas, free=True)
+            scene = compose(dice, canvas, free=True, more_signs=3 if self.others is None else 2)  # four take 30 ms to place
+            return scene, View(dice.below(side + 1), dice.below(side + 1), side, 1) if closeup else View(0, 0, canvas, 2)
+        scene = compose(dice, side if closeup else canvas, free=True)
         return scene, View(0, 0, scene.size, 1 if closeup else 2)
 
     def _anyres(self, number: int) -> dict[str, Tensor]:

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
-from .tokenizer import build_processor
+from .tokenizer import build_processor, build_qwen_processor
 
 
 def export(model, folder: Path) -> None:
     """Saves weights in fp16, configuration, generation settings, processor and tokenizer.
 
     Args:
-        model: trained tiny-llava or tiny-llava-next; not changed.
+        model: trained tiny-llava, tiny-llava-next or tiny-qwen-vl; not changed.
         folder: where to write; made if it is not there.
     """
-    is_next = model.config.model_type == "llava_next"
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder)
-    build_processor(next_=is_next).save_pretrained(folder)
+    kind = model.config.model_type
+    processor = build_qwen_processor() if kind == "qwen2_5_vl" else build_processor(next_=kind == "llava_next")
+    processor.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     config = json.loads(settings.read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every transformers release knows

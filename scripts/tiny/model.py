@@ -194,29 +194,34 @@ def anyres_layout(tokens: Tensor, newline: Tensor) -> Tensor:
     return torch.cat([tokens[:, 0], rows.flatten(1, 2)], dim=1)
 
 
-def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Answers several questions about each image in one sequence; no question sees another.
+def packed_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]):
+    """Runs the LLM on several questions about each image in one sequence; no question sees another.
 
     Args:
-        model: the LLaVA.
+        model: the LLaVA or Qwen2.5-VL.
         visual: projected visual tokens `(B, K, D)`, or None for no image.
-        visual_positions: position ids `(B, K)`, the first two positions belong to `<bos> USER:`.
+        visual_positions: position ids `(B, K)`, or `(3, B, K)` for M-RoPE.
         text: `ids`, `offset` (position inside its question), `question` (1-based, 0 for padding) and `target` (-100 where
-            there is nothing to predict), each `(B, T)`; `head` ids `(2,)`; `start`, the position of the first text token `(B,)`.
+            there is nothing to predict), each `(B, T)`; `head` and `tail`, ids before and after the image; `start`, the position of
+            the first token after the image `(B,)`.
 
     Returns:
-        Logits at the positions that have a target `(M, V)`, and the hidden states of the text at two thirds of the LLM's depth `(B, T, D)`.
+        The output of the LLM with all hidden states, and how many tokens come before the first question.
     """
     llm, embed = model.model.language_model, model.get_input_embeddings()
     batch, device = len(text["ids"]), text["ids"].device
-    head = text["head"].expand(batch, -1)
+    head, tail = text["head"].expand(batch, -1), text["tail"].expand(batch, -1)
+    after = text["start"][:, None] + torch.arange(tail.shape[1], device=device)
     parts, positions = [embed(head)], [torch.arange(head.shape[1], device=device).expand(batch, -1)]
     if visual is not None and visual_positions is not None:
         parts.append(visual.to(parts[0].dtype))
         positions.append(visual_positions)
+    parts.append(embed(tail))
     shared = sum(part.shape[1] for part in parts)
     parts.append(embed(text["ids"]))
-    positions.append(text["offset"] + text["start"][:, None])
+    positions += [after, text["offset"] + text["start"][:, None] + tail.shape[1]]
+    if visual_positions is not None and visual_positions.ndim == 3:
+        positions = [where if where.ndim == 3 else where.expand(3, -1, -1) for where in positions]
     question = F.pad(text["question"], (shared, 0))  # (B, S)
     real = F.pad(text["question"] > 0, (shared, 0), value=True)
     seen = (question[:, None] == 0) | (question[:, None] == question[:, :, None])  # (B, S, S)
@@ -224,7 +229,21 @@ def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text
     seen |= torch.eye(seen.shape[1], dtype=torch.bool, device=device)  # padding sees itself
     tokens = torch.cat(parts, 1)
     mask = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)[:, None]
-    positions_ids = torch.cat(positions, 1)
-    out = llm(inputs_embeds=tokens, attention_mask=mask, position_ids=positions_ids, use_cache=False, output_hidden_states=True)
-    middle = out.hidden_states[len(llm.layers) * 2 // 3][:, shared:]
+    where = torch.cat(positions, -1)
+    return llm(inputs_embeds=tokens, attention_mask=mask, position_ids=where, use_cache=False, output_hidden_states=True), shared
+
+
+def llm_pass(model, visual: Tensor | None, visual_positions: Tensor | None, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Answers several questions about each image, see `packed_pass`.
+
+    Returns:
+        Logits at the positions that have a target `(M, V)`, and the hidden states of the text at two thirds of the LLM's depth `(B, T, D)`.
+    """
+    out, shared = packed_pass(model, visual, visual_positions, text)
+    return packed_answers(model, out, shared, text)
+
+
+def packed_answers(model, out, shared: int, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns what `llm_pass` does, from what `packed_pass` gives."""
+    middle = out.hidden_states[len(model.model.language_model.layers) * 2 // 3][:, shared:]
     return model.lm_head(out.last_hidden_state[:, shared:][text["target"] >= 0]), middle

@@ -1,4 +1,4 @@
-"""Tokenizer and processors of the embedded checkpoints.
+"""Tokenizers and processors of the embedded checkpoints.
 
 Words of the benchmark's questions and answers are one token each; everything else is spelled (`cafe` is `c ##a ##f ##e`),
 so that any ASCII text can be read and printed words have to be read letter by letter.
@@ -16,6 +16,9 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 from vtr.data.questions import PLURALS
@@ -35,12 +38,19 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<eos>' }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-PIXELS, PATCH = 192, 8
+VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = QWEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+QWEN_TEMPLATE = CHAT_TEMPLATE.replace("<image>\n", VISION_START + IMAGE_PAD + VISION_END)
+PIXELS, PATCH, MERGE = 192, 8, 2
+FEWEST_PIXELS = 96 * 96
 PINPOINTS = [[192, 384], [384, 192], [384, 384]]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer that spells unknown words; lower case, left padding, adds `<bos>`."""
+def build_tokenizer(qwen: bool = False) -> PreTrainedTokenizerFast:
+    """Word-level tokenizer that spells unknown words; lower case, left padding, adds `<bos>`.
+
+    Args:
+        qwen: with the special tokens of Qwen2.5-VL around images, after all others.
+    """
     characters = sorted(set(string.printable[:95].lower()) - {" "})
     words = [*WORDS, *COLORS, *SHAPES, *PLURALS.values(), *SIZES, *SIGNS]
     entries = dict.fromkeys([*SPECIAL, *ROLES, *characters, *("##" + c for c in characters), *words])
@@ -53,13 +63,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     core.add_tokens([AddedToken(role, special=False, normalized=False) for role in ROLES])
+    named = {"image_token": "<image>"}
+    if qwen:
+        core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN])
+        named = {"image_token": IMAGE_PAD, "video_token": VIDEO_PAD}
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=named,
         padding_side="left",
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
@@ -86,6 +100,17 @@ def build_processor(next_: bool = False) -> LlavaProcessor | LlavaNextProcessor:
     if next_:
         return LlavaNextProcessor(image_processor=LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **common), **shared)
     return LlavaProcessor(image_processor=CLIPImageProcessor(**common), **shared)
+
+
+def build_qwen_processor() -> Qwen2_5_VLProcessor:
+    """Returns the processor of tiny-qwen-vl: images keep their shape, in steps of 16 pixels, with 192 x 192 pixels at most."""
+    grid = dict(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, min_pixels=FEWEST_PIXELS, max_pixels=PIXELS * PIXELS)
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**grid),
+        tokenizer=build_tokenizer(qwen=True),
+        video_processor=Qwen2VLVideoProcessor(**grid),
+        chat_template=QWEN_TEMPLATE,
+    )
 
 
 def spelled(tokens: list[str]) -> bool:

@@ -20,13 +20,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `steps` batches of `batch` scenes of `canvas` pixels, learning rate from `rate` down to a fiftieth."""
+    """One stage: `steps` batches of `batch` scenes of `canvas` pixels, learning rate from `rate` down to a fiftieth.
+
+    With a deadline, `share` is its part of the time, relative to the stages that are left, and `steps` are the most it makes.
+    """
 
     name: str
     steps: int
     batch: int
     canvas: int
     rate: float
+    share: float = 1.0
 
 
 class Training:
@@ -41,12 +45,16 @@ class Training:
         save_every_s: seconds between two saved states.
     """
 
+    precision: torch.dtype | None = torch.bfloat16  # of autocast
+    deadline: float | None = None  # when the last stage ends, as `time.time()` counts; every stage gets its `share` of the time then
+
     def __init__(self, model, folder: Path, stages, device: str = "cpu", seed: int = 0, save_every_s: int = 180):
         self.model, self.folder, self.stages = model.to(device), folder, stages
         self.device, self.seed, self.save_every_s = device, seed, save_every_s
         self.heads: Any = nn.Module()  # trained with the model, not part of it
         self.done = {stage.name: 0 for stage in stages}
         self.seconds = 0.0
+        self.clock: dict[str, list[float]] = {}  # when a stage began and when it ends, by the clock
         self.optimizer_state: dict | None = None
 
     def groups(self, stage) -> list[dict]:
@@ -73,6 +81,7 @@ class Training:
             "optimizer": optimizer.state_dict() if optimizer else None,
             "done": self.done,
             "seconds": self.seconds,
+            "clock": self.clock,
         }
         part = self.state_file.with_suffix(".part")
         torch.save(state, part)
@@ -86,6 +95,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"], strict=False)
         self.optimizer_state, self.seconds = state["optimizer"], state["seconds"]
+        self.clock = state.get("clock", {})
         self.done.update({name: steps for name, steps in state["done"].items() if name in self.done})
         log.info("resumed: %s", self.done)
         return True
@@ -123,8 +133,12 @@ class Training:
             task = progress.add_task(stage.name, total=stage.steps, completed=first)
             try:
                 for step, batch in enumerate(self._loader(stage, first), start=first):
+                    at = max(step, int(self._clock(stage) * stage.steps))
+                    if at >= stage.steps:
+                        self.done[stage.name] = stage.steps
+                        break
                     for group in optimizer.param_groups:
-                        group["lr"] = stage.rate * group["scale"] * schedule(step, stage.steps)
+                        group["lr"] = stage.rate * group["scale"] * schedule(at, stage.steps)
                     for name, value in self._step(stage, step, batch, optimizer).items():
                         scores[name].append(value)
                     self.done[stage.name] = step + 1
@@ -141,9 +155,19 @@ class Training:
                 self.seconds += time.monotonic() - saved
                 self.save(optimizer if stage.name in self.left else None)
 
+    def _clock(self, stage) -> float:
+        """Returns the share of a stage's time that is over: 0 where only its steps count."""
+        if self.deadline is None:
+            return 0.0
+        if stage.name not in self.clock:
+            now, shares = time.time(), [one.share for one in self.stages if one.name in self.left]
+            self.clock[stage.name] = [now, now + max(1e-9, self.deadline - now) * stage.share / sum(shares)]
+        begin, end = self.clock[stage.name]
+        return (time.time() - begin) / (end - begin)
+
     def _step(self, stage, step: int, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        with torch.autocast(self.device, dtype=torch.bfloat16):
+        with torch.autocast(self.device, dtype=self.precision, enabled=self.precision is not None):
             loss, scores = self.loss(stage, step, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

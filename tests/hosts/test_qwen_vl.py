@@ -141,7 +141,7 @@ def test_what_it_cannot_do_is_refused_by_name():
             vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))
     with pytest.raises(vtr.VtrError, match="renumber"):
         vtr.plan(model, "fastv", position_ids="renumber")
-    with pytest.raises(vtr.VtrError, match="last projection of an MLP"):
+    with pytest.raises(vtr.VtrError, match="needs 'down_proj' of the MLP"):
         vtr.plan(model_of("qwen3_vl_moe"), "corematching")
 
 

@@ -325,3 +325,20 @@ def transformers_blocks(module: Any, blocks: Sequence[Any], norms: tuple[str, st
         before_attention=attrgetter(norms[0]),
         before_mlp=attrgetter(norms[1]),
     )
+
+
+def llm_stack(llm: Any, before_mlp: str = "post_attention_layernorm", extra: Callable[[], Mapping[str, Any]] = dict) -> Stack:
+    """Returns an LLM of transformers as a stack, by the name of the norm in front of the MLP of its layers.
+
+    Args:
+        llm: with `layers`, and `norm` behind them.
+        before_mlp: name of that norm.
+        extra: see `Stack`.
+    """
+    dense = all(hasattr(getattr(layer, "mlp", None), "down_proj") for layer in llm.layers)
+    return Stack(
+        **transformers_blocks(llm, llm.layers, ("input_layernorm", before_mlp)),
+        down=attrgetter("mlp.down_proj") if dense else None,
+        norm=getattr(llm, "norm", None),
+        extra=extra,
+    )

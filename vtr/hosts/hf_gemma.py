@@ -8,14 +8,13 @@ Internals used: `model.model.{vision_tower, multi_modal_projector, language_mode
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
 
 from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import JoinedTower, RowTower, Stack, transformers_blocks
+from vtr.hosts._towers import JoinedTower, RowTower, llm_stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -40,11 +39,7 @@ def gemma3(model: Any) -> Host:
         model=model,
         base=base,
         projector=base.multi_modal_projector,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "pre_feedforward_layernorm")),
-            down=attrgetter("mlp.down_proj"),
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm, "pre_feedforward_layernorm"),
         tower=JoinedTower(
             **transformers_blocks(base.vision_tower, tower.encoder.layers, ("layer_norm1", "layer_norm2")),
             feature_layers=(len(tower.encoder.layers) - 1,),
@@ -91,12 +86,7 @@ def gemma4(model: Any) -> Host:
         model=model,
         base=base,
         projector=base.embed_vision,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "pre_feedforward_layernorm")),
-            down=None if getattr(text, "enable_moe_block", False) else attrgetter("mlp.down_proj"),
-            norm=getattr(llm, "norm", None),
-            extra=_no_shared_keys,
-        ),
+        language=llm_stack(llm, "pre_feedforward_layernorm", extra=_no_shared_keys),
         tower=RowTower(
             **transformers_blocks(base.embed_vision if tower is None else tower, () if tower is None else tower.encoder.layers, ("", "")),
             feature_layers=(0 if tower is None else len(tower.encoder.layers) - 1,),

@@ -13,7 +13,7 @@ import torch
 
 from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import JoinedTower, Stack, transformers_blocks
+from vtr.hosts._towers import JoinedTower, llm_stack
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -52,11 +52,7 @@ def internvl(model: Any) -> Host:
         model=model,
         base=base,
         projector=base.multi_modal_projector,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj") if hasattr(llm.layers[0].mlp, "down_proj") else None,
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm),
         tower=JoinedTower(
             module=tower,
             blocks=tower.encoder.layer,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Grid, Kind, Layout, views_of_one_image
-from vtr.hosts._towers import RowTower, Stack, transformers_blocks
+from vtr.hosts._towers import RowTower, llm_stack, transformers_blocks
 from vtr.hosts.hf_mistral3 import pixtral
 from vtr.registry import register_host
 from vtr.types import VtrError
@@ -49,11 +48,7 @@ def _tower_facts(model: Any) -> dict[str, Any]:
         model=model,
         base=base,
         projector=base.multi_modal_projector,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj"),
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm),
         tower=RowTower(
             **transformers_blocks(tower, encoder.layers, ("layer_norm1", "layer_norm2")),
             embeddings=getattr(getattr(tower, "vision_model", tower), "embeddings", None),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import PackedTower, Stack, gone, transformers_blocks
+from vtr.hosts._towers import PackedTower, gone, llm_stack
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -133,11 +133,7 @@ def _pixtral(model: Any, side: int) -> Host:
         model=model,
         base=base,
         projector=base.multi_modal_projector,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj"),
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm),
         tower=RasterTower(
             module=tower,
             blocks=tower.transformer.layers,

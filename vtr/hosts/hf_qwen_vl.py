@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import PackedTower, Stack, transformers_blocks
+from vtr.hosts._towers import PackedTower, llm_stack
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -46,17 +46,12 @@ def qwen_vl(model: Any) -> Host:
         deltas = deltas.repeat_interleave(len(columns) // len(deltas), dim=0)
         return (columns + deltas)[None].expand(3, -1, -1)
 
-    dense = all(hasattr(layer.mlp, "down_proj") for layer in llm.layers)
     return Host(
         name=config.model_type,
         model=model,
         base=base,
         projector=getattr(visual, "post_layernorm", visual.merger),  # what joins patches begins here
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj") if dense else None,
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm),
         tower=PackedTower(
             module=visual,
             blocks=visual.blocks,

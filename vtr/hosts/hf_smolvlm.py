@@ -8,7 +8,6 @@ Internals used: `model.model.{vision_model, connector, text_model}`, `connector.
 from __future__ import annotations
 
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
-from vtr.hosts._towers import JoinedTower, Stack, transformers_blocks
+from vtr.hosts._towers import JoinedTower, llm_stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
 
@@ -57,11 +56,7 @@ def smolvlm(model: Any) -> Host:
         model=model,
         base=base,
         projector=base.connector,
-        language=Stack(
-            **transformers_blocks(llm, llm.layers, ("input_layernorm", "post_attention_layernorm")),
-            down=attrgetter("mlp.down_proj"),
-            norm=getattr(llm, "norm", None),
-        ),
+        language=llm_stack(llm),
         tower=JoinedTower(
             **transformers_blocks(tower, tower.encoder.layers, ("layer_norm1", "layer_norm2")),
             feature_layers=(len(tower.encoder.layers) - 1,),
