@@ -8,6 +8,7 @@ import torch
 from transformers import StaticCache
 
 import vtr
+from tests.tiny_models import Shot, batch_of, model_of
 from vtr.bench import floors, schedule
 from vtr.bench.measure import image_span
 from vtr.bench.shapes import build, find_shape, prompts
@@ -47,7 +48,7 @@ def llava():
 
 @torch.no_grad()
 def cut(host, lengths, inputs, static=None):
-    visual = floors.encode(host, lengths, inputs["pixel_values"])
+    visual = floors.encode(host, lengths, inputs)
     logits, cache = floors.prefill(host, lengths, inputs, visual, image_span(host, inputs["input_ids"]), static)
     return logits, [layer.keys.shape[2] for layer in cache.layers]
 
@@ -98,10 +99,10 @@ def test_merging_inside_a_layer_and_smaller_images_are_seen(llava):
 def test_frozen_layers_under_another_backend_have_no_floor(llava):
     model, host, inputs = llava
     lengths = schedule.measure_schedule(model, inputs, vtr.create_method("shortv", layers=(1,)))
-    assert lengths.frozen == (1,) and floors.can_cut(host, lengths)
+    assert lengths.frozen == (1,) and floors.can_cut(host, lengths, lengths)
     model.set_attn_implementation("eager")
     try:
-        assert not floors.can_cut(host, lengths) and floors.can_cut(host, replace(lengths, frozen=()))
+        assert not floors.can_cut(host, lengths, lengths) and floors.can_cut(host, replace(lengths, frozen=()), lengths)
     finally:
         model.set_attn_implementation("sdpa")
 
@@ -127,3 +128,32 @@ def test_images_at_different_places_are_refused(llava):
     ids[1] = ids[1].roll(1)
     with pytest.raises(vtr.VtrError, match="one image at the same place"):
         image_span(host, ids)
+
+
+@pytest.mark.parametrize("kind", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_floor_of_another_tower_is_the_model_with_the_first_tokens(kind):
+    """Positions are counted through, as the floors do, and so are those of the model here; Qwen3-VL adds features behind LLM layers."""
+    model, host = model_of(kind), host_of(model_of(kind))
+    inputs = batch_of(kind, ((4, Shot(96, 48), 5), (4, Shot(96, 48), 5))).inputs
+    full = schedule.measure_schedule(model, inputs, None)
+    length = inputs["input_ids"].shape[1]
+    given = {"position_ids": torch.arange(length).expand(3, 2, -1)} if host.next_positions is not None else {}
+    with torch.no_grad():
+        expected = model(**inputs, **given, logits_to_keep=1).logits
+    assert (cut(host, full, inputs)[0] - expected).abs().max() < 1e-5
+    kept = schedule.kept_schedule(full, length - 18, 5)
+    assert set(cut(host, kept, inputs)[1]) == {length - 13}
+
+
+def test_a_tower_that_runs_as_a_whole_has_no_floor_with_removals_inside():
+    model, inputs = model_of("qwen2_5_vl"), batch_of("qwen2_5_vl", ((4, Shot(96, 48), 5),)).inputs
+    host, full = host_of(model), schedule.measure_schedule(model, inputs, None)
+    tower = schedule.measure_schedule(model, inputs, First(keep=5, stage="tower", layer=2))
+    assert tower.tower[:2] == full.tower[:2] and tower.tower[-1] == (20, 20)
+    assert not floors.can_cut(host, tower, full)
+    assert floors.can_cut(host, schedule.measure_schedule(model, inputs, First(keep=5)), full)
+
+
+def test_an_llm_of_another_kind_has_no_floors():
+    with pytest.raises(vtr.VtrError, match="bench: no floors can be cut by hand for 'gemma3'.*give --no-floors"):
+        floors.check_floors(host_of(model_of("gemma3")))

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scripts import speed_page
+from tests.embedded import random_internvl, random_qwen
 from vtr.cli import app
 
 
@@ -68,3 +69,19 @@ def test_evaluation_libraries_are_not_needed(tmp_path):
     code = f"import sys; [sys.modules.__setitem__(m, None) for m in {absent}]; from vtr.cli import app; app({command})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "tokens"), [(random_qwen, ("--max-pixels", 2304), 9), (random_internvl, (), 45)], ids=["qwen", "internvl"]
+)
+def test_checkpoints_with_images_of_any_size_are_timed(tmp_path, folder, arguments, tokens):
+    file = tmp_path / "own.json"
+    result = bench(
+        "--model", folder(), "--methods", "divprune,flowcut", "--keep", 4, "--repeats", 1, "--new-tokens", "1,2", *arguments, "--json", file
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(file.read_text())
+    assert content["model"]["tokens"] == tokens and {k: v for k, v in content["model"].items() if k == "max_pixels"} == dict(
+        zip(("max_pixels",), arguments[1:], strict=False)
+    )
+    assert [row["kind"] for row in content["cells"][0]["rows"]] == ["full", "kept floor", "method", "method"], "flowcut cuts the tower"

@@ -26,6 +26,8 @@ VALUES = {
     "longest": "1",
     "threads": "1",
     "file": "{new}",
+    "min_pixels": "9",
+    "max_pixels": "9",
     "device": "cpu",
     "dtype": "float32",
     "attention": "sdpa",

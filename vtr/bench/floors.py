@@ -5,7 +5,9 @@ Survivors are the first tokens of every row, which costs what any other choice w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,25 +15,77 @@ from torch import Tensor
 
 from vtr.bench.schedule import Schedule
 from vtr.hosts._host import Host
+from vtr.hosts._towers import RowTower
 from vtr.hosts._versions import cache_keyword
+from vtr.types import VtrError
 
 
-def can_cut(host: Host, schedule: Schedule) -> bool:
-    """Tells whether there is a floor for these lengths: frozen layers are cut by hand for SDPA only."""
-    return not schedule.frozen or host.attention_name(tower=False) == "sdpa"
+@dataclass(frozen=True)
+class Encoded:
+    """What enters the LLM: `visual (V, T, D)` or `(T, D)`, and the same for every LLM layer behind which the model adds features."""
+
+    visual: Tensor
+    beside: Sequence[Tensor] = ()
 
 
-def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
+def check_floors(host: Host) -> None:
+    """Refuses a model whose LLM cannot be run by hand as it runs by itself.
+
+    Raises:
+        VtrError: naming the host and the way out.
+    """
+    plain = all(host.layer_kind(i) == "full_attention" for i in range(host.llm_layers))
+    if not plain or host.bidirectional or host.shared or host.per_token:
+        raise VtrError(
+            f"bench: no floors can be cut by hand for {host.name!r}, whose LLM has other layers or arguments than LLaVA's; give --no-floors"
+        )
+
+
+def can_cut(host: Host, schedule: Schedule, full: Schedule) -> bool:
+    """Tells whether there is a floor for these lengths.
+
+    Frozen layers are cut by hand for SDPA and the rotary embedding of Llama only, towers of plain rows of patches only.
+
+    Args:
+        host: the model.
+        schedule: the lengths; full: those of the full model.
+    """
+    if schedule.frozen and (host.attention_name(tower=False) != "sdpa" or host.next_positions is not None):
+        return False
+    return _by_hand(host) or (schedule.grid, schedule.tower, schedule.projector) == (full.grid, full.tower, full.projector)
+
+
+def _by_hand(host: Host) -> bool:
+    """Whether the tower is run block by block; any other one runs as a whole, by the model's own method."""
+    return host.tower.embeddings is not None and isinstance(host.tower, RowTower)
+
+
+@torch.no_grad()
+def encode(host: Host, schedule: Schedule, inputs: Mapping[str, Tensor]) -> Encoded:
     """Runs tower and projector on the lengths of a schedule.
 
     Args:
         host: the model.
         schedule: lengths.
-        pixels: `(V, 3, H, W)`, one row per view; already small where the schedule has a grid.
-
-    Returns:
-        `(V, projector, D)`.
+        inputs: of the model, with `pixel_values`; already small where the schedule has a grid.
     """
+    if _by_hand(host):
+        pixels = inputs["pixel_values"]
+        return Encoded(_cut_tower(host, schedule, pixels.flatten(0, 1) if pixels.ndim == 5 else pixels))
+    own = getattr(host.base, host.encode["image"])
+    names = set(inspect.signature(own).parameters) & set(inputs)
+    found = own(**{name: inputs[name] for name in names})
+    beside = (getattr(found, "deepstack_features", None) or ()) if host.beside is not None else ()
+    return Encoded(_joined(getattr(found, "pooler_output", found)), [_joined(one) for one in beside])
+
+
+def _joined(features: Any) -> Tensor:
+    """Returns features of all images as one tensor; some releases have one per image."""
+    return torch.cat(list(features)) if isinstance(features, (list, tuple)) else features
+
+
+def _cut_tower(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
+    """Returns the projected tokens `(V, projector, D)` of pixel values `(V, 3, H, W)`."""
     tower = host.tower.module
     hidden = tower.embeddings(pixels, interpolate_pos_encoding=True) if schedule.grid else tower.embeddings(pixels)
     if hasattr(tower, "pre_layrnorm"):
@@ -53,7 +107,7 @@ def encode(host: Host, schedule: Schedule, pixels: Tensor) -> Tensor:
 
 
 def prefill(
-    host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], visual: Tensor, span: tuple[int, int], static: Any = None
+    host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], encoded: Encoded, span: tuple[int, int], static: Any = None
 ) -> tuple[Tensor, Any]:
     """Runs the LLM on the lengths of a schedule.
 
@@ -61,7 +115,7 @@ def prefill(
         host: the model.
         schedule: lengths.
         inputs: of the model; every row has its image at the same place.
-        visual: from `encode`.
+        encoded: from `encode`.
         span: first position of the image and the one behind its last.
         static: an empty static cache to fill; None makes one that grows.
 
@@ -73,11 +127,13 @@ def prefill(
     embed = host.language.module.get_input_embeddings()
     text = embed(torch.cat([ids[:, :start], ids[:, stop:]], 1))  # (B, T, D)
     count = schedule.llm[0] - text.shape[1]
-    tokens = visual.reshape(len(ids), -1, visual.shape[-1])[:, :count]
+    tokens = _first(encoded.visual, len(ids), count)
     if tokens.shape[1] < count:  # newline tokens, and tokens that are restored behind the projector
         tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, count - tokens.shape[1], -1)], 1)
     hidden = torch.cat([text[:, :start], tokens, text[:, start:]], 1)
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    if host.next_positions is not None:  # time, row and column
+        positions = positions[None].expand(3, -1, -1)
     rope = host.language.module.rotary_emb(hidden, position_ids=positions)
     cache = host.new_cache() if static is None else static
     mask = None
@@ -92,12 +148,20 @@ def prefill(
             hidden = _frozen(host, layer, i, hidden, rope, cache, (start, length - behind))
         else:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, use_cache=True, **{cache_keyword(): cache})
+        if i < len(encoded.beside):
+            stop = length - behind
+            hidden[:, start:stop] += _first(encoded.beside[i], len(ids), stop - start)
     return host.model.lm_head(host.language.module.norm(hidden[:, -1:])), cache
 
 
+def _first(features: Tensor, rows: int, count: int) -> Tensor:
+    """Returns the first `count` visual tokens of every prompt `(B, count, D)`."""
+    return features.reshape(rows, -1, features.shape[-1])[:, :count]
+
+
 def _cut(tensor: Tensor, length: int, behind: int) -> Tensor:
-    """Returns, along dimension 1, the first tokens and the `behind` last."""
-    return torch.cat([tensor[:, : length - behind], tensor[:, tensor.shape[1] - behind :]], 1)
+    """Returns, along the last dimension but one, the first tokens and the `behind` last."""
+    return torch.cat([tensor[..., : length - behind, :], tensor[..., tensor.shape[-2] - behind :, :]], -2)
 
 
 def _frozen(host: Host, layer: Any, i: int, hidden: Tensor, rope: tuple[Tensor, Tensor], cache: Any, span: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.bench.floors import can_cut, encode, next_token, prefill
+from vtr.bench.floors import can_cut, check_floors, encode, next_token, prefill
 from vtr.bench.record import FLOOR, KEPT, METHOD
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
@@ -111,12 +111,14 @@ def run_cell(
             rows.remove(row)
         advance(row.name)
     if floors:
-        assert rows[0].schedule is not None
+        check_floors(host)
+        full = rows[0].schedule
+        assert full is not None
         start, stop = image_span(host, pool[0]["input_ids"])
-        kept = kept_schedule(rows[0].schedule, pool[0]["input_ids"].shape[1] - (stop - start), keep)
+        kept = kept_schedule(full, pool[0]["input_ids"].shape[1] - (stop - start), keep)
         rows.insert(1, Row(KEPT, KEPT, schedule=kept))
         others = dict.fromkeys(row.schedule for row in rows if row.kind == METHOD and row.schedule is not None and row.schedule != kept)
-        rows += [Row(FLOOR, FLOOR, schedule=schedule) for schedule in others if can_cut(host, schedule)]
+        rows += [Row(FLOOR, FLOOR, schedule=schedule) for schedule in others if can_cut(host, schedule, full)]
         for row in [row for row in rows if row.kind in (KEPT, FLOOR)]:
             _warm_up(host, row, pool[0], new_tokens)
             advance(row.name)
@@ -171,17 +173,17 @@ def _floor_prefill(
     host: Host, schedule: Schedule, inputs: Mapping[str, Tensor], watch: Stopwatch | None = None, static: Any = None
 ) -> Callable[[], Any]:
     """Returns a prefill cut by hand, ready to run; pixel values are made small here, outside of it."""
-    span, pixels = image_span(host, inputs["input_ids"]), inputs["pixel_values"]
-    pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
+    span = image_span(host, inputs["input_ids"])
     if schedule.grid:
-        size = [side * host.tower.patch_size for side in schedule.grid]
-        pixels = torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)
+        size, pixels = [side * host.tower.patch_size for side in schedule.grid], inputs["pixel_values"]
+        pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
+        inputs = {**inputs, "pixel_values": torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)}
 
     def run() -> tuple[Tensor, Any]:
-        visual = encode(host, schedule, pixels)
+        encoded = encode(host, schedule, inputs)
         if watch is not None:
             watch.mark("encoded")
-        return prefill(host, schedule, inputs, visual, span, static)
+        return prefill(host, schedule, inputs, encoded, span, static)
 
     return run
 

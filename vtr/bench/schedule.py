@@ -23,8 +23,9 @@ class Schedule:
 
     Args:
         grid: `(rows, cols)` of patches when images are made smaller in front of the tower, else None.
-        tower: per tower layer that runs, tokens of a view in front of its attention and of its MLP, prefix tokens included.
-        projector: tokens of a view that are projected.
+        tower: per tower layer that runs, patches of a view in front of its attention and of its MLP, prefix tokens included; of all images where
+            the tower takes them as one sequence.
+        projector: rows of them that are projected.
         llm: length of the sequence at every LLM layer, text included.
         frozen: LLM layers that compute text tokens only.
     """
@@ -50,8 +51,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         host = self.host
-        patches = host.tower.embeddings.patch_embedding
-        self._undo.append(patches.register_forward_pre_hook(self._see_pixels).remove)
+        if "input" in host.stages:  # images may be made smaller there
+            self._undo.append(host.tower.embeddings.patch_embedding.register_forward_pre_hook(self._see_pixels).remove)
         self._undo.append(host.projector.register_forward_pre_hook(self._see_projector).remove)
         for table, modules in (
             (self.attention, host.tower.blocks),
@@ -68,7 +69,7 @@ class Watch:
 
     def _see(self, table: dict[int, int], i: int) -> Callable[[Any, tuple, dict], None]:
         def hook(_module: Any, args: tuple, kwargs: dict) -> None:
-            table[i] = (args[0] if args else kwargs["hidden_states"]).shape[1]
+            table[i] = (args[0] if args else kwargs["hidden_states"]).shape[-2]
 
         return hook
 
@@ -76,7 +77,7 @@ class Watch:
         self.pixels = (args[0].shape[-2], args[0].shape[-1])
 
     def _see_projector(self, _module: Any, args: tuple) -> None:
-        self.projector = args[0].shape[1]
+        self.projector = args[0].shape[-2]
 
     def schedule(self, lengths: Sequence[int] | None = None, frozen: Iterable[int] = ()) -> Schedule:
         """Returns the lengths that were seen.
@@ -85,9 +86,9 @@ class Watch:
             lengths: of the LLM's layers when some of them are frozen, whose input is shorter than the sequence.
             frozen: those layers.
         """
-        rows, cols = (side // self.host.tower.patch_size for side in self.pixels)
+        seen = tuple(side // self.host.tower.patch_size for side in self.pixels)
         return Schedule(
-            grid=None if (rows, cols) == self.host.tower.patch_grid else (rows, cols),
+            grid=None if seen in ((0, 0), self.host.tower.patch_grid) else (seen[0], seen[1]),
             tower=tuple((self.attention[i], self.mlp[i]) for i in sorted(self.attention)),
             projector=self.projector,
             llm=tuple(lengths) if lengths is not None else tuple(self.llm[i] for i in sorted(self.llm)),

@@ -71,6 +71,18 @@ def make(name: str, keep: int, asked: Asked, layers: int) -> Method:
     return create_method(name, **({"keep": keep} if cls.takes_budget else {}), **settings)
 
 
+def tokens_of(model: Any, inputs: Mapping[str, Any]) -> int:
+    """Returns the most visual tokens that an image can have, or those of the image in some inputs where the checkpoint does not limit it.
+
+    Raises:
+        VtrError: not a multimodal model.
+    """
+    host = host_of(model)
+    if not isinstance(host, Host):
+        raise VtrError(f"bench: {host.name} has no LLM, and prefill and decode are what is timed; give a multimodal model")
+    return int(host.most_tokens or host.images_of(inputs)[0].tokens)
+
+
 def find_counts(model: Any, asked: Asked, tokens: int, source: str, trained: Any, prompts: Sequence[Any], there: int) -> Counts:
     """Measures the counts of data-dependent methods on a trained checkpoint.
 

@@ -7,13 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, Quiet, method_settings, out, parse_list, progress, refuse_unused, reported, spinner
+from vtr.cli._common import (
+    Attention,
+    Device,
+    Dtype,
+    MaxPixels,
+    MinPixels,
+    Quiet,
+    method_settings,
+    out,
+    parse_list,
+    progress,
+    refuse_unused,
+    reported,
+    spinner,
+)
 
 SAMPLES = 5
 USED = {
     "--model": (
         *("model", "methods", "keep", "batch", "new_tokens", "repeats", "minutes", "floors", "compiled", "schedule", "settings"),
-        *("threads", "file", "device", "dtype", "attention", "quiet"),
+        *("threads", "min_pixels", "max_pixels", "file", "device", "dtype", "attention", "quiet"),
     ),
     "--ops": ("ops", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
 }
@@ -47,6 +61,8 @@ def bench(
     longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -57,6 +73,7 @@ def bench(
 
     from vtr.bench.session import Asked
     from vtr.models.loading import check_attention, check_device
+    from vtr.models.pixels import PixelLimits
 
     if model is None and not ops:
         raise ValueError("bench: nothing to do; give --model or --ops")
@@ -88,20 +105,24 @@ def bench(
     if ops:
         _ops(place, dtype, repeats, longest, file, quiet)
     if model is not None:
-        _model(model, asked, place, dtype, check_attention(attention), schedule, file, quiet)
+        limits = PixelLimits(min_pixels, max_pixels)
+        _model(model, asked, place, dtype, check_attention(attention), schedule, limits, file, quiet)
 
 
-def _model(name: str, asked: Any, device: str, dtype: str, attention: str, schedule: str | None, file: Path | None, quiet: bool) -> None:
+def _model(
+    name: str, asked: Any, device: str, dtype: str, attention: str, schedule: str | None, limits: Any, file: Path | None, quiet: bool
+) -> None:
     from vtr.bench import shapes
     from vtr.bench.record import to_text
-    from vtr.bench.session import ALL, bench_model, dtype_of, find_counts
-    from vtr.hosts._host import host_of
+    from vtr.bench.session import ALL, bench_model, dtype_of, find_counts, tokens_of
     from vtr.models.loading import find_checkpoint, identify
 
     if ALL not in asked.methods:
         asked.names  # noqa: B018  refuses unknown names before anything is loaded
     counts = None
     if name in shapes.SHAPES:
+        for option, value in limits.given.items():
+            raise ValueError(f"{option}: shape {name!r} has images of one size, got {value}; leave it out, or give a checkpoint")
         shape = shapes.find_shape(name)
         chosen = dtype_of(dtype, device, shape.dtype)
         shapes.check_fits(shape, chosen, device, max(asked.batches), max(asked.new_tokens))
@@ -114,14 +135,15 @@ def _model(name: str, asked: Any, device: str, dtype: str, attention: str, sched
             with spinner(f"counts of {source}", quiet):
                 trained, processor = _trained(source, device, dtype, attention)
                 prompts = _real_prompts(trained, processor, 1, SAMPLES)
-                counts = find_counts(model, asked, shape.tokens, source, trained, prompts, host_of(trained).most_tokens)
+                counts = find_counts(model, asked, shape.tokens, source, trained, prompts, tokens_of(trained, prompts[0]))
                 del trained
     else:
         if schedule is not None:
             raise ValueError(f"--schedule: is for shapes with random weights, got --model {name}, which counts for itself; leave it out")
-        model, processor = _trained(name, device, dtype, attention)
+        model, processor = _trained(name, device, dtype, attention, limits)
         pool = lambda size: _real_prompts(model, processor, size, _pool_size(asked))  # noqa: E731
-        facts = {"name": identify(find_checkpoint(name))["name"], "random": False, "tokens": host_of(model).most_tokens}
+        tokens = tokens_of(model, pool(1)[0])
+        facts = {"name": identify(find_checkpoint(name))["name"], "random": False, "tokens": tokens, **limits.given}
     with progress(quiet) as bars:
         task = bars.add_task(name, total=None)
         save = lambda record: _write(file, to_text(record)) if file else None  # noqa: E731
@@ -130,10 +152,10 @@ def _model(name: str, asked: Any, device: str, dtype: str, attention: str, sched
     _print_cells(record, file)
 
 
-def _trained(name: str, device: str, dtype: str, attention: str) -> tuple[Any, Any]:
+def _trained(name: str, device: str, dtype: str, attention: str, limits: Any = None) -> tuple[Any, Any]:
     from vtr.models.loading import load_model
 
-    return load_model(name, device, dtype, attention)
+    return load_model(name, device, dtype, attention, pixels=limits)
 
 
 def _real_prompts(model: Any, processor: Any, size: int, count: int) -> list[dict[str, Any]]:

@@ -48,8 +48,8 @@ def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
         checkpoint, recipe: of the model.
         task, limit: what is asked.
     """
-    if host.most_tokens is not None:
-        return _views(host, host.most_tokens)
+    if host.most_tokens is not None and host.most_tokens % host.tower.area == 0:
+        return _views(host, host.most_tokens, host.most_tokens // host.tower.area)
     processor = _processor(checkpoint)
     if processor is not None:
         limit_pixels(host, processor, setup.pixels)
@@ -62,15 +62,13 @@ def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
         if not task.remote:
             tokens = max(min(_covering(size, unit, least), tokens) for size in _sizes(task, limit))
         return Largest(tokens, ((1, tokens),), bound=True)
-    most = recipe.tokens.get("most") if recipe is not None else None
-    return _views(host, most, bound=True) if most and host.tower.patch_grid is not None else None
+    known = recipe.tokens if recipe is not None else {}
+    return _views(host, known["most"], known["most_views"], bound=True) if known else None
 
 
-def _views(host: Host, tokens: int, bound: bool = False) -> Largest:
-    """Returns an image whose views all have the one grid of the tower."""
-    grid = host.tower.patch_grid
-    assert grid is not None
-    return Largest(tokens, (grid,) * -(-tokens // host.tower.area), bound)
+def _views(host: Host, tokens: int, views: int, bound: bool = False) -> Largest:
+    """Returns an image of so many views that are alike."""
+    return Largest(tokens, (host.tower.patch_grid or (1, -(-tokens // views)),) * views, bound)
 
 
 def _limits(host: Host, asked: PixelLimits, processor: Any, recipe: Recipe | None) -> tuple[int, int]:
