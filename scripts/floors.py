@@ -24,6 +24,7 @@ def floors(
     against: Annotated[str | None, typer.Option(help="Checkpoint whose reading must be reached, e.g. tiny-llava.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of `random`, separated by commas.")] = "0,1,2",
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples of each family.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of an image of the benchmark, of which the budgets are shares.")] = 576,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 16,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -33,7 +34,7 @@ def floors(
     """Measure full, random and none on shapes and compare with the floors; exit code 1 when one is missed."""
     setup = Setup(model, device, dtype, attention, batch_size, share_tower=True)  # scores, not times
     run = lambda cells, name: run_cells(cells, replace(setup, model=name), folder, quiet)  # noqa: E731
-    measured = measure(run, model, against, parse_list(seeds, int, "--seeds"), limit)
+    measured = measure(run, model, against, parse_list(seeds, int, "--seeds"), limit, tokens)
     out.print(floor_table(measured))
     for floor in measured.floors:
         out.print(f"{'[green]pass  [/]' if floor.passed else '[red]MISSED[/]'} {floor.rule}: {floor.found}", soft_wrap=True)

@@ -20,7 +20,14 @@ from vtr.markdown import markdown_table
 from vtr.types import Budget
 from vtr.types.naming import FULL
 
-KEEPS = (288, 192, 128, 64, 32, 16)
+SHARES = (2, 3, 4.5, 9, 18, 36)
+"""`random` is measured at the tokens of an image divided by these: 288 to 16 of 576."""
+KEEPS = tuple(int(576 / share) for share in SHARES)
+
+
+def keeps_of(tokens: int) -> tuple[int, ...]:
+    """Returns the budgets of a checkpoint that has so many tokens for an image of the benchmark."""
+    return tuple(int(tokens / share) for share in SHARES)
 
 
 class Floor(NamedTuple):
@@ -31,37 +38,39 @@ class Floor(NamedTuple):
     passed: bool
 
 
-def floor_cells(task: Task, seeds: Sequence[int], limit: int | None = None) -> list[Cell]:
+def floor_cells(task: Task, seeds: Sequence[int], limit: int | None = None, keeps: Sequence[int] = KEEPS) -> list[Cell]:
     """Returns the cells that the floors are measured on: full, `random` at six budgets, `none`."""
-    budgets = [Budget(keep=keep) for keep in KEEPS]
+    budgets = [Budget(keep=keep) for keep in keeps]
     return plan_cells([FULL, "random", "none"], budgets, [task], seeds, limit=limit)
 
 
-def check_floors(rows: Sequence[Row], constants: Mapping[str, float], base: Row | None = None) -> list[Floor]:
+def check_floors(rows: Sequence[Row], constants: Mapping[str, float], base: Row | None = None, keeps: Sequence[int] = KEEPS) -> list[Floor]:
     """Checks every floor of the embedded checkpoints.
 
     Args:
         rows: of `floor_cells`.
         constants: family -> accuracy of the best constant answer, in percent.
         base: row `full` of the checkpoint whose weights this one started from; reading must be at least as good.
+        keeps: the six budgets of `random`, descending.
 
     Raises:
         ValueError: a row is missing.
     """
     full, none = _find(rows, FULL), _find(rows, "none")
-    random = {keep: _find(rows, "random", keep) for keep in KEEPS}
+    random = {keep: _find(rows, "random", keep) for keep in keeps}
     lowest = min(full.families, key=lambda family: full.families[family].value)
     gaps = {family: 100 * none.families[family].value - constants[family] for family in none.families}
     widest = max(gaps, key=lambda family: abs(gaps[family]))
-    drop = {keep: 100 * (full.macro.value - random[keep].macro.value) for keep in (288, 64)}
+    half, ninth = keeps[0], keeps[3]
+    drop = {keep: 100 * (full.macro.value - random[keep].macro.value) for keep in (half, ninth)}
     floors = [
         Floor("full: macro accuracy at least 88 %", percent(full.macro), full.macro.value >= 0.88),
         Floor("full: no family under 70 %", f"{lowest} {percent(full.families[lowest])}", full.families[lowest].value >= 0.70),
         Floor("none: within 5 points of the best constant answer", f"{widest} {gaps[widest]:+.1f}", abs(gaps[widest]) <= 5),
-        Floor("random at 64: at least 8 points below full", f"{drop[64]:.1f} below", drop[64] >= 8),
-        Floor("random at 288: within 4 points of full", f"{drop[288]:.1f} below", drop[288] <= 4),
+        Floor(f"random at {ninth}: at least 8 points below full", f"{drop[ninth]:.1f} below", drop[ninth] >= 8),
+        Floor(f"random at {half}: within 4 points of full", f"{drop[half]:.1f} below", drop[half] <= 4),
     ]
-    for more, fewer in pairwise(KEEPS):
+    for more, fewer in pairwise(keeps):
         step = paired_difference(random[more].outcomes, random[fewer].outcomes)
         rule = f"random: {fewer} not above {more}, up to the paired interval"
         floors.append(Floor(rule, f"{more} minus {fewer}: {percent(step)}", step.high >= 0))
@@ -105,7 +114,12 @@ class Measured(NamedTuple):
 
 
 def measure(
-    run: Callable[[Sequence[Cell], str], list[dict[str, Any]]], model: str, against: str | None, seeds: Sequence[int], limit: int | None
+    run: Callable[[Sequence[Cell], str], list[dict[str, Any]]],
+    model: str,
+    against: str | None,
+    seeds: Sequence[int],
+    limit: int | None,
+    tokens: int = 576,
 ) -> Measured:
     """Measures a checkpoint and checks its floors.
 
@@ -115,12 +129,14 @@ def measure(
         against: checkpoint whose reading must be reached.
         seeds: of `random`.
         limit: samples of each family, None for all.
+        tokens: of an image of the benchmark.
     """
-    cells = floor_cells(get_task("shapes"), seeds, limit)
+    keeps = keeps_of(tokens)
+    cells = floor_cells(get_task("shapes"), seeds, limit, keeps)
     rows = make_rows(run(cells, model))
     base = make_rows(run(cells[:1], against))[0] if against else None
     constants = {family: constant_accuracy(family) for family in rows[0].families}
-    return Measured(rows, check_floors(rows, constants, base), constants)
+    return Measured(rows, check_floors(rows, constants, base, keeps), constants)
 
 
 def floor_table(measured: Measured) -> Table:

@@ -100,7 +100,7 @@ class TowerHooks:
 
         @wraps(original)
         def encode(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
+            given = {**kwargs, **signature.bind(*args, **kwargs).arguments}  # also what goes into **kwargs, by its own name
             self._check_features(given)
             me = threading.get_ident()
             outer = self.runs.get(me)
