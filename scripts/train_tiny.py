@@ -1,13 +1,11 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoints: `python scripts/train_tiny.py` writes models/tiny-llava and models/tiny-llava-next,
-`--model tiny-vit-seg` starts from the tower of models/tiny-llava and writes models/tiny-vit-seg, `--model tiny-qwen-vl` starts from
-models/tiny-llava and writes models/tiny-qwen-vl.
+"""Train the embedded checkpoints: `python scripts/train_tiny.py` writes models/tiny-llava and models/tiny-llava-next; `--model tiny-vit-seg`
+and `--model tiny-qwen-vl` start from models/tiny-llava.
 
 On CUDA when there is one (minutes), otherwise on the CPU (about two hours on two cores). Continues where it was stopped.
 """
 
 import argparse
-import logging
 import os
 import sys
 from datetime import datetime
@@ -28,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="folder of tiny-llava; others lie beside it")
     parser.add_argument("--state", type=Path, default=Path("out/train-tiny"), help="training states and the log")
     parser.add_argument(
-        "--stage", help="only this stage: tower, llava96, llava192, whole or next; qwen-tower, qwen96, qwen192 or qwen-whole"
+        "--stage", help="only this stage, e.g. tower, llava96, llava192, whole, next; qwen-tower, qwen96, qwen192, qwen-whole"
     )
     parser.add_argument("--until", type=datetime.fromisoformat, help="tiny-qwen-vl: when its last stage ends, e.g. 2026-11-28T14:20")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -37,10 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    given.state.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(given.state / "log.txt"), logging.StreamHandler()]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    run.start_log(given.state)
     if given.model == "tiny-vit-seg":
         segmentation.train(given.out.with_name(given.model), given.state, given.out, given.device, given.seed)
     elif given.model == "tiny-qwen-vl":

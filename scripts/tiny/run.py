@@ -20,6 +20,14 @@ KEEPS = (None, 288, 192, 128, 64, 32, 16, 0)
 NEXT_KEEPS = (None, 1440, 576, 288, 64, 0)
 
 
+def start_log(folder: Path) -> None:
+    """Writes what happens to `log.txt` in a folder and to the terminal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / "log.txt"), logging.StreamHandler()]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
 def device_in_words(device: str) -> str:
     """Returns what it was trained on, for the card."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} cores"
