@@ -38,6 +38,12 @@ def test_other_families(name, kind):
     check(name, Setup(kind, dtype=FP32 if kind.endswith("moe") else FP64))
 
 
+@pytest.mark.parametrize("name", ["O4", "O9"])
+@pytest.mark.parametrize("kind", tiny_models.MECHANISMS)
+def test_other_families_eager(name, kind):
+    check(name, Setup(kind, "eager", FP32))
+
+
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 def test_sdpa_in_float32(name, kind):

@@ -46,7 +46,8 @@ def _row(language: Any, embeds: Tensor, positions: Tensor, valid: Tensor, expect
                 hidden, columns = hidden[:, keep[row, columns]], columns[keep[row, columns]]
         length = len(columns)
         full_attention = language.config.layer_types[number] == "full_attention"
-        mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril() if full_attention else None
+        later = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+        mask = torch.zeros(later.shape, dtype=hidden.dtype).masked_fill(later, torch.finfo(hidden.dtype).min) if full_attention else None
         rope = language.rotary_emb(hidden, positions[:, None, columns])
         hidden = layer(hidden, position_embeddings=rope, attention_mask=mask)
     full[columns] = language.norm(hidden)[0]
