@@ -112,7 +112,7 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         raise closed_tower(name, host.closed)
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
-    if step.action == "freeze" and isinstance(host, Host) and any(map(host.linear, range(host.llm_layers))):
+    if step.action == "freeze" and isinstance(host, Host) and host.hybrid:
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")

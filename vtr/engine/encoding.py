@@ -147,11 +147,8 @@ class Encoding(Shrinking):
             )
         slots = self.tokens.images.slots
         if item.step.per == "view":
-            groups, counts, keep = (
-                by_view(self.layouts, slots, rows=self.host.tower.by_views),
-                self.alive,
-                quotas(target, self.image, self.alive),
-            )
+            groups, counts = by_view(self.layouts, slots, rows=self.host.tower.by_views), self.alive
+            keep = quotas(target, self.image, counts)
             spots = self.tokens.locate(groups, max(self.there))
         else:
             groups, counts, keep = by_image(self.layouts, slots), self.per_image(self.alive), target
@@ -183,9 +180,7 @@ class Encoding(Shrinking):
             return keep, self._width()
         images, known = self.tokens.images, self.plan.counted(item) and selection.grid is None
         rows = [False] * len(self.image)
-        if (
-            known and self.host.tower.by_views
-        ):  # a group that keeps all its tokens keeps its padding patches too: it runs as in the full model
+        if known and self.host.tower.by_views:  # a group that keeps all keeps its padding patches too: it runs as in the full model
             untouched = [k == n for k, n in zip(view.keeps, view.counts, strict=True)]
             rows = untouched if item.step.per == "view" else [untouched[image] for image in self.image]
         gid = self.tokens.gid()

@@ -152,6 +152,11 @@ class Host:
         """The LLM layer whose keys a layer without its own uses: the last of its kind that has some."""
         return next(i for i in reversed(self.with_keys) if self.layer_kind(i) == self.layer_kind(layer))
 
+    @cached_property
+    def hybrid(self) -> bool:
+        """Whether some LLM layers are recurrences."""
+        return any(map(self.linear, range(self.llm_layers)))
+
     @property
     def counted(self) -> int:
         """The LLM layer whose keys a cache counts as its length."""
@@ -190,12 +195,7 @@ class Host:
         own = torch.eye(length, dtype=torch.bool, device=real.device)
         seen = real[:, None] & (distance >= 0) & (distance < window)
         seen[:, :, real.shape[1] - length :] |= own  # no row without a key
-        mask = seen[:, None]
-        return (
-            mask
-            if name == "sdpa"
-            else torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        )
+        return seen[:, None] if name == "sdpa" else additive(seen[:, None], hidden.dtype)
 
     def rotary(self, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The rotary table `(cos, sin)` of positions `ids (B, S)` in layers of a kind, by the model's own module."""
@@ -222,6 +222,11 @@ def patch_norm(tower: nn.Module) -> float | None:
     """Euclidean norm of the weights of the first convolution in `tower`, the patch embedding; None where there is none with values."""
     weight = next((p for p in tower.parameters() if p.ndim == 4), None)
     return None if weight is None or weight.is_meta else float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what is added to logits so that only keys that are seen (bool) count: 0, and the least number elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def closed_tower(name: str, reason: str) -> VtrError:

@@ -86,13 +86,12 @@ def check_prefill(
             f"vtr: a static cache of {cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
             "count removed tokens; use a dynamic cache"
         )
-    hybrid = any(map(host.linear, range(host.llm_layers)))
-    if before and hybrid and len(kwargs["inputs_embeds"]) > 1:
+    if before and host.hybrid and len(kwargs["inputs_embeds"]) > 1:
         raise VtrError(
             f"vtr: a later turn with images in a batch leaves filler between the turns, which layers of linear attention on {host.name} would "
             "read; pass the whole text without a cache, or one prompt at a time"
         )
-    if cache is not None and cache.is_compileable and hybrid:
+    if cache is not None and cache.is_compileable and host.hybrid:
         raise VtrError(
             f"vtr: a static cache of {host.name}, whose layers of linear attention hold states, cannot follow a removal; use a dynamic cache"
         )

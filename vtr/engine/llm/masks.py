@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtr.engine.llm.call import Call, Decoding
-from vtr.hosts._host import Host
+from vtr.hosts._host import Host, additive
 from vtr.types import VtrError
 
 
@@ -154,16 +154,15 @@ def mask(host: Host, call: Call, layer: int, hidden: Tensor, may_skip: bool = Tr
     kind = host.layer_kind(layer) if host.layer_kind(layer) in call.own_masks else ""
     slides = call.windowed and host.slides(layer)
     key = ("mask", call.segment[layer], kind, slides, may_skip, hidden.device)
-    if key not in call.masks:
+    if key not in call.masks and not (kind or slides):
+        call.masks[key] = host.causal_mask(hidden, real, call.cache, layer, may_skip)
+    elif key not in call.masks:
+        count = hidden.shape[1] if call.cache is None else call.cache.get_mask_sizes(hidden.shape[1], layer)[0]
         if kind:
-            count = hidden.shape[1] if call.cache is None else call.cache.get_mask_sizes(hidden.shape[1], layer)[0]
             call.masks[key] = of_what_is_left(call, call.own_masks[kind], hidden, count)
-        elif slides:
-            count = hidden.shape[1] if call.cache is None else call.cache.get_mask_sizes(hidden.shape[1], layer)[0]
+        else:
             where = all_columns(call, layer).to(hidden.device)
             call.masks[key] = host.window_mask(hidden, real[:, -count:], where[:, -count:])
-        else:
-            call.masks[key] = host.causal_mask(hidden, real, call.cache, layer, may_skip)
     return call.masks[key]
 
 
@@ -204,9 +203,7 @@ def of_what_is_left(call: Call, full: Tensor, hidden: Tensor, keys: int) -> Tens
     both = rows.gather(3, column[:, None, None].expand(-1, 1, column.shape[1], -1)) & valid[:, None, None]
     both = both | torch.eye(column.shape[1], dtype=torch.bool, device=column.device)  # no row without a key
     both = torch.nn.functional.pad(both, (0, keys - column.shape[1]))
-    if full.dtype == torch.bool:
-        return both
-    return torch.zeros(both.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~both, torch.finfo(hidden.dtype).min)
+    return both if full.dtype == torch.bool else additive(both, hidden.dtype)
 
 
 def key_columns(state: Decoding, layer: int, count: int) -> Tensor:
