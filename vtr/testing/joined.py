@@ -17,7 +17,29 @@ def blocks_of_four(half: int = HALF) -> Tensor:
     return torch.arange(4 * half * half).view(half, 2, half, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
 
 
-class InternVL(Family):
+class Joined(Family):
+    """A family whose towers see views of patches, blocks of 2 x 2 of which become a token."""
+
+    side_tokens: ClassVar[int] = HALF
+
+    def around(self) -> tuple[list[int], list[int]]:
+        return [91], [92]
+
+    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+        order = blocks_of_four(self.side_tokens).flatten() + int(self.has_cls)
+        return hidden[:, order].reshape(len(hidden), self.side_tokens**2, -1)
+
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+        back = blocks_of_four(self.side_tokens).flatten().argsort()
+        patches = units.reshape(len(hidden), len(back), -1)[:, back]
+        return torch.cat([hidden[:, : int(self.has_cls)], patches], 1)
+
+    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+        patches = bias.repeat_interleave(JOINS, 1)[:, blocks_of_four(self.side_tokens).flatten().argsort()]
+        return [own_key_seen(torch.nn.functional.pad(patches, (int(self.has_cls), 0)))]
+
+
+class InternVL(Joined):
     """InternVL: tiles of 6 x 6 patches with a CLS token, 2 x 2 patches to a token; up to four tiles of an image side by side."""
 
     refused: ClassVar[dict[str, str]] = {"O9b": "scale"}
@@ -33,9 +55,6 @@ class InternVL(Family):
     def grids(self, shot: Shot) -> list[tuple[int, int]]:
         return [(HALF, HALF)] * max(shot.height // PIXELS, 1) * max(shot.width // PIXELS, 1)
 
-    def around(self) -> tuple[list[int], list[int]]:
-        return [91], [92]
-
     def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
         return torch.randn(len(self.grids(shot)), 3, PIXELS, PIXELS, generator=random)
 
@@ -45,19 +64,8 @@ class InternVL(Family):
     def before_mlp(self, layer: Any) -> Any:
         return layer.layernorm_after
 
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
-        return hidden[:, 1:][:, blocks_of_four().flatten()].reshape(len(hidden), HALF * HALF, -1)
 
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
-        patches = units.reshape(len(hidden), SIDE * SIDE, -1)[:, blocks_of_four().flatten().argsort()]
-        return torch.cat([hidden[:, :1], patches], 1)
-
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
-        patches = bias.repeat_interleave(JOINS, 1)[:, blocks_of_four().flatten().argsort()]
-        return [own_key_seen(torch.nn.functional.pad(patches, (1, 0)))]
-
-
-class Gemma3(Family):
+class Gemma3(Joined):
     """Gemma 3: one view of 6 x 6 patches averaged to 3 x 3 tokens, which see each other; a window of 12 in three of five layers."""
 
     has_cls = False
@@ -88,9 +96,6 @@ class Gemma3(Family):
     def grids(self, shot: Shot) -> list[tuple[int, int]]:
         return [(HALF, HALF)]
 
-    def around(self) -> tuple[list[int], list[int]]:
-        return [91], [92]
-
     def together(self, visual: Tensor, kind: str) -> Tensor | None:
         run = torch.where(visual, (visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]).cumsum(1), 0)
         return (run[:, :, None] == run[:, None]) & visual[:, None]
@@ -101,15 +106,6 @@ class Gemma3(Family):
     def projected(self, model: Any, features: Tensor) -> Tensor:
         projector, mean = model.model.multi_modal_projector, features.unflatten(-1, (JOINS, -1)).mean(-2)
         return projector.mm_soft_emb_norm(mean) @ projector.mm_input_projection_weight
-
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
-        return hidden[:, blocks_of_four().flatten()].reshape(len(hidden), HALF * HALF, -1)
-
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
-        return units.reshape(hidden.shape)[:, blocks_of_four().flatten().argsort()]
-
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
-        return [own_key_seen(bias.repeat_interleave(JOINS, 1)[:, blocks_of_four().flatten().argsort()])]
 
 
 class Gemma4(Gemma3):

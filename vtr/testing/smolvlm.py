@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, PIXELS, TOWER, Family, Shot, own_key_seen
-from vtr.testing.joined import JOINS, blocks_of_four
+from vtr.testing.families import IMAGE, LLM, PIXELS, TOWER, Shot
+from vtr.testing.joined import JOINS, Joined
 
 QUARTER = 4
 
 
-class SmolVLM(Family):
+class SmolVLM(Joined):
     """SmolVLM and Idefics 3: tiles of 8 x 8 patches, 2 x 2 to a token, each tile between text of its own; zeros fill up to four tiles."""
 
     has_cls = False
+    side_tokens = QUARTER
 
     def __init__(self, model_type: str) -> None:
         self.model_type = model_type
@@ -33,9 +34,6 @@ class SmolVLM(Family):
     def grids(self, shot: Shot) -> list[tuple[int, int]]:
         return [(QUARTER, QUARTER)] * max(shot.height // PIXELS, 1) * max(shot.width // PIXELS, 1)
 
-    def around(self) -> tuple[list[int], list[int]]:
-        return [91], [92]
-
     def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
         pixels = torch.zeros(1, JOINS, 3, PIXELS, PIXELS)
         views = len(self.grids(shot))
@@ -47,15 +45,6 @@ class SmolVLM(Family):
 
     def tower_layers(self, model: Any) -> Any:
         return model.model.vision_model.encoder.layers
-
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
-        return hidden[:, blocks_of_four(QUARTER).flatten()].reshape(len(hidden), QUARTER * QUARTER, -1)
-
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
-        return units.reshape(hidden.shape)[:, blocks_of_four(QUARTER).flatten().argsort()]
-
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
-        return [own_key_seen(bias.repeat_interleave(JOINS, 1)[:, blocks_of_four(QUARTER).flatten().argsort()])]
 
     def projected(self, model: Any, features: Tensor) -> Tensor:
         return model.model.connector.modality_projection(features)
