@@ -128,8 +128,3 @@ def test_a_step_reads_attention_of_any_earlier_layer(model):
     with torch.no_grad(), vtr.reduced(tiny_models.model_of("llava"), [Reads()]):
         tiny_models.model_of("llava")(**batch.inputs)
     assert torch.equal(seen[1], seen[3])
-
-
-def test_the_stage_of_the_cache_is_not_offered():
-    with pytest.raises(ValueError, match=r"unknown stage 'decode'; one of input, tower, boundary, prefill$"):
-        vtr.list_methods(stage="decode")

@@ -59,7 +59,7 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
         ValueError: unknown names or settings, layers or budgets out of range.
         VtrError: this host or its attention backend cannot.
     """
-    methods = [one.resolved(host.renumber) for one in methods_of(method, settings or {})]
+    methods = [one.resolved(host.renumber, host.has_video) for one in methods_of(method, settings or {})]
     changes = method.changes if isinstance(method, Plan) else ()
     geometry = host.geometry()
     items: list[PlanStep] = []
@@ -74,7 +74,7 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
         for step in steps:
             check_step(one.name, step, host, geometry)
         check_positions(one, host)
-        items += planned(steps, number, one.name, one.position_ids or "keep", one.newlines)
+        items += planned(steps, number, one)
     made = Plan(tuple(methods), in_model_order(items), host.llm_layers, replace(geometry, patch_norm=None), changes)
     check_plan(made, host)
     return made

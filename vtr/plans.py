@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import Any
 
-from vtr.types import Geometry, Method, NewlineOption, PositionOption, Signal, Step
+from vtr.types import FrameOption, Geometry, Method, NewlineOption, PositionOption, Signal, Step
 from vtr.types.errors import SettingError
 
 Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
@@ -15,8 +15,8 @@ Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
 FEWEST = 8
 """Tokens of an image that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
 
-_STAGES = {"input": 0.0, "tower": 1.0, "boundary": 2.0, "prefill": 3.0}
-_PLACES = {"input": "pixels", "tower": "tower layer", "boundary": "boundary", "prefill": "LLM layer"}
+_STAGES = {"input": 0.0, "tower": 1.0, "boundary": 2.0, "prefill": 3.0, "decode": 4.0}
+_PLACES = {"input": "pixels", "tower": "tower layer", "boundary": "boundary", "prefill": "LLM layer", "decode": "new tokens at LLM layer"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class PlanStep:
     position_ids: PositionOption
     newlines: NewlineOption
     last: bool
+    frames: FrameOption = "all"
 
     @property
     def removes(self) -> bool:
@@ -44,7 +45,7 @@ class PlanStep:
     def place(self) -> str:
         """Where it acts, in words: `LLM layer 2`."""
         step = self.step
-        if step.stage not in ("tower", "prefill"):
+        if step.stage not in ("tower", "prefill", "decode"):
             return _PLACES[step.stage] + (" before the projector" if self.in_tower and step.stage == "boundary" else "")
         return f"{_PLACES[step.stage]} {step.layer}" + (" behind attention" if step.at == "mlp" else "")
 
@@ -97,7 +98,7 @@ class Plan:
         for number, method in enumerate(self.methods):
             own = [item for item in self.steps if item.method == number]
             steps = change(method, tuple(item.step for item in own))
-            items += planned(steps, number, method.name, own[0].position_ids if own else "keep", method.newlines)
+            items += planned(steps, number, method)
         return replace(self, steps=in_model_order(items), changes=(*self.changes, change))
 
     # ---- what is left of an image
@@ -312,13 +313,16 @@ class Plan:
 
 def _left_by(step: Step, final: int, n: int) -> int:
     """Tokens of an image of `n` behind a step of a method that leaves `final` in the end."""
+    if step.multiple is not None:
+        return min(n, round(step.multiple * final))
     return final + round(step.share * (n - final))
 
 
-def planned(steps: Sequence[Step], method: int, name: str, position_ids: PositionOption, newlines: NewlineOption) -> list[PlanStep]:
-    """Returns the steps of one method as those of a plan; `method` is its number there."""
+def planned(steps: Sequence[Step], number: int, method: Method) -> list[PlanStep]:
+    """Returns the steps of one method, whose settings are resolved, as those of a plan; `number` is its number there."""
     removals = [s for s in steps if s.action in ("remove", "merge", "input")]
-    return [PlanStep(s, method, name, position_ids, newlines, bool(removals) and s is removals[-1]) for s in steps]
+    positions, frames = method.position_ids or "keep", method.frames or "all"
+    return [PlanStep(s, number, method.name, positions, method.newlines, bool(removals) and s is removals[-1], frames) for s in steps]
 
 
 def in_model_order(items: Iterable[PlanStep]) -> tuple[PlanStep, ...]:

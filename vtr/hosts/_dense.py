@@ -85,6 +85,7 @@ class DenseHost:
 
     llm_layers: int = 0
     renumber: bool = True
+    has_video: bool = False
     default_layout: Any = None
     stages: tuple[str, ...] = ("tower",)
 

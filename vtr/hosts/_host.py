@@ -89,6 +89,11 @@ class Host:
         return len(self.language.blocks)
 
     @property
+    def has_video(self) -> bool:
+        """Whether a prompt may hold videos."""
+        return "video" in self.encode
+
+    @property
     def has_cls(self) -> bool:
         """Whether the tower has a CLS token."""
         return self.tower.has_cls
@@ -117,6 +122,7 @@ class Host:
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
             anyres=self.anyres,
+            kinds=tuple(self.encode),
             tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from vtr.types.budget import Budget
 from vtr.types.geometry import Geometry
 from vtr.types.settings import check_types
-from vtr.types.step import NewlineOption, PositionOption, Stage, Step
+from vtr.types.step import FrameOption, NewlineOption, PositionOption, Stage, Step
 
 BUDGETS = tuple(f.name for f in fields(Budget))
 """Settings that are a budget, in the order in which they are listed."""
@@ -31,6 +31,7 @@ class Card:
     needs_cls: bool = False
     needs_text: bool = False
     needs_anyres: bool = False
+    needs_video: bool = False
     exact: bool = True
     ours: bool = False
     experimental: bool = False
@@ -46,6 +47,8 @@ class Method:
         position_ids: `keep` = survivors keep their original positions; `renumber` = 0, 1, 2, ... after every removal; None = what was published
             (`published_positions`), `keep` where the host cannot renumber.
         newlines: newline tokens kept for `rows` that still have a visual token, `all` or `none`.
+        frames: of a method for images, what it sees of a video: `each` = every frame is an image, with its share of the budget; `all` = one image
+            with all tokens; None = `frames_unless_told`.
     """
 
     keep: int | None = None
@@ -53,6 +56,7 @@ class Method:
     average_keep: float | None = None
     position_ids: PositionOption | None = None
     newlines: NewlineOption = "rows"
+    frames: FrameOption | None = None
 
     name: ClassVar[str] = ""
     card: ClassVar[Card] = Card(title="", paper="")
@@ -64,6 +68,9 @@ class Method:
     published_positions: ClassVar[PositionOption] = "keep"
     """What `position_ids=None` means: what the published numbers were made with."""
 
+    frames_unless_told: ClassVar[FrameOption] = "all"
+    """What `frames=None` means; `each` for methods whose memory grows with the square of the tokens, or that know one thumbnail."""
+
     removes_all: ClassVar[bool] = False
     """Whether no visual token is left, which a method without a budget cannot say otherwise."""
 
@@ -73,11 +80,15 @@ class Method:
             cls.takes_budget = cls.default_budget is not None
 
     def __post_init__(self) -> None:
-        check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines"))
+        check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines", "frames"))
         if self.position_ids not in ("keep", "renumber", None):
             raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):
             raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
+        if self.frames not in ("each", "all", None):
+            raise ValueError(f"{self.name}: frames must be 'each' or 'all', got {self.frames!r}")
+        if self.frames is not None and self.card.needs_video:
+            raise ValueError(f"{self.name}: sees the frames of a video together, got frames={self.frames!r}; leave it out")
         given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k) is not None}
         if not self.takes_budget and given:
             raise ValueError(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
@@ -91,12 +102,14 @@ class Method:
             return self.default_budget
         return Budget(self.keep, self.keep_ratio, self.average_keep)
 
-    def resolved(self, renumber: bool = True) -> Self:
-        """Returns the method with `position_ids` as it acts on a host that can renumber positions, or cannot."""
-        if self.position_ids is not None:
-            return self
+    def resolved(self, renumber: bool = True, video: bool = False) -> Self:
+        """Returns the method with `position_ids` and `frames` as it acts on a host that can renumber positions, or cannot, and has videos,
+        or has none."""
         same = copy(self)  # no new objects in settings, which a caller may hold
-        object.__setattr__(same, "position_ids", self.published_positions if renumber else "keep")
+        if self.position_ids is None:
+            object.__setattr__(same, "position_ids", self.published_positions if renumber else "keep")
+        if self.frames is None and video and not self.card.needs_video:
+            object.__setattr__(same, "frames", self.frames_unless_told)
         return same
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:

@@ -19,6 +19,7 @@ SignalKind = Literal[
     "cls_row",
     "cls_v",
     "pooled_row",
+    "received",
     "rows",
     "q",
     "k",
@@ -29,6 +30,7 @@ SignalKind = Literal[
     "mlp_io",
     "mlp_activation",
     "text_embedding",
+    "frame_score",
 ]
 
 
@@ -48,12 +50,16 @@ class Signal:
 
     Shapes:
         cls_row, pooled_row: `(G, N)` or `(G, H, N)`, float32; softmax over all tokens of the view, prefix tokens then cut off.
+        received: `(G, N)` or `(G, H, N)` float32, the mean over all queries of what they pay to a token; the softmax runs over all tokens of the
+            view, or of the window where the layer attends in windows.
+        frame_score: `(G, T)` float32, what the caller gave for the frames of a video, see `vtr.apply`.
         cls_v: value vector of the CLS token of each view, `(G, V, H, d)`; a token's view is `cells[..., 0]`.
         rows: last -> `(G, N)`; text -> `(G, M, N)`; visual -> `(G, N, N)`; with heads an `H` after `G`; columns as `keys` says.
         q, k, v, next_q, next_k: tower `(G, N, H, d)`; LLM `PerToken` of `(G, N | M, H, d)`, after the rotary embedding.
         attention_io, mlp_io: pair (input, output) of that block, each as the tokens are.
         mlp_activation: what enters the MLP's last projection, as the tokens are.
         text_embedding: `TextEmbedding` of the question of the group's row, at the boundary.
+        Where the model pools a tower's features to fewer tokens (videos of LLaVA-OneVision), signals of single tokens are pooled in the same way.
         Where the tower joins patches to a token (`Geometry.joins`), rows are sums over them, and q, k, v (of CLS: repeated) lie side by side in `d`.
     """
 
@@ -141,6 +147,11 @@ def pooled_row(layer: int | None = None, *, heads: bool = False, softmax: bool =
     return Signal("pooled_row", layer=layer, tower=True, heads=heads, softmax=softmax)
 
 
+def received(layer: int | None = None, *, heads: bool = False) -> Signal:
+    """Asks for the attention that each patch of a tower layer gets from all tokens of its view, mean over these: `(G, N)`."""
+    return Signal("received", layer=layer, tower=True, heads=heads)
+
+
 def queries(layer: int | None = None, *, tower: bool = False) -> Signal:
     """Asks for the queries of a layer: `(G, N, H, d)` in the tower, `PerToken` of that in the LLM."""
     return Signal("q", layer=layer, tower=tower)
@@ -184,3 +195,8 @@ def mlp_activation(layer: int | None = None) -> Signal:
 def text_embedding(source: str) -> Signal:
     """Asks for the question in the joint space of the CLIP checkpoint `source`, a hub id or folder: `TextEmbedding`, at the boundary."""
     return Signal("text_embedding", source=source)
+
+
+def frame_score() -> Signal:
+    """Asks for the relevance of every frame that the caller gave: `(G, T)`, at the boundary."""
+    return Signal("frame_score")

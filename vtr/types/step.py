@@ -9,19 +9,22 @@ from typing import Any, ClassVar, Literal
 from vtr.types.naming import named
 from vtr.types.settings import check_choices, check_types
 from vtr.types.signals import Signal
-from vtr.types.view import View
+from vtr.types.view import Kind, View
 
 Stage = Literal["input", "tower", "boundary", "prefill", "decode"]
-Action = Literal["remove", "merge", "restore", "freeze", "observe", "input"]
+Action = Literal["remove", "merge", "restore", "freeze", "observe", "input", "attend"]
 PositionOption = Literal["keep", "renumber"]
 NewlineOption = Literal["rows", "all", "none"]
+FrameOption = Literal["each", "all"]
 
-STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill")  # `decode` is a word without an engine yet
-ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe", "input")
+STAGES: tuple[Stage, ...] = ("input", "tower", "boundary", "prefill", "decode")
+ACTIONS: tuple[Action, ...] = ("remove", "merge", "restore", "freeze", "observe", "input", "attend")
+BOTH: tuple[Kind, ...] = ("image", "video")
+VIDEO: tuple[Kind, ...] = ("video",)
 
 
 class Place:
-    """Where a step acts; one of `Input`, `Tower`, `Boundary` and `Layer`."""
+    """Where a step acts; one of `Input`, `Tower`, `Boundary`, `Layer` and `Decode`."""
 
     stage: ClassVar[Stage]
     layer: int
@@ -74,8 +77,17 @@ class Layer(Place):
 
 
 @dataclass(frozen=True)
+class Decode(Place):
+    """Acts whenever one new token runs through the LLM, in front of a layer counted from 0."""
+
+    layer: int
+
+    stage: ClassVar[Stage] = "decode"
+
+
+@dataclass(frozen=True)
 class Step:
-    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore` and `Rescale`.
+    """Base of the kinds of steps: `Remove`, `Merge`, `Observe`, `Freeze`, `Restore`, `Rescale` and `Attend`.
 
     Args:
         where: the place.
@@ -132,6 +144,11 @@ class Step:
         return "image"
 
     @property
+    def on(self) -> tuple[Kind, ...]:
+        """Returns the kinds of visuals that the step sees; others pass by as they are."""
+        return BOTH
+
+    @property
     def counted(self) -> bool:
         """Returns whether `view.keep` is meant for this step; otherwise it decides how much stays."""
         return True
@@ -140,6 +157,16 @@ class Step:
     def share(self) -> float:
         """Returns what the step leaves, as the share of the way from keep (0) to all tokens (1)."""
         return 0.0
+
+    @property
+    def multiple(self) -> float | None:
+        """Returns what the step leaves, as a multiple of keep; None where `share` says it."""
+        return None
+
+    @property
+    def earlier_keys(self) -> bool:
+        """Returns whether keys and values of earlier LLM layers go, too, behind the prefill."""
+        return False
 
     @property
     def proportional(self) -> bool:
@@ -163,15 +190,21 @@ class Remove(Step):
 
     Args:
         share: what an earlier removal of a schedule leaves, as the share of the way from keep (0) to N (1).
+        multiple: the same as a multiple of keep, at most N; instead of `share`.
+        on: kinds of visuals that the step sees; others pass by as they are.
+        earlier_keys: keys and values of removed tokens also go from the cache of the LLM layers in front, once these have run.
         counted: False = `view.keep` is not meant for this step: it decides how much stays.
         per: rows of the View are images (all their views) or single views with their share of the budget.
         final_norm: `select` calls `view.final_norm`.
     """
 
     share: float = 0.0
+    multiple: float | None = None
+    on: tuple[Kind, ...] = BOTH
     counted: bool = True
     per: Literal["image", "view"] = "image"
     final_norm: bool = False
+    earlier_keys: bool = False
 
     action: ClassVar[Action] = "remove"
     places: ClassVar[tuple[type[Place], ...]] = (Tower, Boundary, Layer)
@@ -182,12 +215,14 @@ class Merge(Step):
     """Removes tokens and gives new values to those that stay, by the `Selection` returned by `select`.
 
     Args:
-        share, counted, per, final_norm: as for `Remove`.
+        share, multiple, on, counted, per, final_norm: as for `Remove`.
         proportional: keys of merged tokens weigh `log(size)` in the tower's later attention.
         grid: `(rows, cols)` of tokens -> the smaller grid that is left of it; what windowed ViTs have to know before they run.
     """
 
     share: float = 0.0
+    multiple: float | None = None
+    on: tuple[Kind, ...] = BOTH
     counted: bool = True
     per: Literal["image", "view"] = "image"
     proportional: bool = True
@@ -204,9 +239,10 @@ class Observe(Step):
 
     Args:
         counted: False = `view.keep` is all that is there, not what the method is to leave in the end.
-        per, final_norm: as for `Remove`.
+        on, per, final_norm: as for `Remove`.
     """
 
+    on: tuple[Kind, ...] = BOTH
     counted: bool = True
     per: Literal["image", "view"] = "image"
     final_norm: bool = False
@@ -250,3 +286,21 @@ class Rescale(Step):
 
     action: ClassVar[Action] = "input"
     places: ClassVar[tuple[type[Place], ...]] = (Input,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attend(Step):
+    """Chooses, for every new token, the visual tokens that the layers from the place on attend to; the cache stays whole.
+
+    The View has no values of tokens; its `memory` lives as long as the KV cache. `select` keeps any number of tokens.
+    """
+
+    on: tuple[Kind, ...] = BOTH
+
+    action: ClassVar[Action] = "attend"
+    places: ClassVar[tuple[type[Place], ...]] = (Decode,)
+
+    @property
+    def counted(self) -> bool:
+        """Returns False: nothing is removed."""
+        return False

@@ -17,7 +17,7 @@ NAMES = (
     "device",
     "dtype",
     "attention",
-    "frames",
+    "max_frames_num",
     "min_pixels",
     "max_pixels",
     "max_new_tokens",

@@ -68,7 +68,7 @@ class Vtr(lmms):
         pretrained: hub id, local folder, or a name of `vtr models`.
         method: registry name, or `full` for no reduction.
         device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
-        frames: most frames of a video, shown as images.
+        max_frames_num: most frames of a video, shown as images.
         min_pixels, max_pixels: of an image, where the processor has such limits; default: its own.
         max_new_tokens: for tasks that set none.
         batch_size: prompts at once; changes times, not answers.
@@ -89,7 +89,7 @@ class Vtr(lmms):
         device: str | None = None,
         dtype: str = "auto",
         attention: str = "sdpa",
-        frames: int = 8,
+        max_frames_num: int = 8,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         max_new_tokens: int = 1024,
@@ -101,7 +101,7 @@ class Vtr(lmms):
         if pretrained is None:
             raise ValueError("vtr: model_args need pretrained=, a hub id, a folder or a name of vtr models")
         chosen = read_method(method, settings)
-        self.batch_size, self.frames = read_count("batch_size", batch_size), read_count("frames", frames)
+        self.batch_size, self.frames = read_count("batch_size", batch_size), read_count("max_frames_num", max_frames_num)
         self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         pixels = PixelLimits(**{name: read_count(name, value) for name, value in limits.items() if value is not None})
