@@ -167,7 +167,7 @@ def photos(folder: Path | None = None) -> dict[str, Image.Image]:
         ValueError, VtrError: no photo.
     """
     if folder is not None:
-        from vtr.eval.run.asking import open_image
+        from vtr.data.pictures import open_image
 
         known = Image.registered_extensions()
         found = {file.stem: open_image(file) for file in sorted(folder.glob("*")) if file.suffix.lower() in known}

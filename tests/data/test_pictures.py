@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtr.data.pictures import as_shown
+from vtr.data.pictures import as_shown, open_image
 from vtr.eval.lmms.prompts import read_visual
-from vtr.eval.run.asking import open_image
 from vtr.types import VtrError
 
 GRAY = np.linspace(0, 255, 48 * 64).reshape(48, 64).round().astype(np.uint8)

@@ -173,7 +173,7 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
     """Returns the first pictures of a folder by name."""
     from PIL import Image
 
-    from vtr.eval.run.asking import open_image
+    from vtr.data.pictures import open_image
 
     if samples < 1:
         raise ValueError(f"--samples: must be at least 1, got {samples}")

@@ -66,7 +66,7 @@ def run(
 
 def _open(path: str) -> Any:
     """Opens an image; one that is none or damaged is wrong input to a command, as is one that does not exist."""
-    from vtr.eval.run.asking import open_image
+    from vtr.data.pictures import open_image
 
     try:
         return open_image(path)

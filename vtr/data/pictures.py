@@ -1,9 +1,14 @@
-"""Pictures of any bit depth as 8-bit RGB, the way a viewer shows them."""
+"""Picture files, of any bit depth, as 8-bit RGB, the way a viewer shows them."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vtr.types import VtrError
 
@@ -12,6 +17,47 @@ _SIXTEEN_BITS = 65535
 _PHOTOMETRIC = 262
 _OVERSHOOT = 1 / 16
 """Share by which floats may overshoot 0 to 1 (or 0 to 255), as they do after resampling with a sharp filter, before they are another range."""
+
+
+@contextmanager
+def whole_files() -> Iterator[None]:
+    """Makes cut files errors, also where something else in this process (lmms-eval does) has told Pillow to fill them up."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Opens an image file as RGB, turned as its EXIF data says, with the brightness that a viewer gives it (see `as_shown`).
+
+    Raises:
+        ValueError: no such file, or more pixels than Pillow holds safe (a small file may unpack to gigabytes).
+        VtrError: not an image, a damaged one, or one that cannot be shown.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"image: no file {str(path)!r}")
+    most = Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        if image.width * image.height > most:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        with whole_files():
+            ImageOps.exif_transpose(image, in_place=True)
+            return as_shown(image)
+    except VtrError as error:
+        raise VtrError(f"image: {str(path)!r}: {str(error).removeprefix('image: ')}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
+    except UnidentifiedImageError:
+        raise VtrError(f"image: {str(path)!r} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for truncated and broken files
+        raise VtrError(f"image: {str(path)!r} is damaged ({error})") from None
 
 
 def as_shown(image: Image.Image) -> Image.Image:

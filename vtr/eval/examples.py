@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from vtr.data.pictures import open_image
 from vtr.data.shapes import is_correct
-from vtr.eval.run.asking import encode, open_image, to_model
+from vtr.eval.run.asking import encode, to_model
 from vtr.eval.run.compare import Outcome, ask, views_of
 from vtr.recipes import shared_folders
 from vtr.types import Method, VtrError

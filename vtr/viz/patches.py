@@ -1,8 +1,9 @@
-"""One picture per image: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
+"""One picture per image or video: retained patches as the model saw them, removed ones dimmed, merged ones tinted like their pivot and linked to it.
 
 Drawn on the pixels that entered the tower, so crops, resizing and padding of the processor are shown as they were. AnyRes images show
 their thumbnail on the left and the canvas of crops on the right; other views stand in rows. Of views that a method made
-smaller every token is drawn as large as what it covers.
+smaller every token is drawn as large as what it covers. Frames of a video stand in rows, each with what was retained of it under it; merged
+patches have the colour of their pivot in whichever frame that is, without lines.
 """
 
 from __future__ import annotations
@@ -15,36 +16,48 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+from vtr.viz.sheet import fitted
 
 VIEW_PX = 480
+FRAME_PX = 240
 GAP = 12
+_CAPTION = 22
 _DIM = 0.3  # brightness left of a removed patch
 _PADDING = 225  # patches that never were visual tokens
 _MANY_LINKS = 150
 _ONE_ROW = 4  # views
+_MOST_IN_ROW = 8  # frames
 
 
 def draw_patches(
-    views: np.ndarray, image: Mapping[str, Any] | None = None, view_px: int = VIEW_PX, *, resized: bool = False
+    views: np.ndarray,
+    image: Mapping[str, Any] | None = None,
+    view_px: int | None = None,
+    *,
+    resized: bool = False,
+    labels: Sequence[str] = (),
 ) -> Image.Image:
-    """Draws the picture of one image.
+    """Draws the picture of one image or video.
 
     Args:
-        views: `(V, H, W, 3)` uint8 from `views_from_inputs`.
+        views: `(V, H, W, 3)` uint8 from `views_from_inputs`, or frames.
         image: its entry of `Report.to_dict()["images"]`; None draws the image without any reduction.
-        view_px: width of one view in the picture.
+        view_px: width of one view in the picture; None for 480, and 240 of a frame.
         resized: the method made the views smaller in front of the tower and nothing removed tokens after that; the report tells a token by
             the patch of the whole grid at its centre.
+        labels: of the frames of a video, such as times; their numbers where there are none.
 
     Raises:
         ValueError: fewer views than the report speaks of.
     """
     if image and image.get("grids"):
-        return _draw_canvas(Image.fromarray(views[0]), image, view_px)
-    count = image["views"] if image else len(views)
+        return _draw_canvas(Image.fromarray(views[0]), image, view_px or VIEW_PX)
+    count, frames = image["views"] if image else len(views), image is not None and image.get("kind") == "video"
     if len(views) < count:
         raise ValueError(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
+    view_px = view_px or (FRAME_PX if frames else VIEW_PX)
     height = round(view_px * views.shape[1] / views.shape[2])
     pictures = [Image.fromarray(view) for view in views[:count]]
     if image and resized and image["retained"]:
@@ -54,15 +67,33 @@ def draw_patches(
         image = _on_grid(image, grid)
     scaled = [picture.resize((view_px, height), Image.Resampling.LANCZOS) for picture in pictures]
     crops = tuple(image["crop_grid"]) if image else (0, 0)
-    places = _places(count, crops, (view_px, height))
-    extent = (max(x for x, _ in places) + view_px, max(y for _, y in places) + height)
+    places = _places_of_frames(count, (view_px, height)) if frames else _places(count, crops, (view_px, height))
+    extent = (max(x for x, _ in places) + view_px, max(y for _, y in places) + height + _CAPTION * frames)
     sheet = Image.new("RGB", extent, "white")
     for view, place in zip(scaled, places, strict=True):
         sheet.paste(view, place)
     if image is None:
         return sheet
     boxes = _Boxes([tuple(image["patch_grid"])] * count, places, [(view_px, height)] * count)
-    return _links(_shade(sheet, image, boxes), image, boxes)
+    shaded = _shade(sheet, image, boxes)
+    return _captions(shaded, image, boxes, labels) if frames else _links(shaded, image, boxes)
+
+
+def _places_of_frames(count: int, view: tuple[int, int]) -> list[tuple[int, int]]:
+    """Returns the top left corner of every frame: in rows, up to eight in one, with room for a line under each."""
+    across = count if count <= _ONE_ROW else min(math.ceil(math.sqrt(count)), _MOST_IN_ROW)
+    return [(index % across * (view[0] + GAP), index // across * (view[1] + _CAPTION + GAP)) for index in range(count)]
+
+
+def _captions(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes, labels: Sequence[str]) -> Image.Image:
+    """Writes under every frame how many of its tokens were retained."""
+    font, draw = ImageFont.load_default(_CAPTION - 8), ImageDraw.Draw(picture)
+    retained, tokens = (boxes.by_view(image[name]) for name in ("retained", "tokens"))
+    for number, (_, (left, top), (width, height)) in enumerate(boxes.views):
+        label = labels[number] if number < len(labels) else str(number + 1)
+        text = fitted(f"{label}: {retained[number]} of {tokens[number]}", font, width)
+        draw.text((left, top + height + 2), text, fill="black" if retained[number] else "#b91c1c", font=font)
+    return picture
 
 
 def _draw_canvas(thumbnail: Image.Image, image: Mapping[str, Any], view_px: int) -> Image.Image:
@@ -121,6 +152,13 @@ class _Boxes:
         (rows, cols), (x, y), (width, height) = self.views[view]
         row, col = divmod(patch - (self.ends[view - 1] if view else 0), cols)
         return x + col * width // cols, y + row * height // rows, x + (col + 1) * width // cols, y + (row + 1) * height // rows
+
+    def by_view(self, patches: Sequence[int]) -> list[int]:
+        """Returns how many of some patches every view has."""
+        counts = [0] * len(self.views)
+        for patch in patches:
+            counts[bisect_right(self.ends, patch)] += 1
+        return counts
 
     def centre(self, patch: int) -> tuple[int, int]:
         """Returns the middle of a patch."""

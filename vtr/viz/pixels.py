@@ -54,6 +54,33 @@ def views_from_inputs(inputs: Mapping[str, Any], settings: Any, counts: Sequence
     return [views_from_pixels(own, settings.image_mean, settings.image_std) for own in found]
 
 
+def views_from_videos(
+    inputs: Mapping[str, Any], settings: Any, counts: Sequence[int], videos: Sequence[Sequence[Image.Image]]
+) -> list[np.ndarray]:
+    """Returns the frames that the tower sees, video by video; where it sees several as one, the first of them.
+
+    Args:
+        inputs: of a processor: `pixel_values_videos` as `(N, T, 3, H, W)`, or `(patches, values)` beside `video_grid_thw (N, 3)`. Of anything else
+            the frames themselves are returned.
+        settings: the video processor.
+        counts: views of every video: its frames, or pairs of them.
+        videos: what was given to the processor, RGB.
+
+    Returns:
+        Per video `(V, H, W, 3)` uint8.
+    """
+    pixels = inputs["pixel_values_videos"]
+    if isinstance(pixels, (list, tuple)):
+        found = [_array(own)[:count] for own, count in zip(pixels, counts, strict=True)]
+    elif pixels.ndim == 2:
+        found = _unpacked(_array(pixels), np.asarray(inputs["video_grid_thw"].tolist()), settings.patch_size, settings.merge_size)
+    elif pixels.ndim == 5:
+        found = [own[:count] for own, count in zip(pixels, counts, strict=True)]
+    else:
+        return [np.stack([np.asarray(one) for one in own[:: -(-len(own) // count)]]) for own, count in zip(videos, counts, strict=True)]
+    return [views_from_pixels(own, settings.image_mean, settings.image_std) for own in found]
+
+
 def _unpacked(patches: np.ndarray, grids: np.ndarray, side: int, merge: int) -> list[np.ndarray]:
     """Returns images `(T, 3, H, W)` of packed patches, which lie block by block of `merge x merge`; of doubled frames the first."""
     found, start = [], 0

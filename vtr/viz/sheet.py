@@ -42,23 +42,23 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
     top = _MARGIN + 2 * line + 8
     sheet = Image.new("RGB", (width, top + len(rows) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), _fit(title, bold, width - 2 * _MARGIN), fill="black", font=bold)
+    draw.text((_MARGIN, _MARGIN), fitted(title, bold, width - 2 * _MARGIN), fill="black", font=bold)
     for index, column in enumerate(columns):
         x = _MARGIN + index * (tile_px + _MARGIN)
-        draw.text((x, _MARGIN + line + 8), _fit(column, font, tile_px), fill="#444444", font=font)
+        draw.text((x, _MARGIN + line + 8), fitted(column, font, tile_px), fill="#444444", font=font)
     for number, (heading, tiles) in enumerate(rows):
         y = top + number * row_height
-        draw.text((_MARGIN, y), _fit(heading, font, width - 2 * _MARGIN), fill="black", font=font)
+        draw.text((_MARGIN, y), fitted(heading, font, width - 2 * _MARGIN), fill="black", font=font)
         for index, tile in enumerate(tiles):
             x = _MARGIN + index * (tile_px + _MARGIN)
             own = round(tile_px * tile.picture.height / tile.picture.width)
             sheet.paste(tile.picture.resize((tile_px, own), Image.Resampling.LANCZOS), (x, y + line))
             color = {None: "black", True: "#15803d", False: "#b91c1c"}[tile.good]
-            draw.text((x, y + line + height + 2), _fit(tile.caption, font, tile_px), fill=color, font=font)
+            draw.text((x, y + line + height + 2), fitted(tile.caption, font, tile_px), fill=color, font=font)
     return sheet
 
 
-def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """Returns the text in one line, cut with an ellipsis where it is too long."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

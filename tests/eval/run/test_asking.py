@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageFile
 
 from vtr.bench.stopwatch import Stopwatch
-from vtr.eval.run.asking import build_prompt, encode, generate, open_image, prefill_ms
+from vtr.data.pictures import open_image
+from vtr.eval.run.asking import build_prompt, encode, generate, prefill_ms
 from vtr.models.devices import cuda_devices, synchronize
 from vtr.models.loading import load_model
 from vtr.types import VtrError

@@ -20,9 +20,9 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
 from vtr.eval.lmms.arguments import read_count, read_method
-from vtr.eval.lmms.prompts import Prompt, chat_prompt, plain_prompt
+from vtr.eval.lmms.prompts import Prompt, Shown, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
-from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model
+from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model, visuals_of
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
@@ -40,7 +40,7 @@ class Measured(TokenCounts):
 
     Args:
         measured: `visual_tokens` before the reduction, `retained_tokens` after it, `average_tokens` over the LLM's layers, all without newline
-            tokens and summed over images, and `latency_ms`, the sample's share of its batch.
+            tokens and summed over images and videos, and `latency_ms`, the sample's share of its batch.
     """
 
     measured: dict[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Vtr(lmms):
         pretrained: hub id, local folder, or a name of `vtr models`.
         method: registry name, or `full` for no reduction.
         device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
-        max_frames_num: most frames of a video, shown as images.
+        max_frames_num: most frames of a video; a model without videos is shown them as images.
         min_pixels, max_pixels: of an image, where the processor has such limits; default: its own.
         max_new_tokens: for tasks that set none.
         batch_size: prompts at once; changes times, not answers.
@@ -101,7 +101,7 @@ class Vtr(lmms):
         if pretrained is None:
             raise ValueError("vtr: model_args need pretrained=, a hub id, a folder or a name of vtr models")
         chosen = read_method(method, settings)
-        self.batch_size, self.frames = read_count("batch_size", batch_size), read_count("max_frames_num", max_frames_num)
+        self.batch_size, frames = read_count("batch_size", batch_size), read_count("max_frames_num", max_frames_num)
         self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         pixels = PixelLimits(**{name: read_count(name, value) for name, value in limits.items() if value is not None})
@@ -112,7 +112,8 @@ class Vtr(lmms):
                 raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention), pixels=pixels)
-        self.layouts = host_of(self.model).images_of
+        self.host = host_of(self.model)
+        self.shown = Shown(frames, self.host.has_video)
         self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
 
     @property
@@ -125,7 +126,7 @@ class Vtr(lmms):
         if self.reduction:
             self.reduction.remove()
         self.reduction = None
-        del self.layouts  # holds the model
+        del self.host  # holds the model
         super().clean()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -177,22 +178,23 @@ class Vtr(lmms):
         """Of a request to generate, from a chat task (a function of messages comes second) or a simple one."""
         text, second, third, *place = request.args
         if callable(second):
-            return chat_prompt(self.processor, second(self._document(*place)), self.frames)
-        return plain_prompt(self.processor, text, third(self._document(*place)), self.frames)
+            return chat_prompt(self.processor, second(self._document(*place)), self.shown)
+        return plain_prompt(self.processor, text, third(self._document(*place)), self.shown)
 
     def _continuation(self, request: Instance) -> tuple[Prompt, str]:
         """Prompt and continuation; without images where the continuation is scored for itself."""
         text, continuation, *rest = request.args
         if not rest:
-            return plain_prompt(self.processor, text, None, self.frames), continuation
+            return plain_prompt(self.processor, text, None, self.shown), continuation
         visuals, *place = rest
         document = self._document(*place)
-        return plain_prompt(self.processor, text, visuals(document), self.frames), (
+        return plain_prompt(self.processor, text, visuals(document), self.shown), (
             continuation(document) if callable(continuation) else continuation
         )
 
     def _encode(self, prompts: Sequence[Prompt]) -> Any:
-        inputs = encode_prompts(self.processor, [prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
+        texts, images, videos = zip(*((prompt.text, prompt.images, prompt.videos) for prompt in prompts), strict=True)
+        inputs = encode_prompts(self.processor, texts, images, videos)
         return to_model(inputs, self.model)
 
     def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[GenerationResult]:
@@ -211,12 +213,13 @@ class Vtr(lmms):
         return [Measured(before, after, measured={**own, **share}) for before, after, own in counts]
 
     def _visual_tokens(self, prompts: Sequence[Prompt], inputs: Any) -> list[dict[str, float]]:
-        """Visual tokens of every prompt, summed over its images: before, at the end of the LLM, and mean over its layers."""
+        """Visual tokens of every prompt, summed over its images and videos: before, at the end of the LLM, and mean over its layers."""
         rows = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
+        rows += [row for row, prompt in enumerate(prompts) for _ in prompt.videos]
         if self.reduction and rows:
             images = [(i.row, i.visual_tokens, len(i.retained), fmean(i.per_layer)) for i in self.reduction.report().images]
         else:
-            images = [(row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, self.layouts(inputs), strict=True)]
+            images = [(row, one.tokens, one.tokens, one.tokens) for row, one in zip(rows, visuals_of(self.host, inputs), strict=True)]
         names = ("visual_tokens", "retained_tokens", "average_tokens")
         own = [[counts for at, *counts in images if at == row] for row in range(len(prompts))]
         return [dict(zip(names, map(sum, zip(*counts, strict=True)), strict=True)) if counts else dict.fromkeys(names, 0) for counts in own]

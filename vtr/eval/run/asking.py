@@ -1,89 +1,53 @@
-"""Images and questions in, greedy answers out: one batch at a time, any host, the processor's own chat template."""
+"""Images or videos and questions in, greedy answers out: one batch at a time, any host, the processor's own chat template."""
 
 from __future__ import annotations
 
 import copy
+import re
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from vtr.data.pictures import as_shown
+from vtr.data.frames import Video
 from vtr.hosts._host import host_of
+from vtr.hosts._layout import Layout
 from vtr.models.devices import synchronize
 from vtr.types import VtrError
 
-MARK = "<image>"
+MARK, VIDEO_MARK = "<image>", "<video>"
+_MARKS = re.compile(f"({MARK}|{VIDEO_MARK})")
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
-@contextmanager
-def _whole_files() -> Iterator[None]:
-    """Makes cut files errors, also where something else in this process (lmms-eval does) has told Pillow to fill them up."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Opens an image file as RGB, turned as its EXIF data says, with the brightness that a viewer gives it (see `as_shown`).
+def build_prompt(processor: Any, question: str, images: int, videos: int = 0) -> str:
+    """Returns the chat template filled with one user turn: images and videos, then the question, or as `<image>` and `<video>` in it say.
 
     Raises:
-        ValueError: no such file, or more pixels than Pillow holds safe (a small file may unpack to gigabytes).
-        VtrError: not an image, a damaged one, or one that cannot be shown.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"image: no file {str(path)!r}")
-    most = Image.MAX_IMAGE_PIXELS or float("inf")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        if image.width * image.height > most:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-        with _whole_files():
-            ImageOps.exif_transpose(image, in_place=True)
-            return as_shown(image)
-    except VtrError as error:
-        raise VtrError(f"image: {str(path)!r}: {str(error).removeprefix('image: ')}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
-    except UnidentifiedImageError:
-        raise VtrError(f"image: {str(path)!r} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for truncated and broken files
-        raise VtrError(f"image: {str(path)!r} is damaged ({error})") from None
-
-
-def build_prompt(processor: Any, question: str, images: int) -> str:
-    """Returns the chat template filled with one user turn: the images, then the question, or in the order of `<image>` in the question.
-
-    Raises:
-        ValueError: the question has another number of `<image>` than there are images.
+        ValueError: the question has another number of `<image>` than there are images, or of `<video>` than there are videos.
         VtrError: the processor has no chat template.
     """
-    return fill_template(processor, [{"role": "user", "content": build_content(question, images)}])
+    return fill_template(processor, [{"role": "user", "content": build_content(question, images, videos)}])
 
 
-def build_content(question: str, images: int) -> list[dict[str, str]]:
+def build_content(question: str, images: int, videos: int = 0) -> list[dict[str, str]]:
     """Parts of one turn, see `build_prompt`."""
-    marks = question.count(MARK)
-    if marks not in (0, images):
-        raise ValueError(f"question: has {marks} x {MARK} but {images} image(s) were given; give one image for each, or leave {MARK} out")
-    content: list[dict[str, str]] = []
-    for index, text in enumerate(question.split(MARK) if marks else [""] * images + [question]):
-        if index and index <= images:
-            content.append({"type": "image"})
-        if text.strip():
-            content.append({"type": "text", "text": text.strip() if marks else text})
+    for mark, count in ((MARK, images), (VIDEO_MARK, videos)):
+        marks, kind = question.count(mark), mark.strip("<>")
+        if marks not in (0, count):
+            raise ValueError(
+                f"question: has {marks} x {mark} but {count} {kind}(s) were given; give one {kind} for each, or leave {mark} out"
+            )
+    parts = _MARKS.split(question)
+    content = [{"type": "image"} for _ in range(images) if MARK not in parts]
+    content += [{"type": "video"} for _ in range(videos) if VIDEO_MARK not in parts]
+    for part in parts:
+        if part in (MARK, VIDEO_MARK):
+            content.append({"type": part.strip("<>")})
+        elif part.strip():
+            content.append({"type": "text", "text": part.strip() if len(parts) > 1 else part})
     return content
 
 
@@ -98,29 +62,34 @@ def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
     return processor.apply_chat_template(list(turns), add_generation_prompt=True)
 
 
-def encode(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+def encode(
+    processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Video]] | None = None
+) -> Any:
     """Returns the model inputs of a batch of questions, see `encode_prompts`.
 
     Args:
         processor: of the model.
         questions: one per row.
-        images: images of each row, in order.
+        images, videos: of each row, in order.
     """
-    return encode_prompts(
-        processor, [build_prompt(processor, question, len(own)) for question, own in zip(questions, images, strict=True)], images
-    )
+    videos = [()] * len(questions) if videos is None else videos
+    rows = zip(questions, images, videos, strict=True)
+    return encode_prompts(processor, [build_prompt(processor, asked, len(one), len(two)) for asked, one, two in rows], images, videos)
 
 
-def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+def encode_prompts(
+    processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Video]] | None = None
+) -> Any:
     """Returns the model inputs of a batch of prompts with the chat template filled in, padded on the left.
 
     Args:
         processor: of the model.
         prompts: one per row.
-        images: images of each row, in order.
+        images, videos: of each row, in order.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     several = len(prompts) > 1
+    _check_places(processor, prompts, videos)
     if several and tokenizer.pad_token is None:
         processor, tokenizer = _with_padding(processor)
     flat = [image for own in images for image in own]
@@ -128,11 +97,39 @@ def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[Sequ
     return processor(
         text=prompts,
         images=flat or None,
+        **_as_sampled([video for own in videos or () for video in own]),
         padding=several,
         padding_side="left",
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         return_tensors="pt",
     )
+
+
+def _check_places(processor: Any, prompts: Sequence[str], videos: Sequence[Sequence[Video]] | None) -> None:
+    """Refuses a chat template that leaves videos out.
+
+    Raises:
+        VtrError: a prompt has another number of placeholders than videos.
+    """
+    mark = getattr(processor, "video_token", None)
+    for prompt, own in zip(prompts, videos or (), strict=False):
+        if own and (mark is None or prompt.count(mark) != len(own)):
+            places = prompt.count(mark) if mark else 0
+            raise VtrError(
+                f"processor: its chat template has places for {places} video(s) in this prompt, got {len(own)}; give frames as images, or use a "
+                "checkpoint whose template knows videos"
+            )
+
+
+def _as_sampled(videos: Sequence[Video]) -> dict[str, Any]:
+    """Returns what a processor is told of videos: their frames, that these are all that is to be seen, and when each is shown."""
+    if not videos:
+        return {}
+    return {
+        "videos": [list(video.frames) for video in videos],
+        "do_sample_frames": False,
+        "video_metadata": [video.metadata for video in videos],
+    }
 
 
 def _with_padding(processor: Any) -> tuple[Any, Any]:
@@ -193,7 +190,16 @@ def prefill_ms(model: Any, inputs: Any) -> float:
 
 def placeholders(model: Any, inputs: Any) -> list[int]:
     """Placeholders of each row of the inputs: its visual tokens with newlines before any reduction."""
-    return (inputs["input_ids"] == host_of(model).placeholder_ids["image"]).sum(1).tolist()
+    ids = set(host_of(model).placeholder_ids.values())
+    return sum((inputs["input_ids"] == one).sum(1) for one in ids).tolist()
+
+
+def visuals_of(host: Any, inputs: Any) -> list[Layout]:
+    """Returns the layouts of what a processor made of prompts: of all images, then of all videos, in order."""
+    found = list(host.images_of(inputs))
+    if inputs.get("pixel_values_videos") is not None:
+        found += host.layouts("video", {**inputs, "pixel_values": inputs["pixel_values_videos"]})
+    return found
 
 
 def prompt_lengths(inputs: Any) -> list[int]:

@@ -19,13 +19,14 @@ from typing import Any
 
 from PIL import Image
 
+from vtr.data.frames import Video
 from vtr.eval.tasks.registry import register_task_source
 from vtr.eval.tasks.task import Task
 from vtr.types import VtrError
 from vtr.types.naming import closest
 
 SOURCE = "lmms"
-FRAMES = 8  # of a video, shown as images
+FRAMES = 8  # of a video, unless the name of the task says another number
 _log = logging.getLogger(__name__)
 
 
@@ -73,10 +74,12 @@ class Document:
     Args:
         name: of the task.
         number: place among its documents.
+        frames: most of a video.
     """
 
     name: str
     number: int
+    frames: int = FRAMES
 
     @property
     def id(self) -> str:
@@ -104,11 +107,16 @@ class Document:
         return str(_task(self.name).doc_to_target(self.content))
 
     @property
-    def images(self) -> list[Image.Image]:
-        """RGB, in order."""
+    def visuals(self) -> list[Image.Image | Video]:
+        """Images as RGB, and videos, in order."""
         from vtr.eval.lmms.prompts import read_visual
 
-        return [image for visual in _task(self.name).doc_to_visual(self.content) or () for image in read_visual(visual, FRAMES)]
+        return [read_visual(visual, self.frames) for visual in _task(self.name).doc_to_visual(self.content) or ()]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Images and frames as RGB, in order."""
+        return [image for one in self.visuals for image in ([one] if isinstance(one, Image.Image) else one.frames)]
 
     @property
     def image(self) -> Image.Image:
@@ -119,15 +127,16 @@ class Document:
 class Documents(Sequence[Document]):
     """The first `limit` samples of a task; a slice makes new ones, so that images go with their batch."""
 
-    def __init__(self, name: str, limit: int | None) -> None:
-        self._name = name
+    def __init__(self, name: str, limit: int | None, frames: int = FRAMES) -> None:
+        self._name, self._frames = name, frames
         self._numbers = range(min(limit or len(_documents(name)), len(_documents(name))))
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, at: Any) -> Any:
-        return [Document(self._name, n) for n in self._numbers[at]] if isinstance(at, slice) else Document(self._name, self._numbers[at])
+        found = [Document(self._name, n, self._frames) for n in self._numbers[at]] if isinstance(at, slice) else self._numbers[at]
+        return found if isinstance(found, list) else Document(self._name, found, self._frames)
 
 
 def _judge(name: str, sample: Any, prediction: str) -> float:
