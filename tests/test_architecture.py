@@ -70,7 +70,7 @@ UPKEEP_MAY_IMPORT = {
     "pages": TOOLS | {"eval", "bench", "ops", "hosts", "testing"},
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
-INDEPENDENT = ("cut", "families", "qwen", "joined", "onevision", "pixtral", "smolvlm", "tiny_models", "reference")
+INDEPENDENT = ("cut", "families", "qwen", "joined", "onevision", "pixtral", "smolvlm", "videos", "tiny_models", "reference")
 """Modules of vtr.testing that use nothing else of vtr."""
 MODEL_LIBRARIES_IN = {"hosts", "models", "eval", "bench", "engine", "checks", "selfcheck", "testing"}
 

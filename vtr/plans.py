@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import Any
 
-from vtr.types import FrameOption, Geometry, Method, NewlineOption, PositionOption, Signal, Step
+from vtr.types import FrameOption, Geometry, Kind, Method, NewlineOption, PositionOption, Signal, Step
 from vtr.types.errors import SettingError
 
 Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
@@ -40,6 +40,14 @@ class PlanStep:
     def in_tower(self) -> bool:
         """Whether it acts in front of the projector, so that it needs the images to be encoded inside the reduction."""
         return self.step.stage in ("input", "tower") or self.step.side == "before_projector"
+
+    def by_view(self, kind: Kind) -> bool:
+        """Whether the rows of its View are single views of visuals of a kind; a method for images sees a video as `frames` says."""
+        return self.frames == "each" if kind == "video" and "image" in self.step.on else self.step.per == "view"
+
+    def alone(self, kind: Kind) -> bool:
+        """Whether it sees every frame of a video as an image of its own."""
+        return kind == "video" and "image" in self.step.on and self.frames == "each"
 
     @property
     def place(self) -> str:

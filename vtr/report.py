@@ -16,7 +16,7 @@ from vtr.engine.dense_run import DenseRun
 from vtr.engine.llm.call import Call
 from vtr.engine.selections import check_counts
 from vtr.engine.tokens import Places
-from vtr.hosts._layout import Grid, Layout
+from vtr.hosts._layout import Grid, Kind, Layout
 from vtr.ops.labels import IGNORE, gathered_labels
 from vtr.plans import Plan
 from vtr.types import VtrError
@@ -36,6 +36,7 @@ class ImageReport:
         assignment: per entry of `tokens` the patch id it was merged into, -1 pruned; None when nothing merges.
         newlines: newline tokens left.
         per_layer: visual tokens at every LLM layer; without an LLM at every block that ran, of the image that has most.
+        kind: an image or a video, whose views are its frames; `frames` and `per_frame`, the tokens left of each, are of videos only.
         grids: grid of every view where they differ, as those of a thumbnail and a canvas that the model interpolates; else None. Ids go on from
             view to view.
     """
@@ -53,10 +54,14 @@ class ImageReport:
     newlines: int
     per_layer: list[int]
     grids: list[list[int]] | None = None
+    kind: Kind = "image"
+    frames: int | None = None
+    per_frame: list[int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields as plain JSON types."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """Returns all fields as plain JSON types; those of videos only for a video."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return fields if self.kind == "video" else {n: v for n, v in fields.items() if n not in ("kind", "frames", "per_frame")}
 
 
 @dataclass
@@ -288,6 +293,9 @@ class Report:
                     newlines=seen.newlines[image],
                     per_layer=self._per_layer(image, len(tokens)),
                     grids=[list(grid) for grid in layout.grids] if len(set(layout.grids)) > 1 else None,
+                    kind=layout.kind,
+                    frames=layout.views if layout.kind == "video" else None,
+                    per_frame=_by_view(layout, left) if layout.kind == "video" else None,
                 )
             )
         return found
@@ -349,6 +357,12 @@ class Report:
             fewest = min([*self.tokens_per_block, self.retained])
             counts = f"{len(self._seen.layouts)} images, {self.grid[0] * self.grid[1]} tokens, {fewest} at the fewest"
         return f"Report({names}: {counts}, {self.choosing_ms:.2f} ms choosing)"
+
+
+def _by_view(layout: Layout, patches: Tensor) -> list[int]:
+    """Returns how many of some token ids belong to every view."""
+    view = torch.bucketize(patches, torch.tensor(layout.offsets), right=True) - 1
+    return torch.bincount(view, minlength=layout.views).tolist()
 
 
 def warn_small_images(plan: Plan, call: Call) -> bool:

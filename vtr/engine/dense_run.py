@@ -79,7 +79,7 @@ class DenseRun(Shrinking):
     def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
         return [self.n] * self.rows, list(self.counts)
 
-    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None = None) -> tuple[View, Spots]:
         spots = self.tokens.locate(self.groups, max(self.counts))
         view = make_view(hidden, spots, self.tokens.images, self.groups, list(self.counts), target, item.method, item.step.layer)
         for signal in item.step.needs:
@@ -93,7 +93,7 @@ class DenseRun(Shrinking):
             return selection
         return Selection(None, selection.index, selection.real, selection.tokens, selection.assign, "given", selection.grid)
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
+    def leave(self, item: PlanStep, view: View, spots: Spots, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None]:
         if not self.tokens.full:
             keep = keep & self.tokens.valid
         if self.plan.counted(item) and selection.grid is None:

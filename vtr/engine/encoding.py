@@ -12,8 +12,8 @@ from torch import Tensor
 from vtr.engine.images import Images, count_views, to_device
 from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import scaling_of, tower_signal
-from vtr.engine.tokens import Groups, Spots, Tokens
-from vtr.engine.views import by_image, by_view, make_view, quotas
+from vtr.engine.tokens import Groups, Places, Spots, Tokens
+from vtr.engine.views import by_image, by_view, groups_of, make_view, quotas
 from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid, Kind, Layout
 from vtr.ops.hashing import checksum
@@ -39,6 +39,7 @@ class Encoding(Shrinking):
     ) -> None:
         super().__init__(plan)
         self.host, self.layouts, self.kind, self.given = host, layouts, kind, arguments or {}
+        self.pooling = host.pooling if kind == "video" else None
         self.image = [image for image, layout in enumerate(layouts) for _ in layout.grids]
         self.view = [view for layout in layouts for view in range(layout.views)]
         self.begun = self.short = self.arranged = False
@@ -92,6 +93,14 @@ class Encoding(Shrinking):
         columns = torch.arange(gid_of.shape[1], device=gid_of.device).expand_as(gid_of)
         return Tokens(columns, torch.ones_like(columns, dtype=torch.bool), gid_of, images, full=True, raster=not self.host.tower.by_views)
 
+    def places(self) -> Places:
+        """Returns where the patches are that the tower attends to; with pooling these are none of the tokens, and have ids of their own."""
+        if self.pooling is None:
+            return self.tokens.snapshot()
+        device = self.tokens.column.device
+        every = torch.arange(len(self.image) * self.host.tower.area, device=device).view(len(self.image), -1)
+        return Places(torch.arange(every.shape[1], device=device).expand_as(every), torch.ones_like(every, dtype=torch.bool), every)
+
     def refill(self) -> None:
         """Makes every row a full one again, after a restoring step."""
         images = self.tokens.images
@@ -138,22 +147,25 @@ class Encoding(Shrinking):
     def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
         return [layout.tokens for layout in self.layouts], self.per_image(self.alive)
 
-    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+    def passes(self, item: PlanStep) -> list[list[int] | None]:
+        return [None] if self.kind in item.step.on else []
+
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None) -> tuple[View, Spots]:
         if item.method in self.plan.restoring and self.short:
             rows, cols = self.layouts[0].grids[0]
             raise VtrError(
                 f"{item.name}: needs the whole token grid of {rows} x {cols}, got {hidden.shape[1]} tokens; it must come before methods that "
                 "remove tokens in the tower"
             )
-        slots = self.tokens.images.slots
-        if item.step.per == "view":
-            groups, counts = by_view(self.layouts, slots, rows=self.host.tower.by_views), self.alive
-            keep = quotas(target, self.image, counts)
+        groups = groups_of(item, self.layouts, self.tokens.images.slots, self.host.tower.by_views)
+        if groups.view is not None:
+            counts, keep = self.alive, quotas(target, self.image, self.alive)
             spots = self.tokens.locate(groups, max(self.there))
         else:
-            groups, counts, keep = by_image(self.layouts, slots), self.per_image(self.alive), target
+            counts, keep = self.per_image(self.alive), target
             groups.rows = self.host.tower.by_views and len(groups.owner) == len(self.image)
             spots = self.tokens.locate(groups, max(self.per_image(self.there)))
+        spots.groups = groups
         return self._view(item, hidden, groups, spots, counts, keep), spots
 
     def look_in_place(self, item: PlanStep, tokens: Tensor) -> View:
@@ -165,15 +177,15 @@ class Encoding(Shrinking):
         images, needs = self.tokens.images, item.step.needs
         view = make_view(hidden, spots, images, groups, list(counts), keep, item.method, item.step.layer)
         if needs:
-            by_row = item.step.per == "view"
-            rows = torch.arange(len(groups.owner))[:, None] if by_row else self.rows()
+            rows = self.rows() if groups.view is None else torch.arange(len(groups.owner))[:, None]
             rows, total, prefix = rows.to(hidden.device), len(images.alive), self.host.tower.prefix_tokens
+            pool = None if self.pooling is None else self.pooling.tokens
             taps = {signal: self.taps[signal_layer(signal, item.step)] for signal in needs}
             view.scaling = {s: factor for need in needs for s, factor in scaling_of(need, taps[need]).items()}
-            view.signals = {s: tower_signal(s, taps[s], spots.gid, prefix, total, rows) for s in needs}
+            view.signals = {s: tower_signal(s, taps[s], spots.gid, prefix, total, rows, pool) for s in needs}
         return view
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
+    def leave(self, item: PlanStep, view: View, spots: Spots, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
         if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
             assert selection.index is not None
             self.there = [selection.index.shape[1]] * len(self.image)
@@ -182,7 +194,7 @@ class Encoding(Shrinking):
         rows = [False] * len(self.image)
         if known and self.host.tower.by_views:  # a group that keeps all keeps its padding patches too: it runs as in the full model
             untouched = [k == n for k, n in zip(view.keeps, view.counts, strict=True)]
-            rows = untouched if item.step.per == "view" else [untouched[image] for image in self.image]
+            rows = untouched if len(untouched) == len(self.image) else [untouched[image] for image in self.image]
         gid = self.tokens.gid()
         alive = (gid >= 0) & images.alive[gid.clamp_min(0)]
         stays = keep & (alive | (gid >= 0) & to_device(rows, gid.device, torch.bool)[:, None]) if any(rows) else keep & alive

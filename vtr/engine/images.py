@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._layout import Grid, Layout, by_patch
+from vtr.hosts._layout import Grid, Kind, Layout, by_patch
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -21,7 +21,7 @@ class Images:
     """The images of one call: what is known on the host, and tables over global ids on the device.
 
     Args:
-        layouts: one per image.
+        layouts: one per image or video.
         row: prompt row of each image (all 0 in the tower, which does not know).
         number: index of the image inside its row.
         source: index of the image among those the tower encoded (beams repeat it).
@@ -30,7 +30,7 @@ class Images:
         sizes: `(images * slots,)` float32, original tokens that a token stands for.
         assign: `(images * slots,)` int64, global id an original token was merged into, -1 pruned; None before any merge.
         tables: per-token memory of methods, keyed `(method number, name)`.
-        memory: per-call memory of methods, keyed by method number.
+        memory: per-call memory of methods, keyed by method number and kind of visual, since a method sees one kind at a time.
         checksum: `(images,)` int64 of pixel values, None where they were not seen.
         grid: `(rows, cols)` of every view, None where views differ.
     """
@@ -44,7 +44,7 @@ class Images:
     sizes: Tensor
     assign: Tensor | None = None
     tables: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    memory: dict[int, dict[str, Any]] = field(default_factory=dict)
+    memory: dict[tuple[int, Kind], dict[str, Any]] = field(default_factory=dict)
     checksum: Tensor | None = None
     whole: bool = False
     grid: Grid | None = None
@@ -115,6 +115,48 @@ class Images:
             self.whole,
             self.grid,
         )
+
+
+def joined(parts: list[Images]) -> Images:
+    """Returns the images and videos of some calls as those of one, in this order."""
+    if len(parts) == 1:
+        return parts[0]
+    slots, shift, device = max(part.slots for part in parts), 0, parts[0].alive.device
+
+    def table(part: Images, values: Tensor | None, like: Tensor) -> Tensor:
+        """A table over the ids of a part, as one over those of all; blank where it has none."""
+        count = len(part.layouts)
+        rows = like.new_zeros(count, part.slots, *like.shape[1:]) if values is None else values.unflatten(0, (count, part.slots))
+        wide = rows.new_zeros(count, slots, *rows.shape[2:])
+        wide[:, : part.slots] = rows
+        return wide.flatten(0, 1)
+
+    assign: list[Tensor] = []
+    for part in parts:
+        count = len(part.layouts)
+        own = torch.arange(count * part.slots, device=device) if part.assign is None else part.assign
+        moved = torch.where(own >= 0, (own // part.slots + shift) * slots + own % part.slots, own).view(count, part.slots)
+        wide = torch.arange(count * slots, device=device).view(count, slots) + shift * slots
+        wide[:, : part.slots] = moved
+        assign.append(wide.flatten())
+        shift += count
+    names = {key: value for part in parts for key, value in part.tables.items()}
+    sums = [torch.zeros(len(part.layouts), dtype=torch.int64, device=device) if part.checksum is None else part.checksum for part in parts]
+    return Images(
+        [layout for part in parts for layout in part.layouts],
+        [row for part in parts for row in part.row],
+        [number for part in parts for number in part.number],
+        [source for part in parts for source in part.source],
+        slots,
+        torch.cat([table(part, part.alive, part.alive) for part in parts]),
+        torch.cat([table(part, part.sizes, part.sizes) for part in parts]),
+        None if all(part.assign is None for part in parts) else torch.cat(assign),
+        {key: torch.cat([table(part, part.tables.get(key), like) for part in parts]) for key, like in names.items()},
+        {key: notes for part in parts for key, notes in part.memory.items()},
+        torch.cat(sums),
+        all(part.whole and part.slots == slots for part in parts),
+        parts[0].grid if all(part.grid == parts[0].grid for part in parts) else None,
+    )
 
 
 def count_views(images: Images, gid: Tensor, there: Tensor) -> list[int]:

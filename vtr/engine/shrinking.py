@@ -44,18 +44,23 @@ class Shrinking:
         """Returns, per image, the visual tokens before any removal and those in front of a step."""
         raise NotImplementedError
 
-    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+    def passes(self, item: PlanStep) -> list[list[int] | None]:
+        """Returns the images that a step sees together, once for every kind that it acts on; None = all."""
+        return [None]
+
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None) -> tuple[View, Spots]:
         """Returns the View of a step, with its signals, and where its tokens are.
 
         Args:
             item: the step.
             hidden: `(R, S, D)`, values of the tokens.
             target: tokens to leave of each image.
+            among: images that it sees, None = all.
         """
         raise NotImplementedError
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
-        """Returns what else stays or goes around the visual tokens, as `tokens.Leave` says; its last three arguments are of the step."""
+    def leave(self, item: PlanStep, view: View, spots: Spots, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
+        """Returns what else stays or goes around the visual tokens, as `tokens.Leave` says; its last four arguments are of the step."""
         raise NotImplementedError
 
     def removed(self, item: PlanStep, selection: Selection, index: Tensor, valid: Tensor) -> None:
@@ -75,12 +80,18 @@ class Shrinking:
         Raises:
             TypeError, ValueError: the method's answer does not fit its View.
         """
+        for among in self.passes(item):
+            hidden = self._run(item, hidden, among)
+        return hidden
+
+    def _run(self, item: PlanStep, hidden: Tensor, among: list[int] | None) -> Tensor:
         original, now = self.counts_now(item)
         counted, target = self.plan.counted(item), self.plan.targets(item, original, now)
-        if not any(now) or (item.removes and counted and target == now):
+        seen = range(len(now)) if among is None else among
+        if not any(now[i] for i in seen) or (item.removes and counted and all(target[i] == now[i] for i in seen)):
             return hidden
         started = self.clock.start(hidden.device)
-        view, spots = self.look(item, hidden, target)
+        view, spots = self.look(item, hidden, target, among)
         assert item.step.select is not None
         selection = item.step.select(view)
         self.clock.stop(started, hidden.device)
@@ -93,7 +104,7 @@ class Shrinking:
             chosen = limited(chosen & view.real, view.keep, item, view.keeps, self.checks)
         valid = self.tokens.valid
         hidden, index = self.tokens.select(
-            hidden, view, spots, self.answered(selection), chosen, partial(self.leave, item, view, selection)
+            hidden, view, spots, self.answered(selection), chosen, partial(self.leave, item, view, spots, selection)
         )
         if index is not None:
             self.removed(item, selection, index, valid)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vtr.engine.tokens import Places
 from vtr.ops.attention_rows import attention_rows
+from vtr.ops.received import attention_received
 from vtr.types import PerToken, Signal
 
 
@@ -52,7 +53,9 @@ class Tap:
         self.bias = None if bias is None else bias[unit].repeat_interleave(self.joins, 1)
 
 
-def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int, rows: Tensor) -> Any:
+def tower_signal(
+    signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int, rows: Tensor, pool: Callable[[Tensor], Tensor] | None = None
+) -> Any:
     """A signal of the tower for the tokens `gid (G, N)`.
 
     Args:
@@ -62,24 +65,48 @@ def tower_signal(signal: Signal, tap: Tap, gid: Tensor, prefix: int, total: int,
         prefix: prefix tokens in front of the patches.
         total: number of global ids.
         rows: `(G, V)` int64, tower row of each view of a group (of view 0 where it has fewer), for `cls_v`.
+        pool: makes the tokens `(R, P, C)` of the LLM of patches `(R, S, C)`; then the ids are counted over tokens, row by row.
     """
     if signal.kind == "cls_v":
         assert tap.value is not None
         return tap.value[:, :, 0].repeat(1, 1, tap.joins)[rows]  # once for every patch of a token
-    spot = _positions(tap.places, gid, total)
-    if signal.kind in ("cls_row", "pooled_row"):
-        assert tap.query is not None and tap.key is not None
+    if pool is not None:
+        return _pooled(_of_patches(signal, tap, torch.arange(tap.places.gid_of.numel(), device=gid.device)[None], prefix), tap, gid, pool)
+    return _of_patches(signal, tap, _positions(tap.places, gid, total), prefix)
+
+
+def _of_patches(signal: Signal, tap: Tap, spot: Tensor, prefix: int) -> Any:
+    """A signal of the tower at flat positions `spot (G, N)`."""
+    if signal.kind not in ("cls_row", "pooled_row", "received"):
+        return _per_token(signal, tap, spot, prefix)
+    assert tap.query is not None and tap.key is not None
+    if signal.kind == "received":
+        real = torch.ones_like(tap.key[:, 0, :, 0], dtype=torch.bool) if tap.keys is None else tap.keys
+        query, key = tap.query.transpose(1, 2), tap.key.transpose(1, 2)
+        row = attention_received(query, key, real, scaling=tap.scaling, bias=tap.bias, heads=True)[..., prefix:]
+    else:
         query = tap.query[:, :, :1]
         if signal.kind == "pooled_row":
             weight = torch.ones_like(tap.query[:, :1, :, :1]) if tap.keys is None else tap.keys[:, None, :, None].to(tap.query.dtype)
             weight = torch.cat([torch.zeros_like(weight[:, :, :prefix]), weight[:, :, prefix:]], 2)
             query = (tap.query.float() * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp_min(1)
         row = attention_rows(query, tap.key, tap.scaling, keys=tap.keys, bias=tap.bias, softmax=signal.softmax)[:, :, 0, prefix:]
-        row = row if tap.joins == 1 else row.unflatten(-1, (-1, tap.joins)).sum(-1)  # what a visual token gets
-        value = row if signal.heads else row.mean(1, keepdim=True)  # (R, H or 1, S)
-        table = value.transpose(1, 2).flatten(0, 1)[spot]  # (G, N, H or 1)
-        return table.transpose(1, 2) if signal.heads else table[..., 0]
-    return _per_token(signal, tap, spot, prefix)
+    row = row if tap.joins == 1 else row.unflatten(-1, (-1, tap.joins)).sum(-1)  # what a visual token gets
+    value = row if signal.heads else row.mean(1, keepdim=True)  # (R, H or 1, S)
+    table = value.transpose(1, 2).flatten(0, 1)[spot]  # (G, N, H or 1)
+    return table.transpose(1, 2) if signal.heads else table[..., 0]
+
+
+def _pooled(every: Any, tap: Tap, gid: Tensor, pool: Callable[[Tensor], Tensor]) -> Any:
+    """What single patches `(1, R * S, ...)` have (heads in front of them where there is a third dimension alone), for pooled tokens `gid (G, N)`."""
+    if isinstance(every, tuple):
+        return tuple(_pooled(part, tap, gid, pool) for part in every)
+    by_heads = every.ndim == 3 and every.shape[1] != tap.places.gid_of.numel()
+    values = every.transpose(1, 2) if by_heads else every
+    shape = values.shape[2:]
+    tokens = pool(values.reshape(*tap.places.gid_of.shape, -1)).flatten(0, 1)[gid]
+    tokens = tokens.reshape(*gid.shape, *shape)
+    return tokens.transpose(1, 2) if by_heads else tokens
 
 
 def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor) -> Any:

@@ -8,7 +8,7 @@ another can look up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Groups:
         start, length: first global id of every group, and how many ids it has.
         rows: every row of the tokens is one group, in the same order.
         view: which view of its image each group is, None where groups are whole images.
+        number: which of all views each group is, counted over all images; alone: a method sees them as images, not as parts of one.
     """
 
     owner: list[int]
@@ -66,6 +67,8 @@ class Groups:
     length: list[int]
     rows: bool = False
     view: list[int] | None = None
+    number: list[int] = field(default_factory=list)
+    alone: bool = False
 
 
 @dataclass
@@ -77,12 +80,14 @@ class Spots:
         present: `(G, N)` bool, False for filler.
         gid: `(G, N)` int64.
         whole: the View has every token of every row, in order: `flat` counts up.
+        groups: the rows of the View, where the stack asks for them again.
     """
 
     flat: Tensor
     present: Tensor
     gid: Tensor
     whole: bool = False
+    groups: Groups | None = None
 
 
 @dataclass

@@ -23,9 +23,10 @@ from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host, closed_tower, feature_layers
-from vtr.hosts._layout import Layout, runs_of
+from vtr.hosts._layout import Kind, Layout, runs_of
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
+from vtr.types import VtrError
 
 
 class TowerHooks:
@@ -52,7 +53,7 @@ class TowerHooks:
     def install(self, undo: list[Any]) -> None:
         """Registers every hook; what `remove()` must undo is appended as it happens."""
         host = self.host
-        undo.append(self._wrap_encode())
+        undo += [self._wrap_encode(kind) for kind in host.encode]
         undo.append(host.tower.module.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
         for i, signals in self.watched.items():
             kinds = {s.kind for s in signals}
@@ -92,23 +93,25 @@ class TowerHooks:
             undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, partial(self._shorten_all, items))
         return undo
 
-    def _wrap_encode(self) -> Any:
-        """Swaps the instance's `get_image_features` for one that lays the images out and files the result on the output."""
-        host, base, name = self.host, self.host.base, self.host.encode["image"]
+    def _wrap_encode(self, kind: Kind) -> Any:
+        """Swaps the instance's `get_image_features`, or its like for videos, for one that lays the images out and files the result on the output."""
+        host, base, name = self.host, self.host.base, self.host.encode[kind]
         original = getattr(base, name)
         signature = inspect.signature(original)
 
         @wraps(original)
         def encode(*args: Any, **kwargs: Any) -> Any:
-            given = {**kwargs, **signature.bind(*args, **kwargs).arguments}  # also what goes into **kwargs, by its own name
-            self._check_features(given)
             me = threading.get_ident()
             outer = self.runs.get(me)
+            if outer is not None and outer.kind != kind and not outer.begun:
+                return original(*args, **kwargs)  # the method for videos calls the one for images
+            given = {**kwargs, **signature.bind(*args, **kwargs).arguments}  # also what goes into **kwargs, by its own name
+            self._check_features(given)
             if host.runs and (visual := self._placeholders()) is not None:
                 given = {**given, "visual_runs": runs_of(visual)}
-            layouts = host.layouts("image", given)
-            self._check_open(layouts)
-            run = self.runs[me] = Encoding(host, self.plan, layouts, "image", given)
+            layouts = host.layouts(kind, given)
+            self._check_open(kind, layouts)
+            run = self.runs[me] = Encoding(host, self.plan, layouts, kind, given)
             try:
                 output = original(*args, **kwargs)
             finally:
@@ -118,11 +121,12 @@ class TowerHooks:
             if not run.begun:
                 return output
             taps = {i: tap for i, tap in run.taps.items() if i in self.kept_taps}
-            encoded = Encoded(run.tokens.images, run.kept(), run.per_image(run.alive), taps, run.rows(), run.clock, run.checks)
+            pool = None if run.pooling is None else run.pooling.tokens
+            encoded = Encoded(run.tokens.images, run.kept(), run.per_image(run.alive), taps, run.rows(), run.clock, run.checks, pool)
             if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
                 output[ENCODED] = encoded
             if self.llm.entry is not None:
-                self.llm.entry.encoded = encoded
+                self.llm.entry.encoded[kind] = encoded
             return output
 
         return swap(base, name, encode)
@@ -130,18 +134,24 @@ class TowerHooks:
     def _placeholders(self) -> Tensor | None:
         """Returns the placeholders `(B, S)` bool of the prompt whose images are encoded, None where it is not known."""
         if self.llm.entry is not None:
-            return self.llm.entry.visual
+            return self.llm.entry.visuals.get("image")
         prompt = self.llm.generating.prompt()
         if prompt is None:
             return None
         ids, embeds = (prompt, None) if prompt.ndim == 2 else (None, prompt)
-        return placeholders(self.host, self.host.base, ids, embeds, None)
+        return placeholders(self.host, self.host.base, ids, embeds, None)["image"]
 
-    def _check_open(self, layouts: list[Layout]) -> None:
-        """Refuses an image for which the tower can be neither read nor cut, where a step does."""
+    def _check_open(self, kind: Kind, layouts: list[Layout]) -> None:
+        """Refuses an image for which the tower can be neither read nor cut, where a step does, and a video whose tower would be cut."""
         closed = next((layout.closed for layout in layouts if layout.closed), "")
         if closed and (self.acts or self.watched):
             raise closed_tower(self.reader, closed)
+        cutter = next((s.name for s in (*self.layer_steps, *self.inputs) if kind in s.step.on), "")
+        if kind == "video" and self.host.pooling is not None and cutter:
+            raise VtrError(
+                f"{cutter}: shortens the vision tower, but {self.host.name!r} makes each token of a video of several patches, which must all be "
+                "there; use a method that acts behind the tower, such as 'divprune'"
+            )
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")
@@ -207,7 +217,7 @@ class TowerHooks:
         hidden = output[0] if isinstance(output, tuple) else output
         units = tower.units(hidden, run)
         full = spread(run, units) if item.step.select is None else restored(run, item, run.look_in_place(item, units))
-        run.tokens.images.memory.pop(item.method, None)  # whole activations
+        run.tokens.images.memory.pop((item.method, run.kind), None)  # whole activations
         run.refill()
         hidden = tower.hidden(full, hidden, run)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -215,7 +225,7 @@ class TowerHooks:
     def _edge(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Runs the steps in front of the projector."""
         run = self.run()
-        if run is None or not self.edge_steps:
+        if run is None or not self.edge_steps or (run.pooling is not None and run.pooling.behind_projector):
             return None
         if self.host.tower.by_views:  # features, without prefix tokens
             hidden = args[0]
@@ -240,7 +250,7 @@ class TowerHooks:
 
     def _tap(self, i: int) -> Tap | None:
         run = self.run()
-        return None if run is None else run.taps.setdefault(i, Tap(run.tokens.snapshot()))
+        return None if run is None else run.taps.setdefault(i, Tap(run.places()))
 
     def _record(self, i: int, kinds: set) -> Any:
         tower = self.host.tower
@@ -253,11 +263,11 @@ class TowerHooks:
                 return
             query, key, value = made
             tap.joins, tap.scaling = tower.joins, scaling
-            if kinds & {"q", "pooled_row"}:
+            if kinds & {"q", "pooled_row", "received"}:
                 tap.query = query
             elif "cls_row" in kinds:
                 tap.query = query[:, :, :1].clone()  # a slice would hold the whole tensor
-            tap.key = key if kinds & {"cls_row", "pooled_row", "k"} else None
+            tap.key = key if kinds & {"cls_row", "pooled_row", "received", "k"} else None
             tap.value = value if kinds & {"v", "cls_v"} else None
             if not tower.by_views:
                 tap.by_segments(*run.segments.pop(i), run.bias(0, torch.float32)[0] if run.sized else None)

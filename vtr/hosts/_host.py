@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout, runs_of
 from vtr.hosts._not_hosted import NOT_HOSTED
-from vtr.hosts._towers import Stack, Tower
+from vtr.hosts._towers import Pooling, Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
@@ -47,6 +47,7 @@ class Host:
         per_token: arguments of the LLM with an entry for every token, `(B, S, ...)`, beside embeddings and positions.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
+        pooling: of videos, None where their patches become tokens as those of images do.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
     """
 
@@ -73,6 +74,7 @@ class Host:
     per_token: tuple[str, ...] = ()
     next_positions: Callable[[Tensor], Tensor] | None = None
     pixel_limits: tuple[str, str] | None = None
+    pooling: Pooling | None = None
 
     def images_of(self, inputs: Mapping[str, Any]) -> list[Layout]:
         """Returns the layouts of the images in what the processor made of prompts, in order; `input_ids` is `(B, S)`."""

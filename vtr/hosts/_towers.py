@@ -302,6 +302,21 @@ class PackedTower(Tower):
         return q, k, v
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """How a model makes fewer tokens of the features of every frame of a video.
+
+    Args:
+        tokens: `(V, S, C) -> (V, P, C)`, what it does to features that stand for patches.
+        grid: `(rows, cols)` of tokens of a frame.
+        behind_projector: it does so behind the projector, so that steps in front of that one run behind the pooling.
+    """
+
+    tokens: Callable[[Tensor], Tensor]
+    grid: Grid
+    behind_projector: bool
+
+
 def gone() -> float:
     """What stands for a unit that is gone in front of the projector: NaN, or zero where NaN would reach the gradients of its weights."""
     return 0.0 if torch.is_grad_enabled() else float("nan")

@@ -1,4 +1,5 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, GLM-4V and their MoEs on Hugging Face transformers: images of any grid in one packed sequence.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, GLM-4V and their MoEs on Hugging Face transformers: images and videos of any grid in one packed
+sequence. Videos of GLM-4V are refused, whose placeholders are those of images.
 
 Internals used: `model.model.{visual, language_model, rope_deltas}`, `visual.{blocks, merger, deepstack_merger_list, spatial_merge_size,
 window_size, patch_size}`, GLM-4V's `visual.post_layernorm`; of a block its parts `attn`, `mlp`, `norm1`, `norm2` and its arguments `cu_seqlens`
@@ -24,7 +25,8 @@ from vtr.types import VtrError
 
 @register_host("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe")
 def qwen_vl(model: Any) -> Host:
-    """Every image is one view of its own grid; `spatial_merge_size ** 2` patches (2 x 2) become one visual token."""
+    """Every image is one view of its own grid, and so is every frame of a video, which stands for `temporal_patch_size` pictures (2);
+    `spatial_merge_size ** 2` patches (2 x 2) become one visual token."""
     config, base = model.config, getattr(model, "model", model)
     visual, llm = base.visual, base.language_model
     check_layer_kinds(config.model_type, llm.config, linear=True)
@@ -40,6 +42,8 @@ def qwen_vl(model: Any) -> Host:
         for frames, rows, cols in torch.as_tensor(arguments[f"{kind}_grid_thw"]).tolist():
             found.append(views_of_one_image([(rows // side, cols // side)] * frames, kind, (rows * patch, cols * patch)))
         return found
+
+    kinds: tuple[Kind, ...] = ("image",) if config.model_type.startswith("glm") else ("image", "video")
 
     def next_positions(columns: Tensor) -> Tensor:
         deltas = base.rope_deltas.to(columns.device)
@@ -66,13 +70,14 @@ def qwen_vl(model: Any) -> Host:
             order=_window_order(visual, side) if hasattr(visual, "fullatt_block_indexes") else None,
             windows=_windows(visual, side),
         ),
-        placeholder_ids={"image": config.image_token_id},
+        placeholder_ids={kind: getattr(config, f"{kind}_token_id") for kind in kinds},
+        encode={kind: f"get_{kind}_features" for kind in kinds},
         layouts=layouts,
         renumber=False,
         beside=("visual_pos_masks", "deepstack_visual_embeds") if deepstack else None,
         next_positions=next_positions,
         pixel_limits=("shortest_edge", "longest_edge"),
-        stages=("tower", "boundary", "prefill"),
+        stages=("tower", "boundary", "prefill", "decode"),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtr.reduction import reduced
+from vtr.testing.families import Clip
 from vtr.testing.probes import Choice, recorded
 from vtr.testing.reference import Expected, areas_of, difference, keep_mask, largest, masked_logits, merge_map, patches_of, renumbered
 from vtr.testing.tiny_models import ROWS, Batch, batch_of, model_of
@@ -61,7 +62,7 @@ def run(setup: Setup, plan: Sequence[Method], batch: Batch, **arguments: Any) ->
 def expected_of(batch: Batch, choices: Sequence[Choice], newlines: str = "rows", renumber: bool = False) -> Expected:
     """Returns what the choices of the probes must amount to."""
     expected = Expected()
-    for choice in choices:
+    for choice in in_prompt_order(batch, choices):
         layer = choice.layer if choice.stage == "prefill" else 0
         keep = keep_mask(batch, choice.retained, newlines)
         if choice.stage == "tower":
@@ -76,6 +77,32 @@ def expected_of(batch: Batch, choices: Sequence[Choice], newlines: str = "rows",
         if renumber:
             expected.positions.append((layer, renumbered(keep)))
     return expected
+
+
+def order_of(batch: Batch) -> list[int]:
+    """Returns the images and videos of a batch, numbered row by row, in the order in which methods and reports have them: images first."""
+    clips = [isinstance(shot, Clip) for row in batch.shots for shot in row]
+    return sorted(range(len(clips)), key=lambda i: clips[i])
+
+
+def in_prompt_order(batch: Batch, choices: Sequence[Choice]) -> list[Choice]:
+    """Returns choices whose entries are images and videos row by row; a step that saw both kinds made one for each."""
+    order, found, rest = order_of(batch), [], list(choices)
+    if order == sorted(order):
+        return list(choices)
+    while rest:
+        first, second = rest.pop(0), rest.pop(0)
+        assert (first.kind, second.kind, first.layer) == ("image", "video", second.layer), "one choice for each kind"
+        retained, merged, seen = (
+            _by_row(one + other, order)
+            for one, other in ((first.retained, second.retained), (first.merged, second.merged), (first.seen, second.seen))
+        )
+        found.append(Choice(first.stage, first.layer, retained, merged, seen))
+    return found
+
+
+def _by_row(values: list[Any], order: list[int]) -> list[Any]:
+    return [values[order.index(i)] for i in range(len(order))]
 
 
 def _patch_map(batch: Batch, choice: Choice) -> Tensor:
@@ -109,8 +136,9 @@ def check_report(batch: Batch, result: Run, keep: Tensor) -> None:
     assert [list(row) for row in result.report.positions] == positions, "report.positions"
     if not result.choices:
         return
-    images = result.report.to_dict()["images"]
-    assert [sorted(image["retained"]) for image in images] == [sorted(ids) for ids in result.choices[-1].retained], "report: retained"
+    images, order, last = result.report.to_dict()["images"], order_of(batch), in_prompt_order(batch, result.choices)[-1]
+    images = _by_row(images, order)
+    assert [sorted(image["retained"]) for image in images] == [sorted(ids) for ids in last.retained], "report: retained"
     assert [image["visual_tokens"] for image in images] == batch.counts(), "report: visual_tokens"
     visual = [int((keep[row] & batch.visual[row]).sum()) for row in range(len(keep))]
     told = [sum(len(i["retained"]) + i["newlines"] for i in images if i["row"] == row) for row in range(len(keep))]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-IMAGE, PAD, VOCABULARY, SIDE, PIXELS, LAYERS, TOWER_LAYERS = 100, 0, 120, 6, 48, 5, 4
+IMAGE, VIDEO, PAD, VOCABULARY, SIDE, PIXELS, LAYERS, TOWER_LAYERS = 100, 101, 0, 120, 6, 48, 5, 4
 PINPOINTS = [[48, 96], [96, 48], [96, 96]]
 LLM = {
     "vocab_size": VOCABULARY,
@@ -41,6 +41,22 @@ class Shot(NamedTuple):
 
     height: int = PIXELS
     width: int = PIXELS
+
+
+class Clip(NamedTuple):
+    """One video of a prompt; `frames` are what it has in the LLM."""
+
+    height: int = PIXELS
+    width: int = PIXELS
+    frames: int = 3
+
+
+Visual = Shot | Clip
+
+
+def marks(shot: Visual, count: int) -> list[int]:
+    """Returns the placeholders of an image or a video."""
+    return [VIDEO if isinstance(shot, Clip) else IMAGE] * count
 
 
 class Family:
@@ -72,11 +88,15 @@ class Family:
         """Returns the class of the model and its configuration; `text`, `tower` and `backbone` in `changes` are as for `build`."""
         raise NotImplementedError
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
-        """Returns `(rows, cols)` of the visual tokens of every view of an image, as the tower makes them."""
+    def shown(self, shot: Visual) -> Visual:
+        """Returns what stands in a prompt where a test asks for an image: the image, or for a family of videos a video."""
+        return shot
+
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
+        """Returns `(rows, cols)` of the visual tokens of every view of an image, or frame of a video, as the tower makes them."""
         return [(SIDE, SIDE)]
 
-    def packing(self, model: Callable[[], Any], shot: Shot) -> Tensor:
+    def packing(self, model: Callable[[], Any], shot: Visual) -> Tensor:
         """Returns what each placeholder of an image stands for, `(tokens, 4)` int64: view, row, column, newline.
 
         Args:
@@ -99,15 +119,15 @@ class Family:
         """Returns the token ids in front of the placeholders of an image and behind them."""
         return [], []
 
-    def placeholders(self, shot: Shot, count: int) -> list[int]:
+    def placeholders(self, shot: Visual, count: int) -> list[int]:
         """Returns the token ids of an image in a prompt: `count` placeholders, and what stands between them."""
-        return [IMAGE] * count
+        return marks(shot, count)
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
-        """Returns random pixel values of an image, a piece of the model's `pixel_values`."""
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
+        """Returns random pixel values of an image or a video, a piece of the model's `pixel_values` or `pixel_values_videos`."""
         return torch.randn(1, 3, PIXELS, PIXELS, generator=random)
 
-    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
         """Returns the other arguments that have one entry per image."""
         return {}
 
@@ -123,15 +143,15 @@ class Family:
         """Returns the layers of the vision tower."""
         return model.model.vision_tower.encoder.layers
 
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+    def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
         """Returns what becomes one visual token each, as hidden states of the tower have it: `(views, tokens, D)`, zeros behind smaller views."""
         return hidden[:, 1:] if self.has_cls else hidden
 
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Visual]) -> Tensor:
         """Returns hidden states of the tower with other units `(views, tokens, D)`."""
         return torch.cat([hidden[:, :1], units], 1) if self.has_cls else units
 
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+    def tower_masks(self, model: Any, layer: int, shots: list[Visual], bias: Tensor) -> list[Tensor]:
         """Returns the mask of every attention call of a tower layer, in order, added to logits.
 
         Args:
@@ -188,12 +208,12 @@ class LlavaNext(Llava):
 
         return LlavaNextForConditionalGeneration, LlavaNextConfig(**self._settings(changes), image_grid_pinpoints=PINPOINTS)
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         return [(SIDE, SIDE)] * int(image_size_to_num_patches(list(shot), PINPOINTS, PIXELS))
 
-    def packing(self, model: Callable[[], Any], shot: Shot) -> Tensor:
+    def packing(self, model: Callable[[], Any], shot: Visual) -> Tensor:
         """Runs the family's own packing code on the coordinates of the patches."""
         coordinates = super().packing(model, shot).float()
         packed, _ = model().model.pack_image_features(
@@ -204,13 +224,13 @@ class LlavaNext(Llava):
         )
         return packed[0].long()
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         pixels = torch.zeros(1, 5, 3, PIXELS, PIXELS)
         views = len(self.grids(shot))
         pixels[0, :views] = torch.randn(views, 3, PIXELS, PIXELS, generator=random)
         return pixels
 
-    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
         return {"image_sizes": torch.tensor(shots)}
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Shot, own_key_seen
+from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Visual, own_key_seen
 
 JOINS, HALF = 4, SIDE // 2
 
@@ -25,16 +25,16 @@ class Joined(Family):
     def around(self) -> tuple[list[int], list[int]]:
         return [91], [92]
 
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+    def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
         order = blocks_of_four(self.side_tokens).flatten() + int(self.has_cls)
         return hidden[:, order].reshape(len(hidden), self.side_tokens**2, -1)
 
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Visual]) -> Tensor:
         back = blocks_of_four(self.side_tokens).flatten().argsort()
         patches = units.reshape(len(hidden), len(back), -1)[:, back]
         return torch.cat([hidden[:, : int(self.has_cls)], patches], 1)
 
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+    def tower_masks(self, model: Any, layer: int, shots: list[Visual], bias: Tensor) -> list[Tensor]:
         patches = bias.repeat_interleave(JOINS, 1)[:, blocks_of_four(self.side_tokens).flatten().argsort()]
         return [own_key_seen(torch.nn.functional.pad(patches, (int(self.has_cls), 0)))]
 
@@ -52,10 +52,10 @@ class InternVL(Joined):
         config = InternVLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, downsample_ratio=0.5, **changes)
         return InternVLForConditionalGeneration, config
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         return [(HALF, HALF)] * max(shot.height // PIXELS, 1) * max(shot.width // PIXELS, 1)
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         return torch.randn(len(self.grids(shot)), 3, PIXELS, PIXELS, generator=random)
 
     def tower_layers(self, model: Any) -> Any:
@@ -93,7 +93,7 @@ class Gemma3(Joined):
         config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=HALF * HALF, **ids, **changes)
         return Gemma3ForConditionalGeneration, config
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         return [(HALF, HALF)]
 
     def together(self, visual: Tensor, kind: str) -> Tensor | None:
@@ -145,25 +145,25 @@ class Gemma4(Gemma3):
         config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, audio_config=None, **ids, **changes)
         return getattr(transformers, f"{name}ForConditionalGeneration"), config
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         return [(max(shot.height // 16, 1), max(shot.width // 16, 1))]
 
     def together(self, visual: Tensor, kind: str) -> Tensor | None:
         plain = self.small or (kind == "full_attention" and not self.unified)
         return None if plain else super().together(visual, kind)
 
-    def _patches(self, shot: Shot) -> tuple[int, int]:
+    def _patches(self, shot: Visual) -> tuple[int, int]:
         rows, cols = self.grids(shot)[0]
         return (rows, cols) if self.unified else (2 * rows, 2 * cols)
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         rows, cols = self._patches(shot)
         width, most = (768, 36) if self.unified else (192, 144)
         pixels = torch.zeros(1, most, width)
         pixels[0, : rows * cols] = torch.rand(rows * cols, width, generator=random)
         return pixels
 
-    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
         places = torch.full((len(shots), 36 if self.unified else 144, 2), -1)
         for place, shot in zip(places, shots, strict=True):
             rows, cols = self._patches(shot)

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.testing.families import PINPOINTS, PIXELS, SIDE, LlavaNext, Shot
-
-VIDEO = 101
+from vtr.testing.families import PINPOINTS, PIXELS, SIDE, VIDEO, LlavaNext, Visual
 
 
 class LlavaNextVideo(LlavaNext):
@@ -38,7 +36,7 @@ class OneVision(LlavaNext):
         ids = dict(video_token_id=VIDEO, image_grid_pinpoints=PINPOINTS, vision_aspect_ratio=f"anyres_max_{self.limit}")
         return LlavaOnevisionForConditionalGeneration, LlavaOnevisionConfig(**self._settings(changes), **ids)
 
-    def packing(self, model: Callable[[], Any], shot: Shot) -> Tensor:
+    def packing(self, model: Callable[[], Any], shot: Visual) -> Tensor:
         """Runs the family's own packing code on the coordinates of the patches; a canvas that it interpolates is written down by hand."""
         coordinates = torch.cartesian_prod(torch.arange(self.views(shot)), torch.arange(SIDE), torch.arange(SIDE))
         features = torch.nn.functional.pad(coordinates, (0, 1)).float().view(-1, SIDE * SIDE, 4)
@@ -52,16 +50,16 @@ class OneVision(LlavaNext):
         assert len(packed[0]) == len(thumbnail) + len(canvas)
         return torch.cat([thumbnail.long(), canvas])
 
-    def views(self, shot: Shot) -> int:
+    def views(self, shot: Visual) -> int:
         """Returns how many inputs of the tower an image becomes."""
         return len(super().grids(shot))
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         pixels = torch.zeros(1, 5, 3, PIXELS, PIXELS)
         pixels[0, : self.views(shot)] = torch.randn(self.views(shot), 3, PIXELS, PIXELS, generator=random)
         return pixels
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         """Thumbnail and crops, or thumbnail and interpolated canvas."""
         from transformers.models.llava_onevision.modeling_llava_onevision import get_anyres_image_grid_shape, unpad_image
 

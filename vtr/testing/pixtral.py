@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, TOWER, Family, Shot, own_key_seen
+from vtr.testing.families import IMAGE, LLM, TOWER, Family, Visual, own_key_seen
 
 BREAK, END, PATCH, MOST = 93, 92, 8, 96
 
@@ -40,18 +40,18 @@ class Pixtral(Family):
             return LlavaForConditionalGeneration, LlavaConfig(**{**settings, "vision_feature_select_strategy": "full", **changes})
         return Mistral3ForConditionalGeneration, Mistral3Config(**settings, spatial_merge_size=self.side, **changes)
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         unit = 2 * PATCH  # also without joining, so that images stay small
         return [(max(shot.height // unit, 1) * 2 // self.side, max(shot.width // unit, 1) * 2 // self.side)]
 
-    def placeholders(self, shot: Shot, count: int) -> list[int]:
+    def placeholders(self, shot: Visual, count: int) -> list[int]:
         rows, cols = self.grids(shot)[0]
         return [*(([IMAGE] * cols + [BREAK]) * rows)[:-1], END]
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         return torch.randn(1, 3, MOST, MOST, generator=random)
 
-    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
         unit = PATCH * self.side
         return {"image_sizes": torch.tensor([[rows * unit, cols * unit] for shot in shots for rows, cols in self.grids(shot)])}
 
@@ -69,26 +69,26 @@ class Pixtral(Family):
         merged = whole.transpose(-1, -2).flatten(-2) @ projector.patch_merger.merging_layer.weight.T  # as `unfold` puts channels
         return projector.linear_2(projector.act(projector.linear_1(merged)))
 
-    def _order(self, shot: Shot) -> Tensor:
+    def _order(self, shot: Visual) -> Tensor:
         """Returns the patches of an image token by token."""
         rows, cols = self.grids(shot)[0]
         patches = torch.arange(rows * cols * self.side**2).view(rows, self.side, cols, self.side)
         return patches.transpose(1, 2).flatten()
 
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+    def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
         orders = [self._order(shot) for shot in shots]
         parts = hidden.reshape(-1, hidden.shape[-1]).split([len(order) for order in orders])
         units = [part[order].reshape(-1, self.side**2 * hidden.shape[-1]) for part, order in zip(parts, orders, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(units, batch_first=True)
 
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Visual]) -> Tensor:
         parts = []
         for own, order in zip(units, map(self._order, shots), strict=True):
             patches = own.reshape(-1, hidden.shape[-1])[: len(order)]
             parts.append(patches[order.argsort()])
         return torch.cat(parts).reshape(hidden.shape)
 
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+    def tower_masks(self, model: Any, layer: int, shots: list[Visual], bias: Tensor) -> list[Tensor]:
         blocks = []
         for own, order in zip(bias, map(self._order, shots), strict=True):
             weight = own.repeat_interleave(self.side**2)[: len(order)][order.argsort()]

@@ -28,6 +28,7 @@ class Choice:
     retained: list[list[int]]
     merged: list[dict[int, int]]
     seen: list[list[int]]
+    kind: str = "image"
 
 
 _recordings: list[list[Choice]] = []
@@ -52,7 +53,7 @@ def _note(stage: str, view: View, keep: Tensor, assign: Tensor | None = None) ->
             seen.append([patch[i] for i in view.real[group].nonzero()[:, 0].tolist()])
             targets = [] if assign is None else assign[group].tolist()
             merged.append({patch[i]: patch[t] for i, t in enumerate(targets) if t >= 0})
-        recording.append(Choice(stage, view.layer, retained, merged, seen))
+        recording.append(Choice(stage, view.layer, retained, merged, seen, view.kinds[0]))
     return Selection(keep=keep)
 
 
@@ -153,10 +154,12 @@ class TowerTop(Probe):
         return _note("tower", view, view.real & (rank < view.keep[:, None]))
 
 
-def merge_pairs(view: View, offset: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Every second token takes in the one after it: keep mask, new values and assignment."""
+def merge_pairs(view: View, offset: int = 0, inside: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Every second token takes in the one after it, or with `inside` the one after it of its view: keep mask, new values and assignment."""
     rank = rank_of(view.real)
     pivot = view.real & ((rank % 2 == 0) | (rank < offset))
+    if inside:
+        pivot |= view.real & (view.cells[..., 0].diff(dim=1, prepend=view.cells[:, :1, 0]) != 0)
     place = torch.arange(view.real.shape[1], device=view.real.device).expand_as(rank)
     into = torch.where(pivot, place, -1).cummax(1).values
     assign = torch.where(view.real, into, -1)
@@ -177,7 +180,7 @@ class MergePairs(Probe):
         return (Merge(Tower(self.layer, at="mlp") if self.stage == "tower" else self.where, self.select, counted=False),)
 
     def select(self, view: View) -> Selection:
-        pivot, values, assign = merge_pairs(view)
+        pivot, values, assign = merge_pairs(view, inside=self.stage == "tower")
         selection = _note(self.stage, view, pivot, assign)
         return Selection(keep=selection.keep, tokens=values, assign=assign)
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, TOWER_LAYERS, Family, Shot, own_key_seen
+from vtr.testing.families import IMAGE, LLM, TOWER_LAYERS, VIDEO, Clip, Family, Visual, own_key_seen
 
-VIDEO, START, END, UNIT, JOINS, WINDOW = 101, 91, 92, 16, 4, 2
+START, END, UNIT, JOINS, WINDOW = 91, 92, 16, 4, 2
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 
@@ -49,24 +49,28 @@ class QwenVL(Family):
         config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **ids, **changes)
         return getattr(transformers, f"{name}ForConditionalGeneration"), config
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
-        return [(max(shot.height // UNIT, 1), max(shot.width // UNIT, 1))]
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
+        frames = shot.frames if isinstance(shot, Clip) else 1
+        return [(max(shot.height // UNIT, 1), max(shot.width // UNIT, 1))] * frames
 
     def around(self) -> tuple[list[int], list[int]]:
         return [START], [END]
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         return torch.randn(self._tokens(shot) * JOINS, 2 * 3 * 8 * 8, generator=random)
 
-    def beside(self, shots: list[Shot]) -> dict[str, Tensor]:
-        return {"image_grid_thw": torch.tensor([[1, 2 * rows, 2 * cols] for shot in shots for rows, cols in self.grids(shot)])}
+    def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
+        kind = "video" if isinstance(shots[0], Clip) else "image"
+        grids = [self.grids(shot) for shot in shots]
+        return {f"{kind}_grid_thw": torch.tensor([[len(own), 2 * own[0][0], 2 * own[0][1]] for own in grids])}
 
     def positions(self, model: Callable[[], Any], inputs: dict[str, Tensor]) -> Tensor:
         text = super().positions(model, inputs)
-        if "image_grid_thw" not in inputs:
+        names = ("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids")
+        given = {name: inputs[name] for name in names if name in inputs}
+        if not any(name.endswith("thw") for name in given):
             return text.expand(4, -1, -1)
-        names = ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")
-        rotary, _ = model().model.get_rope_index(**{name: inputs[name] for name in names})
+        rotary, _ = model().model.get_rope_index(**given)
         return torch.cat([text[None], rotary])
 
     def tower_layers(self, model: Any) -> Any:
@@ -78,11 +82,14 @@ class QwenVL(Family):
     def projected(self, model: Any, features: Tensor) -> Tensor:
         return model.model.visual.merger(features.reshape(-1, features.shape[-1] // JOINS)).view(*features.shape[:-1], -1)
 
-    def _tokens(self, shot: Shot) -> int:
-        rows, cols = self.grids(shot)[0]
-        return rows * cols
+    def _tokens(self, shot: Visual) -> int:
+        return sum(rows * cols for rows, cols in self.grids(shot))
 
-    def _windows(self, shot: Shot) -> list[Tensor]:
+    def _frames(self, shots: list[Visual]) -> list[Visual]:
+        """Returns every frame of videos as a visual of its own."""
+        return [Clip(shot.height, shot.width, 1) if isinstance(shot, Clip) else shot for shot in shots for _ in self.grids(shot)]
+
+    def _windows(self, shot: Visual) -> list[Tensor]:
         """Returns the tokens of an image window by window, in raster order of windows; one window where the tower has none."""
         rows, cols = self.grids(shot)[0]
         tokens = torch.arange(rows * cols).view(rows, cols)
@@ -90,16 +97,19 @@ class QwenVL(Family):
             return [tokens.flatten()]
         return [tokens[r : r + WINDOW, c : c + WINDOW].flatten() for r in range(0, rows, WINDOW) for c in range(0, cols, WINDOW)]
 
-    def units(self, hidden: Tensor, shots: list[Shot]) -> Tensor:
+    def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
+        shots = self._frames(shots)
         parts = hidden.reshape(-1, JOINS * hidden.shape[-1]).split([self._tokens(shot) for shot in shots])
         raster = [part[torch.cat(self._windows(shot)).argsort()] for part, shot in zip(parts, shots, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(raster, batch_first=True)
 
-    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Shot]) -> Tensor:
+    def with_units(self, hidden: Tensor, units: Tensor, shots: list[Visual]) -> Tensor:
+        shots = self._frames(shots)
         parts = [own[torch.cat(self._windows(shot))] for own, shot in zip(units, shots, strict=True)]
         return torch.cat(parts).reshape(hidden.shape)
 
-    def tower_masks(self, model: Any, layer: int, shots: list[Shot], bias: Tensor) -> list[Tensor]:
+    def tower_masks(self, model: Any, layer: int, shots: list[Visual], bias: Tensor) -> list[Tensor]:
+        shots = self._frames(shots)
         whole = self.model_type != "qwen2_5_vl" or layer in model.config.vision_config.fullatt_block_indexes
         segments = []
         for own, shot in zip(bias, shots, strict=True):

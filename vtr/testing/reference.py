@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.testing.cut import cut_logits
-from vtr.testing.families import Family
+from vtr.testing.families import Clip, Family, Shot
 from vtr.testing.tiny_models import FAMILIES, Batch, packing
 
 
@@ -223,6 +223,11 @@ def _in_tower(stack: ExitStack, family: Family, model: Any, batch: Batch, expect
         weight = torch.where(merge.into >= 0, sizes, 0)
         return torch.zeros_like(sizes).scatter_add(1, merge.into.clamp(min=0), weight).clamp(min=1), visible & merge.keep
 
+    clips = [isinstance(shot, Clip) for shot in shots]
+    of_view = torch.tensor([clip for clip, shot in zip(clips, shots, strict=True) for _ in family.grids(shot)])
+    calls = of_view.long().argsort(stable=True)  # the tower runs on images first
+    by_call = sorted(shots, key=lambda shot: isinstance(shot, Clip))
+    assert len(set(clips)) == 1 or len(given) == len(expected.tower_drops), "merges are followed for one kind alone"
     masks = {}
     for number, layer in enumerate(family.tower_layers(model)):
         for at, keep in expected.tower_drops:
@@ -235,7 +240,8 @@ def _in_tower(stack: ExitStack, family: Family, model: Any, batch: Batch, expect
             entering = layer.register_forward_pre_hook(lambda module, args, change=change: (change(args[0]), *args[1:]))
             stack.callback(entering.remove)
         weight = sizes.log() if expected.proportional else torch.zeros_like(sizes)
-        masks[layer] = family.tower_masks(model, number, shots, weight.masked_fill(~visible, torch.finfo(sizes.dtype).min))
+        hidden = weight.masked_fill(~visible, torch.finfo(sizes.dtype).min)
+        masks[layer] = family.tower_masks(model, number, by_call, hidden[calls])
         for at, into in expected.tower_merges:
             if at == number:
                 _change_before_mlp(stack, family, layer, partial(changed, partial(average, sizes=sizes, into=into)))
@@ -299,7 +305,9 @@ def spots(batch: Batch) -> list[Spot]:
             token = packed[:, 3] == 0
             rank = token.long().cumsum(0) - 1
             ends = (~token).nonzero()[:, 0]
-            canvas = int((packed[:, 0] == 0).sum()) if packed[:, 0].max() > 0 else 0  # an image of one view has no thumbnail
+            canvas = (
+                int((packed[:, 0] == 0).sum()) if packed[:, 0].max() > 0 and isinstance(shot, Shot) else 0
+            )  # only crops have a thumbnail
             starts = [canvas, *(ends[:-1] + 1).tolist()][: len(ends)]
             view, row_of, column = packed[token, :3].T
             grids = torch.tensor(FAMILIES[batch.kind].grids(shot))

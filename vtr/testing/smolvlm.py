@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.testing.families import IMAGE, LLM, PIXELS, TOWER, Shot
+from vtr.testing.families import IMAGE, LLM, PIXELS, TOWER, Visual
 from vtr.testing.joined import JOINS, Joined
 
 QUARTER = 4
@@ -31,10 +31,10 @@ class SmolVLM(Joined):
         settings = dict(vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, pad_token_id=0, **changes)
         return getattr(transformers, f"{name}ForConditionalGeneration"), getattr(transformers, f"{name}Config")(**settings)
 
-    def grids(self, shot: Shot) -> list[tuple[int, int]]:
+    def grids(self, shot: Visual) -> list[tuple[int, int]]:
         return [(QUARTER, QUARTER)] * max(shot.height // PIXELS, 1) * max(shot.width // PIXELS, 1)
 
-    def pixels(self, shot: Shot, random: torch.Generator) -> Tensor:
+    def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
         pixels = torch.zeros(1, JOINS, 3, PIXELS, PIXELS)
         views = len(self.grids(shot))
         pixels[0, :views] = torch.randn(views, 3, PIXELS, PIXELS, generator=random)

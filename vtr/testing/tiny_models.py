@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.testing.families import IMAGE, PAD, SIDE, Family, Llava, LlavaNext, Shot
+from vtr.testing.families import IMAGE, PAD, SIDE, VIDEO, Clip, Family, Llava, LlavaNext, Shot, Visual
 from vtr.testing.joined import Gemma3, Gemma4, InternVL
 from vtr.testing.onevision import LlavaNextVideo, OneVision
 from vtr.testing.pixtral import Pixtral
 from vtr.testing.qwen import GlmV, Qwen35, QwenVL
 from vtr.testing.smolvlm import SmolVLM
+from vtr.testing.videos import NextClips, OneVisionClips, QwenClips
 
 # Left to right: text token counts and images. Odd sizes on purpose: (96, 30) and (70, 31) are unpadded, (40, 90) is wide.
 ROWS = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
@@ -28,6 +29,8 @@ ONE_EACH = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 5))
 WITH_TEXT_ONLY = ((4, Shot(40, 90), 6), (9,), (3, Shot(96, 30), Shot(48, 48), 5))
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Arguments with an entry for every token of a prompt."""
+PIXELS_OF: dict[type, str] = {Shot: "pixel_values", Clip: "pixel_values_videos"}
+"""Arguments that hold the pixels of images and of videos."""
 
 FAMILIES: dict[str, Family] = {
     "llava": Llava(),
@@ -55,15 +58,31 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe": Qwen35(moe=True),
     "glm4v": GlmV(),
     "glm4v_moe": GlmV(moe=True),
+    "llava_next_video_mixed": NextClips(mixed=True),
+    "llava_onevision_mixed": OneVisionClips(mixed=True),
+    "qwen2_vl_mixed": QwenClips("qwen2_vl", mixed=True),
+    "qwen2_5_vl_mixed": QwenClips("qwen2_5_vl", mixed=True),
+    "qwen3_vl_mixed": QwenClips("qwen3_vl", mixed=True),
+    "llava_next_video_clips": NextClips(),
+    "llava_onevision_clips": OneVisionClips(),
+    "qwen2_vl_clips": QwenClips("qwen2_vl"),
+    "qwen2_5_vl_clips": QwenClips("qwen2_5_vl"),
+    "qwen3_vl_clips": QwenClips("qwen3_vl"),
 }
 """Kind -> family. Their models have `model.config._attn_implementation`, and take `input_ids`, `attention_mask` and `pixel_values`."""
 KINDS = ("llava", "llava_siglip", "llava_next")
 """One per mechanism: CLS token, no CLS token, AnyRes."""
 ALL_KINDS = (*KINDS, "llava_qwen", "llava_next_siglip")
-OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS)
+OTHER_KINDS = tuple(kind for kind in FAMILIES if kind not in ALL_KINDS and not kind.endswith(("_clips", "_mixed")))
 MECHANISMS = ("llava_onevision_max", "internvl", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 """One per mechanism beyond LLaVA's: views of different grids, joined tower, images that see themselves in windows, packed tower with windows,
 features added behind the LLM's first layers, layers of linear attention."""
+VIDEO_KINDS = tuple(kind for kind in FAMILIES if kind.endswith("_clips"))
+"""Every image that a test asks for is a video there."""
+MIXED_KINDS = tuple(kind for kind in FAMILIES if kind.endswith("_mixed"))
+"""The same models with images and the videos that a test asks for."""
+MIXED = ((4, Shot(90, 40), 3, Clip(48, 32), 6), (3, Clip(48, 48), 2, Shot(70, 31), 2, Clip(32, 64), 3))
+"""Prompts with images and videos."""
 
 
 def build(kind: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -96,17 +115,17 @@ _shared = cache(build)
 
 
 @cache
-def packing(kind: str, shot: Shot) -> Tensor:
+def packing(kind: str, shot: Visual) -> Tensor:
     """Returns what each placeholder of an image stands for, `(tokens, 4)` int64: view, row, column, newline."""
     return FAMILIES[kind].packing(partial(model_of, kind), shot)
 
 
-def views_of(kind: str, shot: Shot) -> int:
+def views_of(kind: str, shot: Visual) -> int:
     """Returns how many inputs of the tower an image becomes: 1, or thumbnail and crops."""
     return len(FAMILIES[kind].grids(shot))
 
 
-def tokens_of(kind: str, shot: Shot) -> int:
+def tokens_of(kind: str, shot: Visual) -> int:
     """Returns the visual tokens of an image, newlines excluded."""
     return int((packing(kind, shot)[:, 3] == 0).sum())
 
@@ -122,7 +141,7 @@ class Batch:
 
     kind: str
     inputs: dict[str, Tensor]
-    shots: tuple[tuple[Shot, ...], ...]
+    shots: tuple[tuple[Visual, ...], ...]
 
     @property
     def valid(self) -> Tensor:
@@ -132,7 +151,7 @@ class Batch:
     @property
     def visual(self) -> Tensor:
         """`(B, S)` bool: placeholders, newlines included."""
-        return self.inputs["input_ids"] == IMAGE
+        return (self.inputs["input_ids"] == IMAGE) | (self.inputs["input_ids"] == VIDEO)
 
     @property
     def positions(self) -> Tensor:
@@ -152,12 +171,14 @@ class Batch:
 
     def images(self, start: int, stop: int) -> dict[str, Tensor]:
         """Arguments of some of the images, row by row."""
-        shots = [shot for row in self.shots for shot in row]
-        if start == stop:
-            return {}
-        sizes = [len(FAMILIES[self.kind].pixels(shot, torch.Generator())) for shot in shots]
-        pixels = self.inputs["pixel_values"][sum(sizes[:start]) : sum(sizes[:stop])]
-        return {"pixel_values": pixels, **FAMILIES[self.kind].beside(shots[start:stop])}
+        shots, family = [shot for row in self.shots for shot in row], FAMILIES[self.kind]
+        found: dict[str, Tensor] = {}
+        for kind, name in PIXELS_OF.items():
+            before, own = ([shot for shot in part if isinstance(shot, kind)] for part in (shots[:start], shots[start:stop]))
+            if own:
+                first, count = (sum(len(family.pixels(shot, torch.Generator())) for shot in part) for part in (before, own))
+                found |= {name: self.inputs[name][first : first + count], **family.beside(own)}
+        return found
 
     def changed(self, **inputs: Tensor) -> Batch:
         """The same batch with other arguments."""
@@ -165,7 +186,7 @@ class Batch:
 
     def to(self, dtype: torch.dtype) -> Batch:
         """The same batch with pixel values in another dtype."""
-        return self.changed(pixel_values=self.inputs["pixel_values"].to(dtype)) if "pixel_values" in self.inputs else self
+        return self.changed(**{name: self.inputs[name].to(dtype) for name in PIXELS_OF.values() if name in self.inputs})
 
     def followed_by(self, tokens: Tensor) -> Batch:
         """The same prompts with generated tokens `(B, T)` at their end."""
@@ -175,7 +196,7 @@ class Batch:
 
 
 def batch_of(
-    kind: str, rows: Iterable[tuple[int | Shot, ...]] = ROWS, pad: str = "left", dtype: torch.dtype = torch.float32, seed: int = 0
+    kind: str, rows: Iterable[tuple[int | Visual, ...]] = ROWS, pad: str = "left", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Batch:
     """Makes prompts of random text and random images.
 
@@ -188,19 +209,20 @@ def batch_of(
     """
     family, random = FAMILIES[kind], torch.Generator().manual_seed(seed)
     prompts: list[list[int]] = []
-    images: list[Tensor] = []
-    shots: list[tuple[Shot, ...]] = []
+    pixels: dict[str, list[Tensor]] = {}
+    shots: list[tuple[Visual, ...]] = []
     for row in rows:
         prompt: list[int] = []
-        for part in row:
-            if isinstance(part, Shot):
-                before, behind = family.around()
-                prompt += [*before, *family.placeholders(part, len(packing(kind, part))), *behind]
-                images.append(family.pixels(part, random))
-            else:
+        parts = [part if isinstance(part, int) else family.shown(part) for part in row]
+        for part in parts:
+            if isinstance(part, int):
                 prompt += torch.randint(5, 90, (part,), generator=random).tolist()
+                continue
+            before, behind = family.around()
+            prompt += [*before, *family.placeholders(part, len(packing(kind, part))), *behind]
+            pixels.setdefault(PIXELS_OF[type(part)], []).append(family.pixels(part, random))
         prompts.append(prompt)
-        shots.append(tuple(part for part in row if isinstance(part, Shot)))
+        shots.append(tuple(part for part in parts if not isinstance(part, int)))
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), PAD)
     mask = torch.zeros_like(ids)
@@ -208,11 +230,12 @@ def batch_of(
         where = slice(width - len(prompt), width) if pad == "left" else slice(0, len(prompt))
         ids[i, where], mask[i, where] = torch.tensor(prompt), 1
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if images:
-        inputs["pixel_values"] = torch.cat(images).to(dtype)
-        inputs |= family.beside([shot for row in shots for shot in row])
+    for cls, name in PIXELS_OF.items():
+        if name in pixels:
+            inputs[name] = torch.cat(pixels[name]).to(dtype)
+            inputs |= family.beside([shot for row in shots for shot in row if isinstance(shot, cls)])
     if family.types is not None:
-        inputs[family.types] = (ids == IMAGE).int()
+        inputs[family.types] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     return Batch(kind, inputs, tuple(shots))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vtr.engine.checkpointing import refuse_switched_on
 from vtr.engine.llm.call import Call, Decoding
-from vtr.engine.llm.entry import Encoded
 from vtr.engine.llm.lifetime import Refusal, follow
 from vtr.engine.llm.masks import all_columns, any_of, columns, key_columns, shared, visible
 from vtr.hosts._host import Host
@@ -61,15 +60,13 @@ def _crop(state: Decoding, count: int) -> None:
     state.logical = min(state.logical, state.valid[state.counted].shape[1] + state.dropped)
 
 
-def check_prefill(
-    host: Host, cache: Any, state: Decoding | None, before: int, encoded: Encoded | None, kwargs: dict, needs_tower: bool
-) -> None:
+def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, encoded: bool, kwargs: dict, needs_tower: bool) -> None:
     """Refuses a prompt that a reduction cannot follow.
 
     Args:
         host: the model.
         cache: of the call, or None; state: what an earlier reduced call left in it; before: tokens in front of the call.
-        encoded: what the tower left.
+        encoded: whether all visuals were encoded inside the reduction.
         kwargs: keyword arguments of the language model.
         needs_tower: some step acts in the tower.
 
@@ -101,7 +98,7 @@ def check_prefill(
             f"vtr: {packed[0]} packs several prompts into one row, which a reduction cannot tell apart; give every prompt a row of its own, "
             "padded, with attention_mask"
         )
-    if needs_tower and encoded is None:
+    if needs_tower and not encoded:
         raise VtrError("vtr: a tower method needs images encoded inside the reduction; pass pixel_values, not features made before")
     if torch.is_grad_enabled():
         for layer in host.language.blocks:

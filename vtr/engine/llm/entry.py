@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -16,13 +16,14 @@ from vtr.engine.clock import Clock
 from vtr.engine.images import Images
 from vtr.engine.signals import Tap
 from vtr.hosts._host import Host
+from vtr.hosts._layout import Kind
 from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
 
 
 @dataclass
 class Encoded:
-    """What the tower leaves for the LLM; it is a key of the output of `get_image_features`.
+    """What the tower leaves for the LLM; it is a key of the output of `get_image_features` or `get_video_features`.
 
     Args:
         images: the images in the order they were encoded.
@@ -32,6 +33,7 @@ class Encoded:
         rows: `(images, V)` tower row of each view.
         clock: time spent choosing so far.
         checks: counts of the steps so far, as in `Shrinking`.
+        pool: makes tokens of patches where the taps hold patches of which the model pools several, see `Pooling.tokens`.
     """
 
     images: Images
@@ -41,6 +43,7 @@ class Encoded:
     rows: Tensor
     clock: Clock
     checks: list[tuple[Any, Tensor, list[int]]]
+    pool: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -48,10 +51,10 @@ class Entry:
     """What is known of one forward when the base model begins.
 
     Args:
-        visual: `(B, q)` bool, placeholders of this call; None where none can be.
+        visuals: by kind `(B, q)` bool, placeholders of this call; empty where none can be.
         mask: attention mask of the base model.
         ids: `(B, q)` token ids, where a step asks for the question as text.
-        encoded: what the tower left; comes while the base model runs if it encodes the images itself.
+        encoded: by kind, what the tower left; comes while the base model runs if it encodes the images itself.
         expand: how often prompt rows repeat (beams).
         prompt: columns of this call that belong to the prompt, where `generate` says so.
         answers: `(B, q)` bool, labelled columns.
@@ -60,10 +63,10 @@ class Entry:
         alone: the language model was called without its base model.
     """
 
-    visual: Tensor | None = None
+    visuals: dict[Kind, Tensor] = field(default_factory=dict)
     mask: Any = None
     ids: Tensor | None = None
-    encoded: Encoded | None = None
+    encoded: dict[Kind, Encoded] = field(default_factory=dict)
     expand: int = 1
     prompt: int | None = None
     answers: Tensor | None = None
@@ -72,8 +75,12 @@ class Entry:
     alone: bool = False
 
 
-def brings_images(host: Host, module: Any, args: tuple, kwargs: dict) -> bool:
-    """Says whether images come with this call of the base model. Without any, an image token is text, as for the model itself.
+PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument of the base model that holds visuals of a kind."""
+
+
+def kinds_given(host: Host, module: Any, args: tuple, kwargs: dict) -> list[Kind]:
+    """Returns the kinds of visuals that come with this call of the base model. Without any, an image token is text, as for the model itself.
 
     Raises:
         VtrError: videos come, and this host has none.
@@ -85,9 +92,10 @@ def brings_images(host: Host, module: Any, args: tuple, kwargs: dict) -> bool:
             "vtr: mm_encoder_outputs must be what the model's encoding method returned, by kind, got a tensor; pass pixel_values"
         )
     made = made or {}
-    if "video" not in host.encode and (given.get("pixel_values_videos") is not None or made.get("video")):
+    found = [kind for kind, name in PIXELS.items() if given.get(name) is not None or made.get(kind)]
+    if "video" in found and not host.has_video:
         raise VtrError(f"vtr: {host.name} is reduced on images only, got a video; pass its frames as images, or call the model without vtr")
-    return given.get("pixel_values") is not None or bool(made.get("image"))
+    return found
 
 
 def continued(host: Host, states: Any, kwargs: dict, source: Tensor) -> dict:
@@ -113,14 +121,14 @@ def continued(host: Host, states: Any, kwargs: dict, source: Tensor) -> dict:
     return {**kwargs, "position_ids": host.next_positions(columns)}
 
 
-def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> Tensor:
-    """Returns where visual tokens go `(B, q)` bool: placeholder ids, or embeddings equal to theirs."""
+def placeholders(host: Host, module: Any, ids: Any, embeds: Any, cache: Any) -> dict[Kind, Tensor]:
+    """Returns by kind where visual tokens go `(B, q)` bool: placeholder ids, or embeddings equal to theirs."""
     if ids is not None:
-        return torch.stack([ids == placeholder for placeholder in host.placeholder_ids.values()]).any(0)
+        return {kind: ids == placeholder for kind, placeholder in host.placeholder_ids.items()}
     table = module.get_input_embeddings()
-    rows = [table(torch.tensor([placeholder], device=embeds.device)) for placeholder in host.placeholder_ids.values()]
-    found = torch.stack([(embeds == row.to(embeds.dtype)).all(-1) for row in rows]).any(0)
-    if not (cache is not None and cache.get_seq_length()) and not bool(found.any()):
+    rows = {kind: table(torch.tensor([placeholder], device=embeds.device)) for kind, placeholder in host.placeholder_ids.items()}
+    found = {kind: (embeds == row.to(embeds.dtype)).all(-1) for kind, row in rows.items()}
+    if not (cache is not None and cache.get_seq_length()) and not any(bool(one.any()) for one in found.values()):
         raise VtrError(
             "vtr: inputs_embeds without input_ids must hold placeholder embeddings where images go, found none; if the features are "
             "merged already, or there is no image, pass visual_positions=, a bool mask (B, S)"

@@ -14,7 +14,7 @@ from vtr.engine.llm import freeze
 from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.cache import check_prefill, check_returned, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
-from vtr.engine.llm.entry import Entry, Generating, brings_images, check_history, continued, placeholders, repeats
+from vtr.engine.llm.entry import Entry, Generating, check_history, continued, kinds_given, placeholders, repeats
 from vtr.engine.llm.lifetime import refuse_growth
 from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns, own_masks
 from vtr.engine.llm.positions import Positions
@@ -22,6 +22,7 @@ from vtr.engine.llm.prompt import Prompt
 from vtr.engine.llm.text_tower import Questions, TextTower
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._host import Host
+from vtr.hosts._layout import Kind
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
 from vtr.ops.gather import take
@@ -117,16 +118,21 @@ class LlmHooks:
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
-            entry.visual = positions.bool()
-        elif ids is None or brings_images(self.host, module, args, kwargs):
-            entry.visual = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
+            entry.visuals = {"image": positions.bool()}
+        else:
+            given = list(self.host.encode) if ids is None else kinds_given(self.host, module, args, kwargs)
+            if given:
+                found = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
+                entry.visuals = {kind: found[kind] for kind in given if kind in found}
         entry.ids = ids if self.text_towers else None
         expand, entry.prompt = self.generating.take(source.shape[1])
         entry.expand = repeats(source, expand)
         late = self.late.get(threading.get_ident())
         entry.answers = None if late is None else late.answers(*source.shape[:2])
-        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        entry.encoded = image.get(ENCODED) if isinstance(image, dict) else None
+        made = kwargs.get("mm_encoder_outputs") or {}
+        entry.encoded = {
+            kind: made[kind][ENCODED] for kind in self.host.encode if isinstance(made.get(kind), dict) and ENCODED in made[kind]
+        }
         return args, kwargs
 
     def leave_base(self, _module: Any, _args: tuple, _output: Any) -> None:
@@ -146,14 +152,15 @@ class LlmHooks:
         found = self._valid(entry, embeds, cache, state, kwargs, packs=given is None and not uses)
         if found is None:
             return None  # nothing of ours in this call: it stays as it is, bit for bit
-        valid, visual, facts = found
+        valid, visuals, facts = found
         if cache is not None and cache is not given:
             kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | {cache_keyword(): cache}
         entry.call = call = self._call(embeds, valid, cache, state, facts, kwargs)
         self.entry = entry
-        if visual is not None:
-            check_prefill(self.host, cache, state, call.before, entry.encoded, kwargs, self.needs_tower)
-            call.prompt = Prompt(self.host, self.plan, entry, visual, valid, facts, call.positions, self.text_towers)
+        if visuals:
+            inside = all(kind in entry.encoded for kind in visuals)
+            check_prefill(self.host, cache, state, call.before, inside, kwargs, self.needs_tower)
+            call.prompt = Prompt(self.host, self.plan, entry, visuals, valid, facts, call.positions, self.text_towers)
             if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
                 call.prompt.beside = Beside.of(*(kwargs[name] for name in self.host.beside))
                 kwargs = {**kwargs, **dict.fromkeys(self.host.beside)}
@@ -179,9 +186,9 @@ class LlmHooks:
 
     def _valid(
         self, entry: Entry, embeds: Tensor, cache: Any, state: Decoding | None, kwargs: dict, packs: bool
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]] | None:
-        """Returns the real tokens of a call `(B, q)` bool, its visual tokens if the plan acts on them, and counts of its rows; None where
-        the call is none of ours.
+    ) -> tuple[Tensor, dict[Kind, Tensor], dict[str, Any]] | None:
+        """Returns the real tokens of a call `(B, q)` bool, its visual tokens by kind if the plan acts on them, and counts of its rows; None
+        where the call is none of ours.
 
         Args:
             packs: the model would take positions that start again for another prompt of the same row, if there is no mask.
@@ -191,16 +198,18 @@ class LlmHooks:
         if isinstance(mask, dict) and not (entry.alone or isinstance(entry.mask, dict)):
             mask = entry.mask  # the base model made masks of it, in keys that are left
         static, dropped = state is not None and state.static, 0 if state is None else state.dropped
-        visual = entry.visual if entry.visual is not None and length > 1 and entry.visual.shape == (batch, length) else None
-        if visual is None:
-            return None if state is None else (own_columns(mask, embeds, held + dropped, held, static), None, {})
+        visuals = {kind: at for kind, at in entry.visuals.items() if length > 1 and at.shape == (batch, length)}
+        if not visuals:
+            return None if state is None else (own_columns(mask, embeds, held + dropped, held, static), {}, {})
         held = int(held)
         valid = own_columns(mask, embeds, held + dropped, held, static)
-        visual, packs = visual & valid, mask is None and (packs or self.host.language.backend.startswith("flash"))
+        visuals = {kind: at & valid for kind, at in visuals.items()}
+        packs = mask is None and (packs or self.host.language.backend.startswith("flash"))
         plain = None if self.host.bidirectional else only_padding(mask, valid, held)
-        facts = count_rows(visual, valid, kwargs.get("position_ids"), plain, packs)
-        acts = any(facts["visual"]) and bool(self.acts or self.needs_tower or entry.encoded is not None)
-        return None if not acts and state is None else (valid, visual if acts else None, facts)
+        facts = count_rows(visuals, valid, kwargs.get("position_ids"), plain, packs)
+        seen = [kind for kind, counts in facts["visual"].items() if any(counts)]
+        acts = bool(seen) and bool(self.acts or self.needs_tower or entry.encoded)
+        return None if not acts and state is None else (valid, {kind: visuals[kind] for kind in seen} if acts else {}, facts)
 
     def _call(self, embeds: Tensor, valid: Tensor, cache: Any, state: Decoding | None, facts: dict[str, Any], kwargs: dict) -> Call:
         """Makes the state of a forward before anything is removed."""
@@ -224,9 +233,9 @@ class LlmHooks:
         )
 
     def _boundary(self, prompt: Prompt, embeds: Tensor) -> Tensor:
-        if prompt.encoded is not None and prompt.encoded.kept is not None:
-            embeds = prompt.remove_pruned_patches(prompt.encoded, embeds)
-        for item in self.plan.at("boundary", side="after_projector"):
+        if any(one.kept is not None for one in prompt.encoded.values()):
+            embeds = prompt.remove_pruned_patches(embeds)
+        for item in self.plan.at("boundary"):
             embeds = prompt.run_step(item, embeds)
         return embeds
 
@@ -327,9 +336,9 @@ class LlmHooks:
         if call.cache is not None and call.reduced:
             check_returned(call, output, self.host.with_keys)
         if call.prompt is not None:
-            if call.prompt.encoded is not None:
-                call.prompt.clock.extend(call.prompt.encoded.clock)
-                call.prompt.checks = call.prompt.encoded.checks + call.prompt.checks
+            for encoded in call.prompt.encoded.values():
+                call.prompt.clock.extend(encoded.clock)
+                call.prompt.checks = encoded.checks + call.prompt.checks
             late = self.late.pop(threading.get_ident(), None)
             if late is not None and call.reduced:
                 late.fill(call)

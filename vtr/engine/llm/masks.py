@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vtr.engine.llm.call import Call, Decoding
 from vtr.hosts._host import Host, additive
+from vtr.hosts._layout import Kind
 from vtr.types import VtrError
 
 
@@ -81,24 +83,24 @@ def only_padding(mask: Any, valid: Tensor, before: int) -> Tensor | None:
     return (plain | padding).all((1, 2)).expand(len(valid))
 
 
-def count_rows(visual: Tensor, valid: Tensor, ids: Tensor | None, plain: Tensor | None, packs: bool) -> dict[str, Any]:
+def count_rows(visuals: Mapping[Kind, Tensor], valid: Tensor, ids: Tensor | None, plain: Tensor | None, packs: bool) -> dict[str, Any]:
     """Counts per row what the host needs to plan widths: the one sync of a prefill before any removal.
 
     Args:
-        visual: `(B, q)` bool, limited to real tokens.
+        visuals: by kind `(B, q)` bool, limited to real tokens.
         valid: `(B, q)` bool.
         ids: position ids or None.
         plain: from `only_padding`.
         packs: position ids that do not go on by one begin another prompt of the same row in this model.
 
     Returns:
-        Per row `visual`, `text` and `fixed` (text and trailing padding) counts, whether rows are `unpadded` and positions `gapless`.
+        Per row `visual` (by kind), `text` and `fixed` (text and trailing padding) counts, whether rows are `unpadded` and positions `gapless`.
 
     Raises:
         VtrError: rows hold several packed prompts, or a mask hides more than padding and the future.
     """
     trailing = torch.where(valid.any(1), valid.flip(1).to(torch.uint8).argmax(1), 0)
-    columns = [visual.sum(1), valid.sum(1), trailing]
+    columns = [*(visual.sum(1) for visual in visuals.values()), valid.sum(1), trailing]
     if ids is not None and ids.ndim == 2:
         known = ids.expand(len(valid), -1)
         least = known.masked_fill(~valid, torch.iinfo(known.dtype).max).amin(1)
@@ -106,7 +108,8 @@ def count_rows(visual: Tensor, valid: Tensor, ids: Tensor | None, plain: Tensor 
         columns.append((known.diff(dim=1) == 1).all(1).long())
     if plain is not None:
         columns.append(plain.long())
-    visuals, real, trail, *rest = torch.stack(columns).tolist()
+    counted = torch.stack(columns).tolist()
+    by_kind, (real, trail, *rest) = dict(zip(visuals, counted, strict=False)), counted[len(visuals) :]
     if plain is not None and not all(rest[-1]):
         raise VtrError(
             "vtr: a 4-D attention mask that hides more than padding and later tokens cannot follow a removal; pass the 2-D mask of the "
@@ -117,9 +120,9 @@ def count_rows(visual: Tensor, valid: Tensor, ids: Tensor | None, plain: Tensor 
             "vtr: position_ids that start again pack several prompts into one row, which a reduction cannot tell apart; give every prompt a "
             "row of its own, padded, with attention_mask"
         )
-    text = [r - v for r, v in zip(real, visuals, strict=True)]
+    text = [r - sum(v) for r, *v in zip(real, *by_kind.values(), strict=True)]
     return {
-        "visual": visuals,
+        "visual": by_kind,
         "text": text,
         "fixed": [t + e for t, e in zip(text, trail, strict=True)],
         "unpadded": all(r == valid.shape[1] for r in real),

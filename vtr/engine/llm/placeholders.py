@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtr.engine.llm.entry import Encoded, Entry
 from vtr.hosts._host import Host
-from vtr.hosts._layout import Layout
+from vtr.hosts._layout import Kind, Layout
 from vtr.types import VtrError
 
 
@@ -24,17 +24,17 @@ def readable(entry: Entry, text: Tensor, valid: Tensor, column: Tensor, first: T
     return torch.where((read & text).any(1, keepdim=True), read, valid)
 
 
-def layouts_of(host: Host, encoded: Encoded | None, placeholders: list[int]) -> list[Layout]:
-    """Returns the layouts of the images of a call, those of the tower or, where every image has the same, that one.
+def layouts_of(host: Host, kind: Kind, encoded: Encoded | None, placeholders: list[int]) -> list[Layout]:
+    """Returns the layouts of the visuals of a kind in a call, those of the tower or, where every image has the same, that one.
 
     Raises:
         VtrError: they cannot be known.
     """
     if encoded is not None:
         return encoded.images.layouts
-    if host.default_layout is None:
+    if host.default_layout is None or kind == "video":
         raise VtrError(
-            f"{host.name}: the image sizes of these features are unknown; pass pixel_values, or encode the images inside the reduction"
+            f"{host.name}: the sizes of the {kind}s of these features are unknown; pass pixel values, or encode the {kind}s inside the reduction"
         )
     if any(count % host.default_layout.length for count in placeholders):
         raise VtrError(_mismatch(placeholders, [host.default_layout.length]))

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.engine.images import Images, count_views, to_device
+from vtr.engine.images import Images, count_views, joined, to_device
 from vtr.engine.llm.beside import Beside
-from vtr.engine.llm.entry import Encoded, Entry
+from vtr.engine.llm.entry import Entry
 from vtr.engine.llm.placeholders import layouts_of, readable, rows_of_images
 from vtr.engine.llm.positions import Positions
 from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import Tap, llm_signal, scaling_of, tower_signal
-from vtr.engine.tokens import Places, Spots, Tokens
-from vtr.engine.views import by_image, by_view, make_view, quotas
+from vtr.engine.tokens import Groups, Places, Spots, Tokens
+from vtr.engine.views import groups_of, make_view, quotas
 from vtr.hosts._host import Host
-from vtr.hosts._layout import by_patch, numbered
+from vtr.hosts._layout import Kind, by_patch, numbered
 from vtr.hosts._taps import TAPS, project_qkv
 from vtr.ops.gather import take
 from vtr.plans import Plan, PlanStep, signal_layer
@@ -31,7 +31,7 @@ class Prompt(Shrinking):
     Args:
         host, plan: the model, and what is done to it.
         entry: what the base model was given.
-        visual, valid: `(B, q)` bool, visual tokens and real tokens of this call.
+        visuals: by kind `(B, q)` bool, visual tokens of this call; valid: `(B, q)` bool, its real tokens.
         facts: per row, counts on the host, from `count_rows`.
         positions: of the tokens of this call; followed through every removal.
         text_towers: source -> `TextTower`, for steps that ask for an embedding of the question.
@@ -61,7 +61,7 @@ class Prompt(Shrinking):
         host: Host,
         plan: Plan,
         entry: Entry,
-        visual: Tensor,
+        visuals: dict[Kind, Tensor],
         valid: Tensor,
         facts: dict[str, Any],
         positions: Positions,
@@ -77,74 +77,109 @@ class Prompt(Shrinking):
         self.probing = self.short = False
         self.rope: Any = None
         self.beside: Beside | None = None
-        self._place(visual, valid, facts["visual"], entry)
+        self._place(visuals, valid, facts["visual"], entry)
 
-        column = self.tokens.column
+        column, visual = self.tokens.column, torch.stack(list(visuals.values())).any(0)
         self.text = valid & ~visual
         first = torch.where(visual, column, valid.shape[1]).amin(1, keepdim=True)
         self.read = readable(entry, self.text, valid, column, first)
         text = self.text & self.read
-        after = text & (column > first) & ~self._inside()
+        after = text & (column > first) & ~self._inside(visuals)
         self.instruction = torch.where(after.any(1, keepdim=True), after, text)
 
-    def _place(self, visual: Tensor, valid: Tensor, placeholders: list[int], entry: Entry) -> None:
-        """Finds the image of every placeholder; `placeholders` are those of every row, newline tokens included."""
-        device = valid.device
-        layouts = layouts_of(self.host, self.encoded, placeholders)
-        source, row, number, repeat = rows_of_images(placeholders, layouts)
-        self.expand = max(entry.expand, repeat)
-        known = self.encoded.images if self.encoded is not None else Images.of(layouts, device)
-        images = known.select(source, row, number, device)
+    def _place(self, visuals: dict[Kind, Tensor], valid: Tensor, placeholders: dict[Kind, list[int]], entry: Entry) -> None:
+        """Finds the image or video of every placeholder; `placeholders` are by kind those of every row, newline tokens included."""
+        device, parts, self.expand = valid.device, [], entry.expand
+        for kind in visuals:
+            layouts = layouts_of(self.host, kind, self.encoded.get(kind), placeholders[kind])
+            source, row, number, repeat = rows_of_images(placeholders[kind], layouts)
+            self.expand = max(self.expand, repeat)
+            known = self.encoded[kind].images if kind in self.encoded else Images.of(layouts, device)
+            parts.append(known.select(source, row, number, device))
+        images = joined(parts)
         self.counts = [layout.tokens for layout in images.layouts]
         self.view_counts: list[int] | None = [count for layout in images.layouts for count in layout.view_tokens]
         self.newlines = [layout.length - layout.tokens for layout in images.layouts]
         self.lines = max(int(layout.line.max()) + 1 for layout in images.layouts) or 1
-        tables = torch.full((2, len(placeholders), max(placeholders)), -1)
-        filled = [0] * len(placeholders)
-        for image, layout in enumerate(images.layouts):  # host side: copies cached layouts into one table
-            start, r = filled[row[image]], row[image]
-            filled[r] = stop = start + layout.length
-            tables[0, r, start:stop] = numbered(layout.patch, image, images.slots)
-            tables[1, r, start:stop] = torch.where(layout.patch < 0, numbered(layout.line, image, self.lines), -1)
-        tables = tables.to(device, non_blocking=True)
-        rank = (visual.cumsum(1) - 1).clamp_min(0)
-        gid_of, self.line_of = (torch.where(visual, t.gather(1, rank), -1) for t in tables)
+        gid_of, self.line_of = (torch.full(valid.shape, -1, device=device) for _ in range(2))
+        for kind, visual in visuals.items():
+            rank, tables = (visual.cumsum(1) - 1).clamp_min(0), self._spans(kind, images, placeholders[kind]).to(device, non_blocking=True)
+            gid_of, self.line_of = (
+                torch.where(visual, t.gather(1, rank), old) for t, old in zip(tables, (gid_of, self.line_of), strict=True)
+            )
         column = torch.arange(valid.shape[1], device=device).expand_as(valid)
         self.tokens = Tokens(column, valid, gid_of, images)
 
-    def _inside(self) -> Tensor:
-        """Returns the columns `(B, q)` between the first and the last token of one image, break tokens and marks of tiles among them."""
+    def _spans(self, kind: Kind, images: Images, placeholders: list[int]) -> Tensor:
+        """Returns global ids and lines `(2, B, most)` of the placeholders of a kind, row by row."""
+        tables = torch.full((2, len(placeholders), max(placeholders)), -1)
+        filled = [0] * len(placeholders)
+        for image, layout in enumerate(images.layouts):  # host side: copies cached layouts into one table
+            if layout.kind != kind:
+                continue
+            start, r = filled[images.row[image]], images.row[image]
+            filled[r] = stop = start + layout.length
+            tables[0, r, start:stop] = numbered(layout.patch, image, images.slots)
+            tables[1, r, start:stop] = torch.where(layout.patch < 0, numbered(layout.line, image, self.lines), -1)
+        return tables
+
+    def _inside(self, visuals: dict[Kind, Tensor]) -> Tensor:
+        """Returns the columns `(B, q)` between the first and the last token of one image or video, break tokens, marks of tiles and times of
+        frames among them."""
         gid, slots, count = self.tokens.gid_of, self.tokens.images.slots, len(self.tokens.images.layouts)
-        image = gid // slots  # -1 where there is none
-        before = image.cummax(1).values
-        behind = torch.where(gid >= 0, image, count).flip(1).cummin(1).values.flip(1)
-        return before == behind
+        inside = torch.zeros_like(gid, dtype=torch.bool)
+        for visual in visuals.values():
+            own = visual & (gid >= 0)
+            image = torch.where(own, gid // slots, -1)
+            before = image.cummax(1).values
+            behind = torch.where(own, image, count).flip(1).cummin(1).values.flip(1)
+            inside = inside | (before == behind)
+        return inside
 
     # ---- what stands around a step
     def counts_now(self, item: PlanStep) -> tuple[list[int], list[int]]:
         return [layout.tokens for layout in self.tokens.images.layouts], self.counts
 
-    def look(self, item: PlanStep, hidden: Tensor, target: list[int]) -> tuple[View, Spots]:
+    def passes(self, item: PlanStep) -> list[list[int] | None]:
+        kinds = [layout.kind for layout in self.tokens.images.layouts]
+        found: list[list[int] | None] = []
+        for kind in dict.fromkeys(kinds):
+            pooling = self.host.pooling if kind == "video" else None
+            here = not item.in_tower or (pooling is not None and pooling.behind_projector)
+            if kind in item.step.on and here:
+                found.append([i for i, own in enumerate(kinds) if own == kind])
+        return found
+
+    def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None) -> tuple[View, Spots]:
         images = self.tokens.images
-        if item.step.per == "view":
-            groups, counts = by_view(images.layouts, images.slots), self._counts_of_views()
+        groups = groups_of(item, images.layouts, images.slots, False, among)
+        if groups.view is not None:
+            every = self._counts_of_views()
+            counts = [every[number] for number in groups.number]
             keep = quotas(target, groups.owner, counts)
         else:
-            groups, counts, keep = by_image(images.layouts, images.slots), self.counts, target
+            counts, keep = [self.counts[i] for i in groups.owner], [target[i] for i in groups.owner]
         spots = self.tokens.locate(groups, max(counts))
-        view = make_view(hidden, spots, images, groups, list(counts), keep, item.method, item.step.layer)
+        spots.groups = groups
+        view = make_view(hidden, spots, images, groups, counts, keep, item.method, item.step.layer)
         columns = _add_text(self, view, hidden)
-        view.signals = _signals(self, item, view, groups.owner, spots.gid, columns, hidden)
+        view.signals = _signals(self, item, view, groups, spots.gid, columns, hidden)
         return view, spots
 
-    def leave(self, item: PlanStep, view: View, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
-        counts, known = None, self.plan.counted(item) and selection.grid is None
-        by_views = item.step.per == "view"
-        if known:
-            counts = self._per_image(view.keeps) if by_views else view.keeps
+    def leave(self, item: PlanStep, view: View, spots: Spots, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
+        counts, views, groups = None, None, spots.groups
+        assert groups is not None
+        if self.plan.counted(item) and selection.grid is None:
+            counts, views = list(self.counts), None if groups.view is None else list(self._counts_of_views())
+            for image in groups.owner:
+                counts[image] = 0
+            for i, (image, stays) in enumerate(zip(groups.owner, view.keeps, strict=True)):
+                counts[image] += stays
+                if views is not None:
+                    views[groups.number[i]] = stays
         left = self._leave(item, keep, counts)
         if left is not None:
-            self.view_counts = list(view.keeps) if known and by_views else None
+            self.view_counts = views
         return left
 
     def _leave(self, item: PlanStep, keep: Tensor, counts: list[int] | None) -> tuple[Tensor, int] | None:
@@ -174,15 +209,22 @@ class Prompt(Shrinking):
         self.short = True
         self.events.append((layer, self.counts))
 
-    def remove_pruned_patches(self, encoded: Encoded, embeds: Tensor) -> Tensor:
+    def remove_pruned_patches(self, embeds: Tensor) -> Tensor:
         """Removes the patches that the tower removed, whose rows of `embeds (B, S, D)` are NaN."""
-        images, tokens = self.tokens.images, self.tokens
-        assert encoded.kept is not None
-        kept = encoded.kept.to(embeds.device).unflatten(0, (-1, images.slots))
-        kept = kept[torch.tensor(images.source).to(embeds.device, non_blocking=True)].flatten()
+        images, tokens, counts = self.tokens.images, self.tokens, list(self.counts)
+        kept = images.alive.unflatten(0, (-1, images.slots)).clone()
+        for kind, encoded in self.encoded.items():
+            own = [i for i, layout in enumerate(images.layouts) if layout.kind == kind]
+            if encoded.kept is None or not own:
+                continue
+            source = to_device([images.source[i] for i in own], embeds.device)
+            theirs = encoded.kept.to(embeds.device).unflatten(0, (-1, encoded.images.slots))[source]
+            kept[to_device(own, embeds.device)] = torch.nn.functional.pad(theirs, (0, images.slots - theirs.shape[1]))
+            for i in own:
+                counts[i] = encoded.counts[images.source[i]]
         gid, valid = tokens.gid(), tokens.valid
         last = [s for s in self.plan.steps if s.in_tower][-1]
-        left = self._leave(last, (gid < 0) | kept[gid.clamp_min(0)], [encoded.counts[s] for s in images.source])
+        left = self._leave(last, (gid < 0) | kept.flatten()[gid.clamp_min(0)], counts)
         if left is not None:
             self.view_counts = None
             embeds, index = tokens.remove(embeds, *left)
@@ -190,14 +232,6 @@ class Prompt(Shrinking):
         # left filler may be such a row; it is masked, but NaN would pass through a masked value
         filler = ~tokens.valid & (tokens.gid_of.gather(1, tokens.column) >= 0)
         return embeds.masked_fill(filler[..., None], 0.0)
-
-    def _per_image(self, per_view: list[int]) -> list[int]:
-        """Returns sums of a per-view list over the views of each image."""
-        sums, ends = [], 0
-        for layout in self.tokens.images.layouts:
-            sums.append(sum(per_view[ends : ends + layout.views]))
-            ends += layout.views
-        return sums
 
     def _counts_of_views(self) -> list[int]:
         """Returns the visual tokens left of every view; asks the device where a removal by image came before."""
@@ -248,16 +282,14 @@ def _add_text(prompt: Prompt, view: View, hidden: Tensor) -> Tensor:
     return columns
 
 
-def _signals(
-    prompt: Prompt, item: PlanStep, view: View, owner: list[int], gid: Tensor, columns: Tensor, hidden: Tensor
-) -> dict[Signal, Any]:
+def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Tensor, columns: Tensor, hidden: Tensor) -> dict[Signal, Any]:
     """Returns everything that a step asked for, computed for its View.
 
     Args:
         prompt: the prompt in front of the step.
         item: the step.
         view: gets the factors on logits in `scaling`.
-        owner: image of every row of the View.
+        groups: the rows of the View.
         gid: `(G, N)` int64, global ids of its visual tokens; columns: `(G, M)`, original columns of its text tokens.
         hidden: `(B, S, D)`.
     """
@@ -269,7 +301,7 @@ def _signals(
             found[signal] = prompt.text_towers[signal.source].embed(prompt.questions, view.row)
             continue
         if signal.tower:
-            found[signal] = _of_tower(prompt, item, signal, view, owner, gid)
+            found[signal] = _of_tower(prompt, item, signal, view, groups, gid)
             continue
         if signal.kind.startswith("next_"):
             projected = projected or _projected(prompt, item.step.layer, hidden)
@@ -281,18 +313,20 @@ def _signals(
     return found
 
 
-def _of_tower(prompt: Prompt, item: PlanStep, signal: Signal, view: View, owner: list[int], gid: Tensor) -> Any:
+def _of_tower(prompt: Prompt, item: PlanStep, signal: Signal, view: View, groups: Groups, gid: Tensor) -> Any:
     """Returns a signal that was read while the tower ran."""
-    encoded, layer, images = prompt.encoded, signal_layer(signal, item.step), prompt.tokens.images
+    layer, images = signal_layer(signal, item.step), prompt.tokens.images
+    encoded = prompt.encoded.get(images.layouts[groups.owner[0]].kind)
     if encoded is None or layer not in encoded.taps:
         raise VtrError(f"{item.name}: needs {signal.kind} of the tower, but these features were encoded outside; pass pixel_values")
-    source = to_device([images.source[image] for image in owner], gid.device)
+    source = to_device([images.source[image] for image in groups.owner], gid.device)
     rows = encoded.rows.to(gid.device)[source]
-    if item.step.per == "view":
-        rows = rows.gather(1, view.cells[:, :1, 0])
+    if groups.view is not None:
+        rows = rows.gather(1, to_device(groups.view, gid.device)[:, None])
     view.scaling = {**view.scaling, **scaling_of(signal, encoded.taps[layer])}
-    theirs, total = source[:, None] * images.slots + gid % images.slots, len(encoded.images.alive)
-    return tower_signal(signal, encoded.taps[layer], theirs, prompt.host.tower.prefix_tokens, total, rows)
+    theirs, total = source[:, None] * encoded.images.slots + gid % images.slots, len(encoded.images.alive)
+    tap = _on(encoded.taps[layer], gid.device)
+    return tower_signal(signal, tap, theirs.clamp_max(total - 1), prompt.host.tower.prefix_tokens, total, rows, encoded.pool)
 
 
 def _projected(prompt: Prompt, layer: int, hidden: Tensor) -> Tap:
