@@ -48,7 +48,7 @@ def random_qwen(most_pixels: int = 64 * 96) -> Path:
         image_processor=transformers.Qwen2VLImageProcessor(**grid),
         tokenizer=tokenizer,
         video_processor=transformers.Qwen2VLVideoProcessor(**grid),
-        chat_template=_template("".join(marks[:3])),
+        chat_template=_template("".join(marks[:3]), "".join((marks[0], marks[3], marks[2]))),
     )
     return _saved("random-qwen", kind, config, processor)
 
@@ -78,6 +78,57 @@ def random_internvl() -> Path:
     return _saved("random-internvl", kind, config, processor)
 
 
+@cache
+def random_next_video() -> Path:
+    """A LLaVA-NeXT-Video folder: frames of 48 x 48 pixels, 6 x 6 patches that become 3 x 3 tokens; images are AnyRes."""
+    import transformers
+
+    from vtr.testing.families import PINPOINTS, PIXELS, SIDE
+    from vtr.testing.onevision import LlavaNextVideo
+
+    tokenizer = _tokenizer(("<video>",), {"image_token": "<image>", "video_token": "<video>"})
+    kind, config = LlavaNextVideo().unbuilt(
+        text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    size = {"size": {"shortest_edge": PIXELS}, "crop_size": {"height": PIXELS, "width": PIXELS}}
+    processor = transformers.LlavaNextVideoProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(**size, image_grid_pinpoints=PINPOINTS),
+        tokenizer=tokenizer,
+        video_processor=transformers.LlavaNextVideoVideoProcessor(**size),
+        patch_size=PIXELS // SIDE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_template("<image>", "<video>"),
+    )
+    return _saved("random-next-video", kind, config, processor)
+
+
+@cache
+def random_onevision() -> Path:
+    """A LLaVA-OneVision folder: frames of 48 x 48 pixels, 6 x 6 patches that become 3 x 3 tokens, and a newline behind a video."""
+    import transformers
+
+    from vtr.testing.families import PINPOINTS, PIXELS, SIDE
+    from vtr.testing.onevision import OneVision
+
+    tokenizer = _tokenizer(("<video>",), {"image_token": "<image>", "video_token": "<video>"})
+    kind, config = OneVision().unbuilt(
+        text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    size = {"height": PIXELS, "width": PIXELS}
+    processor = transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
+        tokenizer=tokenizer,
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=SIDE**2,
+        vision_feature_select_strategy="full",
+        chat_template=_template("<image>", "<video>"),
+    )
+    return _saved("random-onevision", kind, config, processor)
+
+
 def _tokenizer(marks: tuple[str, ...], named: dict[str, str]) -> Any:
     """The tokenizer of tiny-llava with the marks of another family; `named` gives each its attribute."""
     from transformers import PreTrainedTokenizerFast
@@ -91,11 +142,13 @@ def _tokenizer(marks: tuple[str, ...], named: dict[str, str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, extra_special_tokens=named, padding_side="left", **given)
 
 
-def _template(image: str) -> str:
-    """A chat template as that of tiny-llava, with another text for an image."""
+def _template(image: str, video: str = "") -> str:
+    """A chat template as that of tiny-llava, with other texts for an image and a video; without a text for videos they are left out."""
     from scripts.tiny.tokenizer import CHAT_TEMPLATE
 
-    return CHAT_TEMPLATE.replace(r"<image>\n", image).replace("<image>\n", image)
+    text = "{% elif part['type'] == 'text' %}"
+    places = CHAT_TEMPLATE.replace(r"<image>\n", image).replace("<image>\n", image)
+    return places.replace(text, f"{{% elif part['type'] == 'video' %}}{{{{ '{video}' }}}}{text}") if video else places
 
 
 def _saved(name: str, kind: Any, config: Any, processor: Any) -> Path:

@@ -13,11 +13,12 @@ from vtr.types import BUDGETS
 from vtr.types.settings import default_settings
 
 SHARED = {
-    "keep": "visual tokens left per image after the last removal",
+    "keep": "visual tokens left per image, or whole video, after the last removal",
     "keep_ratio": "the same as a share of the image's visual tokens, in (0, 1]",
     "average_keep": "the same as a mean over the LLM's layers",
     "position_ids": "keep: survivors keep their positions; renumber: 0, 1, 2, ... after every removal; the default is the published one",
     "newlines": "newline tokens kept: rows (that still have a visual token), all or none",
+    "frames": "what it sees of a video: each (frame as an image, with its share of the budget) or all (of them as one image); default: its own",
     "seed": "of the random choice",
 }
 

@@ -1,25 +1,50 @@
-"""`vtr run`: one question about your images, with and without a reduction."""
+"""`vtr run`: one question about your images or videos, with and without a reduction."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Attention, Device, Dtype, MaxPixels, MinPixels, Model, Quiet, load, out, parse_settings, reported, spinner
+from vtr.cli._common import (
+    Attention,
+    Device,
+    Dtype,
+    MaxPixels,
+    MinPixels,
+    Model,
+    Quiet,
+    err,
+    is_given,
+    load,
+    out,
+    parse_settings,
+    refuse_unused,
+    reported,
+    spinner,
+)
+from vtr.data.frames import Video, read_video
 from vtr.registry import create_method, method_class
 from vtr.types import Method, VtrError
 
 
 @reported
 def run(
+    context: typer.Context,
     model: Model,
-    image: Annotated[list[str], typer.Option("--image", "-i", help="Image file; repeat for several images in one prompt.")],
-    question: Annotated[str, typer.Option("--question", help="What to ask; <image> marks where images go, else they come first.")],
+    question: Annotated[
+        str, typer.Option("--question", help="What to ask; <image> or <video> marks where images or videos go, else they come first.")
+    ],
     method: Annotated[str, typer.Option("--method", help="See `vtr list`.")],
-    keep: Annotated[int | None, typer.Option(help="Visual tokens left per image.")] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="Image file; repeat for several images in one prompt.")] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", help="Instead of --image: video file, animation or folder of frames; repeatable.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that are read of a video, spread evenly.")] = 16,
+    keep: Annotated[int | None, typer.Option(help="Visual tokens left per image, or per whole video.")] = None,
     keep_ratio: Annotated[float | None, typer.Option(help="Instead of --keep: the share left, in (0, 1].")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the method as key=value; repeatable.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for pictures.")] = Path("out/run"),
@@ -35,33 +60,69 @@ def run(
 ) -> None:
     """Ask once with and once without a reduction; print answers, tokens and milliseconds, and draw what was retained."""
     chosen = make_method(method, keep, keep_ratio, seed, settings or [])
-    from vtr.eval.run.asking import MARK
+    from vtr.eval.run.asking import MARK, VIDEO_MARK
     from vtr.eval.run.results import prepare_folder
     from vtr.models.pixels import PixelLimits
 
-    if not question.replace(MARK, "").strip():
+    if not question.replace(MARK, "").replace(VIDEO_MARK, "").strip():
         raise ValueError(f"--question: must not be empty, got {question!r}; ask something about the image")
-    images, pixels = [_open(path) for path in image], PixelLimits(min_pixels, max_pixels)
+    _check_given(context, image, video)
+    images, pixels = [_open(path) for path in image or ()], PixelLimits(min_pixels, max_pixels)
     prepare_folder(folder)
+    videos = _read(video or (), frames, quiet)
     loaded, processor = load(model, device, dtype, attention, quiet, pixels)
     from vtr.eval.run.compare import compare
 
     with spinner("prompt", quiet) as step:
-        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step)
+        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos)
     from vtr.viz import draw_patches
 
     pictures = []
-    for number, (name, views, entry) in enumerate(zip(image, found.views, found.report["images"], strict=True)):
+    shown = [*((path, []) for path in image or ()), *zip(video or (), map(_times, videos), strict=True)]
+    for number, ((name, times), views, entry) in enumerate(zip(shown, found.views, found.report["images"], strict=True)):
         budget = len(entry["retained"])
-        path = folder / f"{Path(name).stem}-{number}-{chosen.name}-{budget}.png"
-        draw_patches(views, entry, resized="input" in chosen.stages).save(path)
+        path = folder / f"{Path(name).resolve().stem}-{number}-{chosen.name}-{budget}.png"
+        labels = times[:: -(-len(times) // entry["views"])] if times else ()  # a view may be a pair of frames
+        draw_patches(views, entry, resized="input" in chosen.stages, labels=labels).save(path)
         pictures.append(str(path))
+    kind = str(loaded.dtype).removeprefix("torch.")
     if as_json:
-        out.print_json(
-            json.dumps({**found.to_dict(), **pixels.given, "dtype": str(loaded.dtype).removeprefix("torch."), "pictures": pictures})
-        )
+        read = [
+            {"file": name, "frames": list(one.indices), "of": one.total, "fps": one.fps}
+            for name, one in zip(video or (), videos, strict=True)
+        ]
+        given = {**pixels.given, **({"videos": read} if read else {})}
+        out.print_json(json.dumps({**found.to_dict(), **given, "dtype": kind, "pictures": pictures}))
     else:
-        _print(found, pictures, str(loaded.dtype).removeprefix("torch."))
+        _print(found, pictures, kind)
+        for name, one in zip(video or (), videos, strict=True):
+            out.print(f"video: {len(one.frames)} of {one.total} frames of {name}", soft_wrap=True, markup=False)
+
+
+def _check_given(context: typer.Context, image: list[str] | None, video: list[str] | None) -> None:
+    """Refuses neither or both of images and videos, and a number of frames without a video."""
+    if image and video:
+        raise ValueError(f"run: give --image or --video, not both, got {len(image)} and {len(video)}; leave one out")
+    if not image and not video:
+        raise ValueError("run: needs --image or --video, got neither; give a file")
+    if image and is_given(context, "frames"):
+        refuse_unused(context, "--image", [p.name for p in context.command.params if p.name and p.name != "frames"])
+
+
+def _read(paths: Sequence[str], frames: int, quiet: bool) -> list[Video]:
+    """Returns the frames of videos, and says which have fewer than asked for."""
+    videos = []
+    for path in paths:
+        with spinner(f"frames of {path}", quiet):
+            videos.append(read_video(path, frames))
+        if len(videos[-1].frames) < frames:
+            err.print(f"[yellow]note:[/] {path} has {videos[-1].total} frames, fewer than --frames {frames}; all are used", soft_wrap=True)
+    return videos
+
+
+def _times(video: Video) -> list[str]:
+    """Returns when every frame of a video is shown, or its number where nothing says that."""
+    return [f"{index / video.fps:.1f} s" if video.fps else f"frame {index + 1}" for index in video.indices]
 
 
 def _open(path: str) -> Any:

@@ -43,12 +43,16 @@ def setting_value(text: str) -> Any:
 
 
 def default_settings(cls: Any) -> dict[str, Any]:
-    """Returns setting name -> default of a method class, in order; None for a setting without a default, positions as they are published."""
+    """Returns setting name -> default of a method class, in order; None for a setting without a default, positions as they are published.
+
+    `frames` is what a method for images sees of a video unless told, and None of a method for videos.
+    """
     found = {
         f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else None
         for f in fields(cls)
     }
-    return {**found, "position_ids": found["position_ids"] or cls.published_positions}
+    frames = {} if cls.card.needs_video else {"frames": found["frames"] or cls.frames_unless_told}
+    return {**found, "position_ids": found["position_ids"] or cls.published_positions, **frames}
 
 
 def is_integer(value: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import colorsys
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -80,19 +80,20 @@ def draw_patches(
 
 
 def _places_of_frames(count: int, view: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the top left corner of every frame: in rows, up to eight in one, with room for a line under each."""
-    across = count if count <= _ONE_ROW else min(math.ceil(math.sqrt(count)), _MOST_IN_ROW)
+    """Returns the top left corner of every frame: in rows of up to eight, as full as can be, with room for a line under each."""
+    fewest = min(math.ceil(math.sqrt(count)), _MOST_IN_ROW)
+    across = count if count <= _ONE_ROW else min(range(fewest, _MOST_IN_ROW + 1), key=lambda across: -count % across)
     return [(index % across * (view[0] + GAP), index // across * (view[1] + _CAPTION + GAP)) for index in range(count)]
 
 
 def _captions(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes, labels: Sequence[str]) -> Image.Image:
-    """Writes under every frame how many of its tokens were retained."""
+    """Writes under every frame how many of its tokens were retained; in red where nothing is left, not even merged into others."""
     font, draw = ImageFont.load_default(_CAPTION - 8), ImageDraw.Draw(picture)
-    retained, tokens = (boxes.by_view(image[name]) for name in ("retained", "tokens"))
+    retained, tokens, merged = map(boxes.by_view, (image["retained"], image["tokens"], _merged(image)))
     for number, (_, (left, top), (width, height)) in enumerate(boxes.views):
         label = labels[number] if number < len(labels) else str(number + 1)
         text = fitted(f"{label}: {retained[number]} of {tokens[number]}", font, width)
-        draw.text((left, top + height + 2), text, fill="black" if retained[number] else "#b91c1c", font=font)
+        draw.text((left, top + height + 2), text, fill="black" if retained[number] or merged[number] else "#b91c1c", font=font)
     return picture
 
 
@@ -153,7 +154,7 @@ class _Boxes:
         row, col = divmod(patch - (self.ends[view - 1] if view else 0), cols)
         return x + col * width // cols, y + row * height // rows, x + (col + 1) * width // cols, y + (row + 1) * height // rows
 
-    def by_view(self, patches: Sequence[int]) -> list[int]:
+    def by_view(self, patches: Iterable[int]) -> list[int]:
         """Returns how many of some patches every view has."""
         counts = [0] * len(self.views)
         for patch in patches:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from vtr.data.frames import Video
+from vtr.data.frames import Video, video_of
 from vtr.hosts._host import host_of
 from vtr.hosts._layout import Layout
 from vtr.models.devices import synchronize
@@ -20,6 +20,22 @@ from vtr.types import VtrError
 MARK, VIDEO_MARK = "<image>", "<video>"
 _MARKS = re.compile(f"({MARK}|{VIDEO_MARK})")
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+def seen_of(sample: Any, whole: bool) -> tuple[list[Image.Image], list[Video]]:
+    """Returns the images and the videos of a sample of a task, see `vtr.eval.tasks.Sample`.
+
+    Args:
+        sample: with `frames`, `visuals`, `images` or an `image`.
+        whole: videos stay videos; else their frames become images.
+    """
+    visuals = getattr(sample, "visuals", None)
+    if visuals is None:
+        frames = getattr(sample, "frames", None)
+        visuals = [video_of(frames)] if frames is not None else getattr(sample, "images", None) or [sample.image]
+    videos = [one for one in visuals if whole and isinstance(one, Video)]
+    shown = [one for one in visuals if not (whole and isinstance(one, Video))]
+    return [image for one in shown for image in (one.frames if isinstance(one, Video) else [one])], videos
 
 
 def build_prompt(processor: Any, question: str, images: int, videos: int = 0) -> str:

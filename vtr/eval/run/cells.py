@@ -53,11 +53,16 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting but the seed, which has its own place; those of a plan under `plan`, with the budget that it ends at on top."""
-        own = [{k: v for k, v in _settings_of(method).items() if k != "seed" or isinstance(self.method, tuple)} for method in self.methods]
+        own = [
+            {k: v for k, v in self._settings(method).items() if k != "seed" or isinstance(self.method, tuple)} for method in self.methods
+        ]
         if not isinstance(self.method, tuple):
             return own[0] if own else {}
         last = {k: own[-1][k] for k in BUDGETS if own[-1][k] is not None}
         return {"plan": [{"method": m.name, **settings} for m, settings in zip(self.methods, own, strict=True)], **last}
+
+    def _settings(self, method: Method) -> dict[str, Any]:
+        return _settings_of(method, video=self.task.frames is not None)
 
     @property
     def label(self) -> str:
@@ -76,9 +81,9 @@ def changed_settings(method: Method) -> dict[str, Any]:
     return {k: v for k, v in _settings_of(method).items() if k != "seed" and v != default_settings(type(method)).get(k)}
 
 
-def _settings_of(method: Method) -> dict[str, Any]:
-    """Returns all settings as they act; what a method sees of videos only where that was asked for."""
-    return {k: v for k, v in asdict(method.resolved()).items() if k != "frames" or v is not None}
+def _settings_of(method: Method, video: bool = False) -> dict[str, Any]:
+    """Returns all settings as they act; what a method sees of a video only where there are videos, or where that was asked for."""
+    return {k: v for k, v in asdict(method.resolved(video=video)).items() if k != "frames" or v is not None}
 
 
 def plan_cells(

@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
-from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model
+from vtr.data.frames import Video
+from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
 from vtr.hosts._host import host_of
 from vtr.reduction import reduced
-from vtr.types import Method
+from vtr.types import Method, VtrError
 from vtr.types.naming import FULL
-from vtr.viz import views_from_inputs
+from vtr.viz import views_from_inputs, views_from_videos
 
 REPEATS = 3
 
@@ -50,7 +51,7 @@ class Outcome:
 
 @dataclass
 class Comparison:
-    """Both sides, the report of the reduced one, and the pixels that the tower saw, per image `(V, H, W, 3)` uint8."""
+    """Both sides, the report of the reduced one, and the pixels that the tower saw, per image or video `(V, H, W, 3)` uint8."""
 
     question: str
     visual_tokens: list[int]
@@ -79,12 +80,13 @@ def compare(
     max_new_tokens: int = 64,
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
+    videos: Sequence[Video] = (),
 ) -> Comparison:
     """Asks once with and once without the method.
 
     Args:
         model, processor: from `load_model`; the model is left as it was.
-        images: of the prompt, in order.
+        images, videos: of the prompt, in order; either images or videos.
         question: see `build_prompt`.
         method: what to apply.
         max_new_tokens: of each answer.
@@ -93,15 +95,18 @@ def compare(
 
     Raises:
         ValueError: `keep` above the visual tokens of an image, or what `build_prompt` and the method refuse.
+        VtrError: videos, and the model has none.
     """
-    if not images:
+    if not images and not videos:
         raise ValueError("image: at least one is needed, got none")
-    inputs = to_model(encode(processor, [question], [list(images)]), model)
+    if videos:
+        check_videos(model)
+    inputs = to_model(encode(processor, [question], [list(images)], [list(videos)]), model)
     shortened, report = ask(model, processor, inputs, method, max_new_tokens, repeats, step)
     whole, _ = ask(model, processor, inputs, None, max_new_tokens, repeats, step)
     counts = [image["visual_tokens"] for image in report["images"]]
     whole.retained, whole.average_tokens = counts, float(sum(counts))
-    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs, images))
+    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs, images, videos))
 
 
 def ask(
@@ -164,15 +169,37 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
     """
     for image in report["images"]:
         if method.keep is not None and method.keep > image["visual_tokens"]:
-            where = f"image {image['image']} has {image['visual_tokens']} visual tokens"
-            raise ValueError(f"{method.name}: keep must be from 1 to the image's visual tokens, got {method.keep}; {where}")
+            kind = image.get("kind", "image")
+            where = f"{kind} {image['image']} has {image['visual_tokens']} visual tokens"
+            raise ValueError(f"{method.name}: keep must be from 1 to the {kind}'s visual tokens, got {method.keep}; {where}")
+
+
+def check_videos(model: Any) -> None:
+    """Refuses videos where a model has none.
+
+    Raises:
+        VtrError: it has none.
+    """
+    host = host_of(model)
+    if not host.has_video:
+        raise VtrError(
+            f"video: {host.name!r} takes images only, got a video; give its frames as images (--image, repeated), or use a model with videos such as "
+            "llava-onevision-7b"
+        )
 
 
 def _report(reduction: Any) -> dict[str, Any]:
     return reduction.report().to_dict()
 
 
-def views_of(model: Any, processor: Any, inputs: Any, images: Sequence[Image.Image]) -> list[np.ndarray]:
-    """Returns the pixels of every image of one prompt as the tower saw them, `(V, H, W, 3)` uint8."""
-    counts = [layout.views for layout in host_of(model).images_of(inputs)]
-    return views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts, images)
+def views_of(model: Any, processor: Any, inputs: Any, images: Sequence[Image.Image], videos: Sequence[Video] = ()) -> list[np.ndarray]:
+    """Returns the pixels of every image, then of every video, of one prompt as the tower saw them, `(V, H, W, 3)` uint8."""
+    layouts = visuals_of(host_of(model), inputs)
+    counts = [layout.views for layout in layouts]
+    found = []
+    if images:
+        found += views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts[: len(images)], images)
+    if videos:
+        frames = [video.frames for video in videos]
+        found += views_from_videos(inputs, getattr(processor, "video_processor", processor), counts[len(images) :], frames)
+    return found

@@ -11,8 +11,9 @@ Layout of a file:
                         order under `plan`
     conditions          what may change times but not answers: batch size, threads, platform, git (commit, dirty), start, seconds
     summary             scores and means, derived from samples; `metrics` of the task's own making where it has some
-    samples             one line per sample: id, family, answer, prediction, correct, visual_tokens and retained per image, average_tokens,
-                        per_layer (visual tokens at each LLM layer), text_tokens, newlines (before, left), latency_ms (its share of the batch)
+    samples             one line per sample: id, family, answer, prediction, correct, frames (of a task with videos), visual_tokens and retained
+                        per image or video, average_tokens, per_layer (visual tokens at each LLM layer), text_tokens, newlines (before, left),
+                        latency_ms (its share of the batch)
     digest              sha256 of everything above
 """
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from PIL import Image
+
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
-from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model
+from vtr.data.frames import Video
+from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, seen_of, to_model, visuals_of
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
@@ -20,6 +23,9 @@ from vtr.hosts._host import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits
 from vtr.planning import plan
 from vtr.reduction import reduced
+
+Seen = tuple[list[Image.Image], list[Video]]
+"""The images and the videos of a sample."""
 
 
 @dataclass
@@ -43,9 +49,10 @@ class Runner:
     batch_size: int = 16
     share_tower: bool = False
     pixels: PixelLimits = OWN_LIMITS
-    _counts: dict[tuple[tuple[int, int], ...], list[int]] = field(default_factory=dict)
+    _counts: dict[tuple[tuple[int, ...], ...], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.host = host_of(self.model)
         if self.batch_size < 1:
             raise ValueError(f"batch size: must be at least 1, got {self.batch_size}")
         self._tower_cache = TowerCache(self.model) if self.share_tower else None
@@ -94,9 +101,12 @@ class Runner:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
 
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
-        inputs = to_model(encode(self.processor, [s.question for s in batch], [_images(s) for s in batch]), self.model)
+        seen = [seen_of(sample, self.host.has_video) for sample in batch]
+        questions = [sample.question for sample in batch]
+        images, videos = zip(*seen, strict=True)
+        inputs = to_model(encode(self.processor, questions, images, videos), self.model)
         predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
-        counts = self._tokens(batch, inputs, reduction)
+        counts = self._tokens(questions, seen, inputs, reduction)
         return [
             {
                 "id": sample.id,
@@ -104,21 +114,23 @@ class Runner:
                 "answer": sample.answer,
                 "prediction": prediction,
                 "correct": cell.task.outcome(sample, prediction),
+                **({"frames": sum(len(video.frames) for video in shown[1]) or len(shown[0])} if cell.task.frames else {}),
                 **own,
                 "latency_ms": round(elapsed / len(batch), 3),
             }
-            for sample, prediction, own in zip(batch, predictions, counts, strict=True)
+            for sample, shown, prediction, own in zip(batch, seen, predictions, counts, strict=True)
         ]
 
-    def _tokens(self, batch: Sequence[Any], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
-        """What the images of every row came to: tokens before, left at the end, and at every LLM layer."""
+    def _tokens(self, questions: Sequence[str], seen: Sequence[Seen], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
+        """What the images and videos of every row came to: tokens before, left at the end, and at every LLM layer."""
         layers = self.model.config.get_text_config().num_hidden_layers
-        images: list[list[dict[str, Any]]] = [[] for _ in batch]
+        images: list[list[dict[str, Any]]] = [[] for _ in questions]
         for image in reduction.report().to_dict()["images"] if reduction else []:
             images[image["row"]].append(image)
         found = []
-        for sample, own, slots, length in zip(batch, images, placeholders(self.model, inputs), prompt_lengths(inputs), strict=True):
-            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(sample)
+        rows = zip(questions, seen, images, placeholders(self.model, inputs), prompt_lengths(inputs), strict=True)
+        for question, shown, own, slots, length in rows:
+            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(question, shown)
             per_layer = (
                 [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)] if reduction else [sum(before)] * layers
             )
@@ -134,13 +146,13 @@ class Runner:
             )
         return found
 
-    def _full_tokens(self, sample: Any) -> list[int]:
-        """Returns the visual tokens of a sample's images without newlines, as the model's host lays them out; once per image sizes."""
-        images = _images(sample)
-        size = tuple(image.size for image in images)
+    def _full_tokens(self, question: str, shown: Seen) -> list[int]:
+        """Returns the visual tokens of a sample's images and videos without newlines, as the model's host lays them out; once per sizes."""
+        images, videos = shown
+        size = (*(image.size for image in images), *((len(video.frames), *video.frames[0].size) for video in videos))
         if size not in self._counts:
-            inputs = encode(self.processor, [sample.question], [images])
-            self._counts[size] = [layout.tokens for layout in host_of(self.model).images_of(inputs)]
+            inputs = encode(self.processor, [question], [images], [videos])
+            self._counts[size] = [layout.tokens for layout in visuals_of(self.host, inputs)]
         return self._counts[size]
 
 
@@ -172,10 +184,6 @@ def _lengths(sample: Mapping[str, Any]) -> list[int]:
     """Tokens of a sample's prompt at every LLM layer; newlines go when visual tokens go."""
     full, (newlines, left) = sum(sample["visual_tokens"]), sample["newlines"]
     return [sample["text_tokens"] + tokens + (newlines if tokens == full else left) for tokens in sample["per_layer"]]
-
-
-def _images(sample: Any) -> list[Any]:
-    return list(getattr(sample, "images", None) or [sample.image])
 
 
 def _batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

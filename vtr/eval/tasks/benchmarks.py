@@ -1,5 +1,7 @@
 """Tasks of lmms-eval as tasks of ours, under the name `lmms:NAME`: their samples, prompts and scores, our batches, fingerprints and result files.
 
+Videos are shown as videos to models that have them, and as images to others.
+
 Only tasks that generate one answer per sample. `correct` of a sample is the task's own score, between 0 and 1; what the task computes from all
 samples (MME's points, POPE's F1) is computed by its own functions and stored as `metrics` in the summary.
 """
@@ -32,35 +34,63 @@ _log = logging.getLogger(__name__)
 
 @register_task_source(SOURCE, "lmms-eval")
 def benchmark(name: str) -> Task:
-    """Returns the task of lmms-eval called `name`; its samples are downloaded when they are first needed.
+    """Returns the task, or group of tasks, of lmms-eval called `name`; its samples are downloaded when they are first needed.
+
+    `NAME@N` shows N frames of a video. The tasks of a group are the families of the whole.
 
     Raises:
-        ValueError: no such task, lmms-eval is not installed, or the task does not generate answers.
+        ValueError: no such task, lmms-eval is not installed, the task does not generate answers, or frames of what has no videos.
     """
     manager = _manager()
     if manager is None:
         raise ValueError(f"task {_full_name(name)!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
-    known = [key for key, entry in manager.task_index.items() if entry["type"] in ("task", "python_task")]
-    if name not in known:
-        raise ValueError(f"unknown task {name!r} of lmms-eval{closest(name, known)}")
-    config = manager._get_config(name)
-    kind = config.get("output_type", "generate_until")
-    if kind != "generate_until":
+    asked, at, count = name.partition("@")
+    known = {key: entry["type"] for key, entry in manager.task_index.items() if entry["type"] in ("task", "python_task", "group")}
+    if asked not in known:
+        raise ValueError(f"unknown task {asked!r} of lmms-eval{closest(asked, list(known))}")
+    names = tuple(_members(manager, asked)) if known[asked] == "group" else (asked,)
+    configs = [_config(manager, one) for one in names]
+    kinds = sorted({config.get("output_type", "generate_until") for config in configs})
+    if kinds != ["generate_until"]:
         raise ValueError(
-            f"task {_full_name(name)!r}: output_type must be generate_until, got {kind}; use `python -m lmms_eval` for this one"
+            f"task {_full_name(asked)!r}: output_type must be generate_until, got {' and '.join(kinds)}; use `python -m lmms_eval` for this one"
         )
+    frames = FRAMES if any((config.get("dataset_kwargs") or {}).get("video") for config in configs) else None
+    if at:
+        if frames is None or not count.isdecimal() or int(count) < 1:
+            rule = "has no videos" if frames is None else "the number of frames behind @ must be 1 or more"
+            raise ValueError(f"task {_full_name(asked)!r}: {rule}, got @{count}; write {_full_name(asked)}")
+        frames = int(count)
     return Task(
         name=_full_name(name),
         version=f"lmms-eval {version('lmms-eval')}",
-        sha256=_sources(Path(manager._get_yaml_path(name)).parent),
-        families=(name,),
-        samples=lambda limit: Documents(name, limit),
+        sha256=_sources(Path(manager._get_yaml_path(asked)).parent),
+        families=names,
+        samples=lambda limit: Documents(names, limit, frames or FRAMES),
         is_correct=_not_by_text,
-        max_new_tokens=int(config.get("generation_kwargs", {}).get("max_new_tokens", 64)),
+        max_new_tokens=max(int((config.get("generation_kwargs") or {}).get("max_new_tokens", 64)) for config in configs),
         remote=True,
-        judge=lambda sample, prediction: _judge(name, sample, prediction),
-        metrics=lambda limit, predictions: _metrics(name, limit, predictions),
+        judge=lambda sample, prediction: _judge(sample.name, sample, prediction),
+        metrics=lambda limit, predictions: _metrics(names[0], limit, predictions) if len(names) == 1 else {},
+        frames=frames,
     )
+
+
+def _config(manager: Any, name: str) -> Any:
+    """Returns the YAML of a task; its functions, which may need packages of their own, are left out."""
+    from lmms_eval.utils import load_yaml_config
+
+    return load_yaml_config(manager._get_yaml_path(name), mode="simple")
+
+
+def _members(manager: Any, group: str) -> list[str]:
+    """Returns the tasks of a group and of the groups inside it, in order."""
+    found: list[str] = []
+    for member in _config(manager, group)["task"]:
+        if not isinstance(member, str):
+            raise ValueError(f"task {_full_name(group)!r}: is a group whose tasks are made inside it; name one task of lmms-eval")
+        found += _members(manager, member) if manager.task_index[member]["type"] == "group" else [member]
+    return list(dict.fromkeys(found))
 
 
 def _full_name(name: str) -> str:
@@ -69,17 +99,17 @@ def _full_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """One sample; images are decoded when they are needed.
+    """One sample; images and videos are decoded when they are needed.
 
     Args:
         name: of the task.
         number: place among its documents.
-        frames: most of a video.
+        most_frames: of a video.
     """
 
     name: str
     number: int
-    frames: int = FRAMES
+    most_frames: int = FRAMES
 
     @property
     def id(self) -> str:
@@ -111,7 +141,7 @@ class Document:
         """Images as RGB, and videos, in order."""
         from vtr.eval.lmms.prompts import read_visual
 
-        return [read_visual(visual, self.frames) for visual in _task(self.name).doc_to_visual(self.content) or ()]
+        return [read_visual(visual, self.most_frames) for visual in _task(self.name).doc_to_visual(self.content) or ()]
 
     @property
     def images(self) -> list[Image.Image]:
@@ -125,18 +155,20 @@ class Document:
 
 
 class Documents(Sequence[Document]):
-    """The first `limit` samples of a task; a slice makes new ones, so that images go with their batch."""
+    """The first `limit` samples of every task; a slice makes new ones, so that images go with their batch."""
 
-    def __init__(self, name: str, limit: int | None, frames: int = FRAMES) -> None:
-        self._name, self._frames = name, frames
-        self._numbers = range(min(limit or len(_documents(name)), len(_documents(name))))
+    def __init__(self, names: Sequence[str], limit: int | None, frames: int = FRAMES) -> None:
+        self._places = [(name, number) for name in names for number in range(min(limit or len(_documents(name)), len(_documents(name))))]
+        self._frames = frames
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._places)
 
     def __getitem__(self, at: Any) -> Any:
-        found = [Document(self._name, n, self._frames) for n in self._numbers[at]] if isinstance(at, slice) else self._numbers[at]
-        return found if isinstance(found, list) else Document(self._name, found, self._frames)
+        if isinstance(at, slice):
+            return [Document(name, number, self._frames) for name, number in self._places[at]]
+        name, number = self._places[at]
+        return Document(name, number, self._frames)
 
 
 def _judge(name: str, sample: Any, prediction: str) -> float:
@@ -177,7 +209,7 @@ def _metrics(name: str, limit: int | None, predictions: Sequence[str]) -> dict[s
     """Returns what the task makes of all samples; metrics that want an outside judge or a file are left out."""
     task = _task(name)
     found: dict[str, list[Any]] = {}
-    for document, prediction in zip(Documents(name, limit), predictions, strict=True):
+    for document, prediction in zip(Documents([name], limit), predictions, strict=True):
         for metric, value in task.process_results(document.content, [prediction]).items():
             found.setdefault(metric, []).append(value)
     metrics = {}
@@ -239,8 +271,12 @@ class _Warnings:
 
 @cache
 def _task(name: str) -> Any:
-    loaded = _manager().load_task_or_group([name], task_type="simple")
-    return loaded[name]
+    try:
+        return _manager().load_task_or_group([name], task_type="simple")[name]
+    except ModuleNotFoundError as error:
+        raise VtrError(
+            f"task {_full_name(name)!r} of lmms-eval needs the package {error.name!r}, which is not installed; install it"
+        ) from None
 
 
 @cache

@@ -69,6 +69,6 @@ def get_task(name: str) -> Task:
 
 
 def name_in_source(name: str) -> str:
-    """Returns `NAME` of `SOURCE:NAME`, and any other name as it is."""
+    """Returns `NAME` of `SOURCE:NAME` and `SOURCE:NAME@FRAMES`, and any other name as it is."""
     prefix, colon, rest = name.partition(":")
-    return rest if colon and prefix in _SOURCES else name
+    return rest.partition("@")[0] if colon and prefix in _SOURCES else name

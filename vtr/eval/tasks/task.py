@@ -1,4 +1,4 @@
-"""A task: samples with an image, a question and an answer, and how an answer is scored."""
+"""A task: samples with an image or a video, a question and an answer, and how an answer is scored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 
 class Sample(Protocol):
-    """One question; `image` may be drawn or read only when it is needed. A sample of several images has them as `images`, too."""
+    """One question; `image` may be drawn or read only when it is needed. A sample of several images has them as `images`, too.
+
+    Instead of `image`, a sample of one video has its `frames`, a list of images, and one of several videos, or of images and videos, has `visuals`,
+    a list of images and `vtr.data.frames.Video`.
+    """
 
     @property
     def id(self) -> str: ...
@@ -35,6 +39,7 @@ class Task:
         remote: the samples may have to be downloaded, so that nobody should ask for them just to count them.
         judge: `(sample, prediction) -> 0 to 1`, instead of `is_correct` where more than the answer is needed.
         metrics: `(limit, predictions in order) -> numbers` of the task's own making, in its units.
+        frames: most frames of a video of a sample; None where samples have images.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Task:
     remote: bool = False
     judge: Callable[[Any, str], float] | None = None
     metrics: Callable[[int | None, Sequence[str]], dict[str, float]] | None = None
+    frames: int | None = None
 
     @property
     def identity(self) -> dict[str, str]:
