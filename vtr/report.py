@@ -117,6 +117,7 @@ class Report:
         self.resized = bool(removing) and set(removing) == {"input"}
         self.grid = self.small_grid = None
         self.prefix_tokens = 0
+        self._attended: list[Tensor] = []
         self._layers, self._seen, self._clock, self._checks = plan.llm_layers, seen, clock, list(checks)
 
     @classmethod
@@ -138,7 +139,9 @@ class Report:
             lengths=[now.shape[1] for now in call.now],
             expand=prompt.expand,
         )
-        return cls(plan, seen, prompt.clock, prompt.checks)
+        report = cls(plan, seen, prompt.clock, prompt.checks)
+        report._attended = prompt.attended
+        return report
 
     @classmethod
     def of_encoder(cls, run: DenseRun) -> Report:
@@ -208,6 +211,12 @@ class Report:
         if self.grid is None:
             return [max(counts) for counts in zip(*(image.per_layer for image in self.images), strict=True)]
         return [length - self.prefix_tokens for length in self._seen.lengths]
+
+    @property
+    def attended(self) -> list[list[int]]:
+        """Per new token so far, the visual tokens of every image and video that it attended to behind a step at new tokens; empty without
+        such a step."""
+        return [counts.tolist() for counts in self._attended]
 
     @cached_property
     def positions(self) -> list[list[int]]:

@@ -90,14 +90,6 @@ def test_the_aspect_ratio_of_a_call_counts():
     assert host.layouts("image", {**arguments, "vision_aspect_ratio": None})[0].inputs is None
 
 
-@pytest.mark.parametrize("kind", ["llava_next_video", "llava_onevision"])
-def test_videos_are_refused(kind):
-    model = model_of(kind)
-    ids = torch.tensor([[5, *[101] * 9, 6]])
-    with vtr.reduced(model, "divprune", keep=5), pytest.raises(vtr.VtrError, match="got a video"):
-        model(input_ids=ids, pixel_values_videos=torch.randn(1, 1, 3, 48, 48))
-
-
 def test_a_picture_shows_an_interpolated_canvas_in_its_own_shape():
     model, batch = model_of("llava_onevision_max"), batch_of("llava_onevision_max", ((Shot(90, 40), 4),))
     with vtr.reduced(model, EveryNth(stride=2)) as reduction, torch.no_grad():

@@ -127,10 +127,11 @@ def test_a_planted_mistake_is_far_above_rounding(mistake, monkeypatch):
 
 
 def test_what_it_cannot_do_is_refused_by_name():
-    model = model_of("qwen2_vl")
-    with pytest.raises(vtr.VtrError, match="qwen2_vl is reduced on images only, got a video"), vtr.reduced(model, "divprune", keep=3):
+    model = model_of("glm4v")
+    with pytest.raises(vtr.VtrError, match="glm4v is reduced on images only, got a video"), vtr.reduced(model, "divprune", keep=3):
         video = {"pixel_values_videos": torch.zeros(8, 384), "video_grid_thw": torch.tensor([[1, 2, 4]])}
         model(input_ids=torch.tensor([[5, 91, 101, 101, 92, 6]]), **video)
+    model = model_of("qwen2_vl")
     for name, reason in [
         ("fastervlm", "CLS token"),
         ("expedit", "gives merged patches back"),

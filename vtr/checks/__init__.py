@@ -22,6 +22,9 @@ def check_plan(plan: Plan, host: Host | DenseHost) -> None:
         ValueError: budgets.
         VtrError: this host or its attention backend cannot.
     """
+    freezing, choosing = (next((s.name for s in plan.steps if s.step.action == action), "") for action in ("freeze", "attend"))
+    if freezing and choosing:
+        raise VtrError(f"{choosing}: chooses keys of layers in which {freezing} freezes tokens; use one of the two")
     check_budgets(plan, host)
     check_backend(plan, host)
     check_restoring(plan)
@@ -86,6 +89,25 @@ def check_question(plan: Plan, question: str | Sequence[str] | None, processor: 
             raise ValueError(f"{item.name}: needs the question as text, got neither; give processor= or question= beside the method")
 
 
+def check_keys(name: str, step: Step, host: Host) -> None:
+    """Refuses a step at new tokens, or one that takes keys of earlier layers from the cache, where layers have no such keys.
+
+    Raises:
+        VtrError: naming the layer, or a signal that is none of a new token.
+    """
+    layers = range(step.layer, host.llm_layers) if step.stage == "decode" else range(step.layer)
+    other = next((i for i in layers if host.layer_kind(i) != "full_attention" or i not in host.with_keys), None)
+    if other is not None:
+        what = "chooses keys for new tokens" if step.stage == "decode" else "removes keys of earlier layers"
+        raise VtrError(
+            f"{name}: {what}, but layer {other} of {host.name!r} is of type {host.layer_kind(other)!r} or has no keys of its own; use a method "
+            "that removes tokens"
+        )
+    for signal in step.needs if step.stage == "decode" else ():
+        if signal.tower or (signal.kind, signal.queries, signal.keys, signal.softmax) != ("rows", "last", "visual", True):
+            raise VtrError(f"{name}: asks for {signal} at a new token, where only attention(layer) of that token is known")
+
+
 def check_text_towers(plan: Plan) -> None:
     """Refuses a checkpoint for the text of questions that is not CLIP; reads its config, on the hub where it is there.
 
@@ -131,11 +153,13 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             f"{name}: gives merged patches back, which the tower of {host.name!r} cannot take (it joins patches, or takes all images as one "
             "sequence); use a method that restores nothing"
         )
-    if step.stage == "prefill":
-        deepest = geometry.llm_layers - 1
-        if not 0 <= step.layer <= deepest:
+    if isinstance(host, Host) and (step.stage == "decode" or step.earlier_keys):
+        check_keys(name, step, host)
+    if step.stage in ("prefill", "decode"):
+        deepest, least = geometry.llm_layers - 1, int(step.stage == "decode")
+        if not least <= step.layer <= deepest:
             raise ValueError(
-                f"{name}: layer must be 0 to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
+                f"{name}: layer must be {least} to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
                 f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
             )
     if step.stage == "tower":

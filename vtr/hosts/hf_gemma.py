@@ -55,7 +55,7 @@ def gemma3(model: Any) -> Host:
         most_tokens=layout.tokens,
         renumber=False,
         bidirectional=True,
-        stages=("tower", "boundary", "prefill"),
+        stages=("tower", "boundary", "prefill", "decode"),
     )
 
 
@@ -99,7 +99,7 @@ def gemma4(model: Any) -> Host:
         closed="there is none" if tower is None else "it pads images to one length and pools them by position",
         shared=shared,
         per_token=("per_layer_inputs",) if own else (),
-        stages=("boundary",) if shared or own else ("boundary", "prefill"),
+        stages=("boundary",) if shared or own else ("boundary", "prefill", "decode"),
     )
 
 

@@ -74,5 +74,5 @@ def internvl(model: Any) -> Host:
         layouts=layouts,
         default_layout=tile,
         runs=True,
-        stages=("tower", "boundary", "prefill"),
+        stages=("tower", "boundary", "prefill", "decode"),
     )

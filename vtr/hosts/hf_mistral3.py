@@ -148,5 +148,5 @@ def _pixtral(model: Any, side: int) -> Host:
         ),
         placeholder_ids={"image": config.image_token_id},
         layouts=layouts,
-        stages=("tower", "boundary", "prefill"),
+        stages=("tower", "boundary", "prefill", "decode"),
     )

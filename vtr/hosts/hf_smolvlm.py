@@ -69,7 +69,7 @@ def smolvlm(model: Any) -> Host:
         placeholder_ids={"image": config.image_token_id},
         layouts=layouts,
         tiles=True,
-        stages=("tower", "boundary", "prefill"),
+        stages=("tower", "boundary", "prefill", "decode"),
     )
 
 

@@ -32,7 +32,7 @@ class Expected:
         merges: (LLM layer, `(B, S)` int64 position each token is averaged into at the input of that layer).
         positions: (LLM layer, `(B, S)` int64 rotary positions from that layer on).
         values: (LLM layer, `(B, S)` bool, `(B, S, D)`), values that replace those of tokens at the input of that layer.
-        unseen: `(B, S, S)` bool, keys that a query does not see in any LLM layer, by query and key; None = none.
+        unseen: `(B, S, S)` bool, keys that a query does not see in LLM layers from `unseen_from` on, by query and key; None = none.
         freeze: LLM layers in which placeholders keep their values.
         tower_drops: (tower layer, `(U, P)` bool what is kept from the input of that layer on); U views, P is what becomes one token each.
         tower_merges: (tower layer, `(U, P)` int64 what each is averaged into between that layer's attention and MLP).
@@ -45,6 +45,7 @@ class Expected:
     positions: list[tuple[int, Tensor]] = field(default_factory=list)
     values: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
     unseen: Tensor | None = None
+    unseen_from: int = 0
     freeze: tuple[int, ...] = ()
     tower_drops: list[tuple[int, Tensor]] = field(default_factory=list)
     tower_merges: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -155,7 +156,7 @@ def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expec
         if together is not None:
             seen = seen | (together if family.whole_images else together & near)
         seen = seen & visible[:, None, :]
-        if expected.unseen is not None:
+        if expected.unseen is not None and number >= expected.unseen_from:
             seen = seen & ~expected.unseen
         masks[layer] = (seen | diagonal)[:, None]  # no row without a key
         typed = {"layer_type": kinds[number]} if language.config.model_type.startswith("gemma") else {}

@@ -193,6 +193,35 @@ def check_returned(call: Call, output: Any, counted: Sequence[int]) -> None:
             raise VtrError(f"vtr: layer {i} must leave {wanted} tokens in the KV cache, got {got}; {unknown_release()}")
 
 
+def evict(call: Call, host: Host, layer: int) -> None:
+    """Takes from the cache of the layers in front of `layer` what is removed there, once the prompt has run."""
+    prompt, kept, where = call.prompt, call.now[layer], call.now_where[layer]
+    assert prompt is not None and call.cache is not None
+    if where is None:
+        return
+    done: dict[int, Tensor] = {}
+    for i in (i for i in host.with_keys if i < layer):
+        column, segment = call.now_where[i], call.segment[i]
+        if segment not in done:
+            count = call.incoming
+            own = torch.arange(call.now[i].shape[1], device=where.device).expand_as(call.now[i])
+            if column is None:
+                done[segment] = where.clamp_min(0)
+            else:
+                table = torch.zeros(len(own), count + 1, dtype=torch.int64, device=where.device)
+                table.scatter_(1, torch.where(call.now[i], column, count), own)
+                done[segment] = table.gather(1, where.clamp_min(0))
+        held, index = call.cache.layers[i], done[segment]
+        first = held.keys.shape[2] - call.now[i].shape[1]
+        for name in ("keys", "values"):
+            whole = getattr(held, name)
+            spot = index.to(whole.device)[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
+            setattr(held, name, torch.cat([whole[:, :, :first], whole[:, :, first:].gather(2, spot)], 2))
+    call.now[:layer], call.now_where[:layer] = [kept] * layer, [where] * layer
+    call.segment[:layer] = [call.segment[layer]] * layer
+    call.masks.clear()
+
+
 def store(states: Any, call: Call, host: Host) -> None:
     """Files what this call left under its cache."""
     cache, layers = call.cache, len(host.language.blocks)

@@ -28,6 +28,7 @@ class Decoding:
         counted: the first layer that has keys, whose length is the cache's; layers of linear attention have none.
         dropped: logical minus physical length of that layer; constant while decoding and when the cache is cropped.
         static: the cache is compileable.
+        attending: steps at new tokens, None where the plan has none.
     """
 
     valid: list[Tensor] = field(default_factory=list)
@@ -38,9 +39,12 @@ class Decoding:
     counted: int = 0
     dropped: int = 0
     static: bool = False
+    attending: Any = None
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Repeats, selects or reorders prompt rows as the cache does: `change` maps a tensor with rows first to the new one."""
+        if self.attending is not None:
+            self.attending.rows(change, len(self.valid[0]))
         known: dict[int, Any] = {id(None): None}
         lists: tuple[list[Any], ...] = (self.valid, self.shift, self.where)
         for tensors in lists:
@@ -64,6 +68,7 @@ class Call:
         windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
         own_masks: by type of layer, the 4-D masks of a model whose images see themselves, for all tokens of the call.
         masks: masks made so far, by segment.
+        token: the one new token of this call, where steps choose what it attends to.
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
     """
 
@@ -81,6 +86,7 @@ class Call:
     windowed: bool = False
     own_masks: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[tuple, Any] = field(default_factory=dict)
+    token: Any = None
     prompt: Prompt | None = None
 
     @property

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine.llm import freeze
+from vtr.engine.llm.attend import Attending, NewToken, check_cache, chosen_keys
 from vtr.engine.llm.beside import Beside
-from vtr.engine.llm.cache import check_prefill, check_returned, past_columns, state_of, store
+from vtr.engine.llm.cache import check_prefill, check_returned, evict, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
 from vtr.engine.llm.entry import Entry, Generating, check_history, continued, kinds_given, placeholders, repeats
 from vtr.engine.llm.lifetime import refuse_growth
@@ -26,7 +27,7 @@ from vtr.hosts._layout import Kind
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
 from vtr.ops.gather import take
-from vtr.plans import Plan, PlanStep
+from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import VtrError
 
 ENCODED = "vtr_encoded"
@@ -43,7 +44,8 @@ class LlmHooks:
         self.late: dict[int, Any] = {}  # per thread, arguments of the outer model that get their values at the end of the LLM
         self.generating = Generating()
         self.blocks = list(host.language.blocks)
-        self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill")]
+        self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill", "decode")]
+        self.attends, self.evicts = plan.at("decode"), [s for s in plan.steps if s.step.earlier_keys]
         self.needs_tower = any(s.in_tower for s in plan.steps)
         self.watched = plan.signals(tower=False)
         self.last_use = plan.last_use(tower=False)
@@ -83,6 +85,10 @@ class LlmHooks:
                 undo.append(block.register_forward_hook(self._refill_hook(i), with_kwargs=True).remove)
                 if language.backend.startswith("flash"):
                     undo.append(TAPS.detour(language.attention(block), freeze.by_runs(lambda: self.call, i)))
+        for i in range(min((s.step.layer for s in self.attends), default=len(self.blocks)), len(self.blocks)):
+            undo.append(TAPS.detour(language.attention(language.blocks[i]), chosen_keys(self._new_token, i)))
+        for i in {signal_layer(need, s.step) for s in self.attends for need in s.step.needs}:
+            undo.append(TAPS.watch(language.attention(language.blocks[i]), self._read_new_token(i)))
         for i, signals in self.watched.items():
             block, kinds = language.blocks[i], {s.kind for s in signals}
             if kinds & {"rows", "q", "k", "v"}:
@@ -159,6 +165,8 @@ class LlmHooks:
         self.entry = entry
         if visuals:
             inside = all(kind in entry.encoded for kind in visuals)
+            for item in (*self.attends, *self.evicts):
+                check_cache(cache, state, item.name)
             check_prefill(self.host, cache, state, call.before, inside, kwargs, self.needs_tower)
             call.prompt = Prompt(self.host, self.plan, entry, visuals, valid, facts, call.positions, self.text_towers)
             if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
@@ -169,6 +177,8 @@ class LlmHooks:
                 call.own_masks = own_masks(self.host, kwargs.get("attention_mask"), call.before)
             embeds = self._boundary(call.prompt, embeds)
             call.shortened(0)
+        elif state is not None and state.attending is not None and length == 1:
+            call.token = NewToken(state.attending, call)
         call.given = call.segment[0]
         window = self.host.sliding_window()
         call.windowed = window is not None and not call.static and call.before + length > window
@@ -250,6 +260,8 @@ class LlmHooks:
                 return None
             hidden = given = args[0] if args else kwargs["hidden_states"]
             prompt = call.prompt
+            if call.token is not None:
+                call.token.choose(i)
             if prompt is not None and prompt.beside is not None:
                 call.move(hidden.device)
                 hidden = prompt.beside.added(i, hidden, prompt.tokens)
@@ -325,6 +337,17 @@ class LlmHooks:
 
         return hook
 
+    def _new_token(self) -> NewToken | None:
+        return None if self.call is None else self.call.token
+
+    def _read_new_token(self, i: int) -> Any:
+        def watcher(_module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, scaling: float) -> None:
+            token = self._new_token()
+            if token is not None and query.shape[2] == 1:
+                token.note(i, query, key, scaling)
+
+        return watcher
+
     # ---- leave
     def leave_language(self, _module: nn.Module, _args: tuple, output: Any) -> None:
         entry, call = self.entry, self.call
@@ -343,5 +366,9 @@ class LlmHooks:
             if late is not None and call.reduced:
                 late.fill(call)
             self.finished(call)
-        if call.cache is not None and call.reduced:
+            if call.cache is not None and self.evicts:
+                evict(call, self.host, max(item.step.layer for item in self.evicts))
+        if call.cache is not None and (call.reduced or (call.prompt is not None and self.attends)):
             store(self.states, call, self.host)
+            if call.prompt is not None and self.attends:
+                self.states[call.cache].attending = Attending.of(self.attends, call)

@@ -51,6 +51,7 @@ class Prompt(Shrinking):
         beside: features that the model would add behind its first layers.
         questions: question of every row, where a step asks for them.
         short: something was removed.
+        attended: per new token `(G,)`, what steps at new tokens let it attend to, see `vtr.engine.llm.attend`.
 
     Raises:
         VtrError: the placeholders of a row are not whole images.
@@ -77,6 +78,7 @@ class Prompt(Shrinking):
         self.probing = self.short = False
         self.rope: Any = None
         self.beside: Beside | None = None
+        self.attended: list[Tensor] = []
         self._place(visuals, valid, facts["visual"], entry)
 
         column, visual = self.tokens.column, torch.stack(list(visuals.values())).any(0)

@@ -1,0 +1,81 @@
+"""What happens while an answer is made: new tokens that choose keys, and keys of earlier layers that go."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import vtr
+from tests.fake_flash import flash_attention
+from tests.oracles import Setup
+from vtr.testing import new_tokens
+from vtr.testing.compare import NEW, logits_of
+from vtr.testing.new_tokens import NEW_TOKENS, ChosenKeys, Evict
+from vtr.testing.probes import EveryNth, Freeze, Ragged
+from vtr.testing.reference import largest
+from vtr.testing.tiny_models import VIDEO_KINDS, generate
+
+KINDS = ("llava", "llava_next", "internvl", *VIDEO_KINDS)
+
+
+@pytest.mark.parametrize("name", NEW_TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_equal_the_masked_model(name, kind):
+    assert NEW_TOKENS[name](Setup(kind, dtype=torch.float64)) < 1e-6
+
+
+@pytest.mark.parametrize("before", [[], [Ragged(), EveryNth(stage="prefill", layer=4)]], ids=["alone", "behind"])
+def test_new_tokens_choose_without_a_removal_and_with_a_later_one(before):
+    assert new_tokens.attend(Setup("llava_next", dtype=torch.float64), before) < 1e-6
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash"])
+def test_other_attention_gives_the_same_answers(attention):
+    setup = Setup("llava", "eager" if attention == "eager" else "sdpa", torch.float32)
+    found = []
+    for one in (Setup("llava"), setup):
+        switch = flash_attention(one.model) if attention == "flash" and one is setup else nullcontext()
+        with torch.no_grad(), switch, vtr.reduced(one.model, [Ragged(), ChosenKeys()]):
+            found.append(logits_of(generate(one.model, one.batch(), NEW)))
+    assert largest(*found) < 2e-5
+
+
+@pytest.mark.parametrize("plan", [[EveryNth(stride=2), ChosenKeys()], [Evict(stage="prefill", layer=3)]], ids=["attend", "evict"])
+def test_beams_of_a_batch_are_those_of_its_rows(plan):
+    setup = Setup("llava", dtype=torch.float64)
+    batch = setup.batch()
+    with torch.no_grad(), vtr.reduced(setup.model, plan):
+        together = generate(setup.model, batch, 4, num_beams=3).sequences[:, -4:]
+        alone = torch.stack([generate(setup.model, batch.row(row), 4, num_beams=3).sequences[0, -4:] for row in range(2)])
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("plan", [[ChosenKeys()], [Evict(stage="prefill", layer=3)]], ids=["attend", "evict"])
+def test_a_static_cache_is_refused(plan):
+    setup = Setup("llava", dtype=torch.float64)
+    with vtr.reduced(setup.model, plan), pytest.raises(vtr.VtrError, match="static cache cannot follow; use a dynamic cache"):
+        generate(setup.model, setup.batch(), 3, cache_implementation="static", disable_compile=True)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_layers_without_keys_of_all_tokens_are_refused_when_planned(kind):
+    setup = Setup(kind)
+    with pytest.raises(vtr.VtrError, match="chooses keys for new tokens, but layer"):
+        vtr.plan(setup.model, ChosenKeys())
+    with pytest.raises(vtr.VtrError, match="removes keys of earlier layers, but layer"):
+        vtr.plan(setup.model, Evict(stage="prefill", layer=3))
+
+
+def test_the_first_layer_has_nothing_to_choose_by():
+    with pytest.raises(ValueError, match="layer must be 1 to 4 in an LLM of 5 layers, got 0"):
+        vtr.plan(Setup("llava").model, ChosenKeys(layer=0))
+
+
+def test_freezing_and_choosing_keys_do_not_go_together():
+    with pytest.raises(vtr.VtrError, match="use one of the two"):
+        vtr.plan(Setup("llava").model, [Freeze(), ChosenKeys()])
+
+
+def test_a_plan_names_the_new_tokens():
+    plan = vtr.plan(Setup("llava").model, ChosenKeys(layer=2))
+    assert "new tokens at LLM layer 2" in str(plan) and plan.counts(36) == [36] * 5
