@@ -7,7 +7,7 @@ from tests.methods.videos import VIDEOS
 from tests.views import Video, video_view
 from vtr.methods._frames import frames_of
 from vtr.ops import frames as module
-from vtr.ops.frames import best_in_order, best_of_frames, cosine_to_frame, frame_means, packed_frames
+from vtr.ops.frames import best_in_order, best_of_frames, cosine_to_frame, frame_means, norms, packed_frames, products
 
 
 def test_every_token_is_at_its_frame_and_place() -> None:
@@ -41,7 +41,7 @@ def test_cosine_to_another_frame(monkeypatch) -> None:
             both = frames.real[:, t] & frames.real[:, other] & (other >= 0)
             assert torch.equal(paired[:, t], both)
             wanted = F.cosine_similarity(frames.tokens[:, t].double(), frames.tokens[:, other].double(), dim=-1)
-            assert torch.allclose(cosine[:, t].double(), torch.where(both, wanted, 0), atol=1e-6)
+            assert torch.allclose(cosine[:, t], torch.where(both, wanted, 0), rtol=0, atol=1e-9)
     assert not cosine_to_frame(frames.tokens, frames.real, [-1] * 13)[1].any()
 
 
@@ -51,7 +51,7 @@ def test_means_and_best() -> None:
     for g in range(6):
         for t in range(13):
             own = frames.tokens[g, t][frames.real[g, t]]
-            assert torch.allclose(means[g, t], own.mean(0) if len(own) else torch.zeros(8), atol=1e-6)
+            assert torch.allclose(means[g, t], own.double().mean(0) if len(own) else torch.zeros(8).double())
     score = torch.rand(frames.real.shape)
     quota = frames.real.sum(2).minimum(torch.tensor(2))
     assert torch.equal(best_of_frames(score, frames.real, quota).sum(2), quota)
@@ -61,6 +61,16 @@ def test_means_and_best() -> None:
         mask = best_in_order(score, [first, frames.real], wanted)
         assert torch.equal(mask.sum((1, 2)), wanted)
         assert not (mask & ~first & (first & ~mask).any((1, 2), keepdim=True)).any(), "nothing of the second tier before all of the first"
+
+
+def test_lengths_and_products(monkeypatch) -> None:
+    frames = frames_of(video_view(VIDEOS, 3))
+    for chunk in (2**24, 1):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        assert torch.allclose(norms(frames.tokens), frames.tokens.double().norm(dim=-1))
+        direction = torch.randn(6, 13, 8)
+        assert torch.allclose(products(frames.tokens, direction), (frames.tokens.double() * direction.double()[:, :, None]).sum(-1))
+        assert torch.allclose(products(frames.tokens, direction[:, :1]), (frames.tokens.double() * direction.double()[:, :1, None]).sum(-1))
 
 
 def test_packed_frames_can_be_put_back() -> None:

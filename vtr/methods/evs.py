@@ -10,7 +10,7 @@ Stage: boundary. Reads: visual tokens. Batch: any. Deterministic: yes.
 
 Paper to code: q -> 1 - keep_ratio. vLLM keeps `max(P, int(T P (1 - q)))` tokens, P being those of a frame (`evs_count`).
 Departures: the budget is exact, and may be below one frame: then evenly spaced tokens of the first frame stay, where vLLM keeps the whole
-frame. Cosines are computed in float32, where the code uses the dtype of the embeddings. Where an earlier method removed the token at the same
+frame. Cosines are computed in float64, where the code uses the dtype of the embeddings. Where an earlier method removed the token at the same
 place of the frame before, a token counts as new. Positions are those of the unreduced prompt, where vLLM lets text restart behind the width
 of the grid.
 """
@@ -33,7 +33,7 @@ def evs(tokens: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     """Keeps the tokens that changed most since the frame before.
 
     Args:
-        tokens: `(G, T, P, D)`, one video per row, any float dtype; cosines in float32.
+        tokens: `(G, T, P, D)`, one video per row, any float dtype; cosines in float64.
         real: `(G, T, P)` bool.
         keep: `(G,)` int64, at most `real.sum((1, 2))`.
 

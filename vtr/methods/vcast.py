@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.methods._frames import check_compat, frames_of
-from vtr.ops.frames import Frames, best_of_frames, frame_means, packed_frames
+from vtr.ops.frames import Frames, best_of_frames, frame_means, norms, packed_frames, products, rounded
 from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View, at_least
@@ -95,21 +95,19 @@ def frame_budgets(turn: Tensor, count: Tensor, keep: Tensor, temperature: float 
 
 def standing_out(frames: Frames, direction: Tensor) -> Tensor:
     """Score `(G, T, P)` of each token: its distance from the direction `(G, T, D)` of its frame, and its length against others of the frame."""
-    tokens = frames.tokens
-    norm = torch.linalg.vector_norm(tokens, dim=-1, dtype=direction.dtype)
-    along = (tokens.to(direction.dtype) @ direction[..., None])[..., 0]
+    norm = norms(frames.tokens)
     length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-    cosine = along / (norm.clamp_min(EPS) * length.clamp_min(EPS))
+    cosine = products(frames.tokens, direction) / (norm.clamp_min(EPS) * length.clamp_min(EPS))
     lowest = norm.masked_fill(~frames.real, torch.inf).amin(2, keepdim=True)
     highest = norm.masked_fill(~frames.real, -torch.inf).amax(2, keepdim=True)
-    return 1 - cosine + (norm - lowest) / (highest - lowest + EPS)
+    return rounded(1 - cosine + (norm - lowest) / (highest - lowest + EPS))
 
 
 def vcast(frames: Frames, keep: Tensor, temperature: float = 0.7, least: int = 1, loop: bool = False) -> Tensor:
     """Keeps the tokens that stand out in their frame, more of frames where the video turns.
 
     Args:
-        frames: tokens of each video by frame and place; computed in float32 at least.
+        frames: tokens of each video by frame and place; computed in float64.
         keep: `(G,)` int64, at most the real tokens of the video.
         temperature, least, loop: see `frame_budgets`.
 

@@ -68,14 +68,48 @@ def by_frame(tokens: Tensor, real: Tensor, cells: Tensor, grids: Sequence[Grid],
     return Frames(values.unflatten(1, shape), found.unflatten(1, shape), spot.unflatten(1, shape), there, size)
 
 
-CHUNK = 2**25
-"""Numbers that a comparison of frames holds at a time."""
+CHUNK = 2**24
+"""Numbers that are widened to float64 at a time."""
+
+
+def stretches(tokens: Tensor) -> list[slice]:
+    """Returns the frames of `tokens (G, T, P, D)` in stretches of at most `CHUNK` numbers, or of one frame."""
+    step = max(1, CHUNK // max(1, tokens.shape[0] * tokens.shape[2] * tokens.shape[3]))
+    return [slice(first, first + step) for first in range(0, tokens.shape[1], step)]
+
+
+def frame_sums(tokens: Tensor) -> Tensor:
+    """Returns the sum of the tokens of every frame, `(G, T, D)` float64, of `tokens (G, T, P, D)` that are zero where there is none."""
+    return torch.cat([tokens[:, some].sum(2, dtype=torch.float64) for some in stretches(tokens)], 1)
 
 
 def frame_means(frames: Frames) -> Tensor:
-    """Returns the mean of the tokens of every frame, `(G, T, D)` float32 (float64 stays); zero for a frame without any."""
-    dtype = torch.promote_types(frames.tokens.dtype, torch.float32)
-    return frames.tokens.sum(2, dtype=dtype) / frames.real.sum(2).clamp_min(1)[..., None]
+    """Returns the mean of the tokens of every frame, `(G, T, D)` float64; zero for a frame without any."""
+    return frame_sums(frames.tokens) / frames.real.sum(2).clamp_min(1)[..., None]
+
+
+def norms(tokens: Tensor) -> Tensor:
+    """Returns the Euclidean length of every token, `(G, T, P)` float64."""
+    return torch.cat([tokens[:, some].double().square().sum(-1) for some in stretches(tokens)], 1).sqrt()
+
+
+def products(tokens: Tensor, direction: Tensor) -> Tensor:
+    """Returns the dot product of every token with the direction of its frame.
+
+    Args:
+        tokens: `(G, T, P, D)`.
+        direction: `(G, T, D)`, or `(G, 1, D)` for one of the whole video.
+
+    Returns:
+        `(G, T, P)` float64. `O(T P D)`; what the machine rounds is far below what `rounded` leaves.
+    """
+    wide = direction.double().expand(-1, tokens.shape[1], -1)[..., None]
+    return torch.cat([(tokens[:, some].double() @ wide[:, some])[..., 0] for some in stretches(tokens)], 1)
+
+
+def rounded(score: Tensor) -> Tensor:
+    """Returns scores to 9 decimals: what is equal but for rounding is a tie, whatever else is in the batch."""
+    return score.round(decimals=9)
 
 
 def cosine_to_frame(tokens: Tensor, real: Tensor, reference: Sequence[int], eps: float = 1e-8) -> tuple[Tensor, Tensor]:
@@ -87,26 +121,21 @@ def cosine_to_frame(tokens: Tensor, real: Tensor, reference: Sequence[int], eps:
         eps: vectors are taken to be at least that long.
 
     Returns:
-        Cosine `(G, T, P)`, float32 at least, and bool `(G, T, P)`: both tokens are there. `O(T P D)` time, memory `CHUNK` numbers at a time.
+        Cosine `(G, T, P)` float64, `rounded`, and bool `(G, T, P)`: both tokens are there. `O(T P D)` time, memory `CHUNK` numbers at a time.
     """
-    groups, count, places, width = tokens.shape
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    groups, count, places, _ = tokens.shape
     wanted = [frame for frame, other in enumerate(reference) if other >= 0]
-    others = [reference[frame] for frame in wanted]
-    cosine, paired = tokens.new_zeros(groups, count, places, dtype=dtype), torch.zeros_like(real)
-    if not wanted:
-        return cosine, paired
-    step = max(1, CHUNK // max(1, groups * places * width))
-    norm = torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(eps)
-    made, both = [], []
-    for first in range(0, len(wanted), step):
-        own, other = _stretch(wanted[first : first + step]), _stretch(others[first : first + step])
-        product = (tokens[:, own].to(dtype) * tokens[:, other].to(dtype)).sum(-1)
-        made.append(product / (norm[:, own] * norm[:, other]))
-        both.append(real[:, own] & real[:, other])
-    cosine[:, _stretch(wanted)] = torch.cat(made, 1)
-    paired[:, _stretch(wanted)] = torch.cat(both, 1)
-    return cosine.masked_fill(~paired, 0.0), paired
+    cosine, paired = tokens.new_zeros(groups, count, places, dtype=torch.float64), torch.zeros_like(real)
+    length, made = norms(tokens).clamp_min(eps), []
+    for some in stretches(tokens):
+        own = wanted[some]
+        if own:
+            here, there = _stretch(own), _stretch([reference[frame] for frame in own])
+            made.append((tokens[:, here].double() * tokens[:, there].double()).sum(-1) / (length[:, here] * length[:, there]))
+            paired[:, here] = real[:, here] & real[:, there]
+    if made:
+        cosine[:, _stretch(wanted)] = torch.cat(made, 1)
+    return rounded(cosine).masked_fill(~paired, 0.0), paired
 
 
 def _stretch(numbers: Sequence[int]) -> slice | list[int]:
