@@ -21,7 +21,7 @@ from vtr.data.scenes import Dice
 from vtr.data.shapes_video import FAMILIES, MOVING_PICTURES, STREAMS
 
 from .batches import Packer, normalised
-from .model import GRID, Sizes, grid_positions, tower_pass
+from .model import FULL_SIZES, GRID, Sizes, grid_positions, tower_pass
 from .tokenizer import PATCH, VIDEO, VIDEO_PINPOINTS, VIDEO_PIXELS
 
 CELLS = VIDEO_PIXELS // PATCH  # 12 x 12 patches
@@ -32,7 +32,7 @@ KNOWN = 6  # numbers about a named item, see `facts`
 WAYS = {"up": "above", "down": "below", "before": "left", "after": "right", "times": "many"}  # new words start as old ones
 
 
-def build_video(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = Sizes()) -> LlavaNextVideoForConditionalGeneration:
+def build_video(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES) -> LlavaNextVideoForConditionalGeneration:
     """A LLaVA-NeXT-Video with random weights."""
     ids = dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     tower = CLIPVisionConfig(

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from .export import export
-from .model import Sizes
+from .model import FULL_SIZES, Sizes
 from .tokenizer import build_tokenizer
 from .video import build_video, start_from
 from .video_recipe import STAGES, Stage, VideoTrainer
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def trainer(
-    state: Path, base: Path, device: str = "cpu", seed: int = 0, stages: tuple[Stage, ...] = STAGES, sizes: Sizes = Sizes()
+    state: Path, base: Path, device: str = "cpu", seed: int = 0, stages: tuple[Stage, ...] = STAGES, sizes: Sizes = FULL_SIZES
 ) -> VideoTrainer:
     """Returns a trainer that starts from `base` (tiny-llava), or from where an earlier run was stopped.
 
@@ -46,7 +46,7 @@ def train(
     until: float | None = None,
     only_export: bool = False,
     stages: tuple[Stage, ...] = STAGES,
-    sizes: Sizes = Sizes(),
+    sizes: Sizes = FULL_SIZES,
 ) -> None:
     """Trains tiny-llava-video and exports it into `out`; continues where an earlier run was stopped.
 

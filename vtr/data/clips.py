@@ -7,6 +7,7 @@ have grain of their own. What happens is as likely backwards, and where a moving
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def _blinks(dice: Dice) -> tuple[bool, ...]:
     wanted = dice.between(1, MOST_BLINKS)
     while True:
         ticks = sorted(dice.shuffled(range(TICKS))[:wanted])
-        if all(b - a > 1 for a, b in zip(ticks, ticks[1:])):
+        if all(b - a > 1 for a, b in pairwise(ticks)):
             return tuple(tick in ticks for tick in range(TICKS))
 
 
@@ -213,6 +214,7 @@ def draw_clip(clip: Clip) -> np.ndarray:
     """
     dice = Dice(*clip.seed)
     empty = background(dice, SIDE)
+    even = np.zeros((SIDE, SIDE, 1), dtype=np.int16)
     tones = [tone(dice, track.item.color) for track in clip.tracks]
     pictures = np.stack([empty] * clip.frames)
     for frame, picture in enumerate(pictures):
@@ -220,8 +222,8 @@ def draw_clip(clip: Clip) -> np.ndarray:
         for track, color in zip(clip.tracks, tones):
             item = track.at(frame, clip.rate)
             if item:
-                draw_item(picture, item, color, np.zeros_like(noise))
+                draw_item(picture, item, color, even)
         if frame == clip.sign_at:
             draw_sign(picture, clip.sign)
-        picture[:] = (picture + noise).clip(0, 255)
+        picture[:] = (picture + noise.repeat(3, axis=2)).clip(0, 255)  # repeated: numpy is slow along short axes
     return pictures

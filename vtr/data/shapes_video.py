@@ -25,7 +25,10 @@ VERSION = "v1"
 FAMILIES = tuple(ASKERS)
 PER_FAMILY = 200
 FRAMES = (TICKS, 2 * TICKS)
-TEST_SHA256 = {8: "", 16: ""}
+TEST_SHA256 = {
+    8: "90fe534a1665f13954a04e8f518453c75ae86b164471cbd153edc5eb37d1f8ef",
+    16: "c9b1548e259cf405fb1f98ffd64ece09dea24b79a1df7f2bf6b73eba20fc6e44",
+}
 MOVING_PICTURES = 1 << 56  # added to a stream: no clip shares its seed with a picture
 ANSWERS: dict[str, tuple[str | None, ...]] = {  # asked for in turn, so that every answer is as frequent as its share here
     "order": ("before", "after"),
