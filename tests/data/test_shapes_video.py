@@ -31,10 +31,11 @@ def test_the_test_split_of_16_frames_is_the_published_one():
 
 @pytest.mark.parametrize("frames", shapes_video.FRAMES)
 def test_every_family_has_200_questions_with_distinct_ids(frames: int):
-    samples = shapes_video.test_samples(frames=frames)
-    assert [sample.family for sample in samples] == [family for family in shapes_video.FAMILIES for _ in range(200)]
+    count = 200 if frames == TICKS else 20  # fewer where drawing takes longer
+    samples = shapes_video.test_samples(frames=frames, limit=count)
+    assert [sample.family for sample in samples] == [family for family in shapes_video.FAMILIES for _ in range(count)]
     assert len({sample.id for sample in samples}) == len(samples)
-    assert samples[-1].id == f"shapes-video-v1/{frames}/attribute/199"
+    assert samples[-1].id == f"shapes-video-v1/{frames}/attribute/{count - 1:03d}"
     assert {sample.clip.frames for sample in samples} == {frames}
 
 
@@ -49,8 +50,8 @@ def test_frames_are_rgb_of_192_pixels():
 
 
 def test_splits_and_pictures_share_no_seed():
-    seeds = [{s.clip.seed for s in shapes_video.split_samples(split, limit=20)} for split in STREAMS]
-    assert len(set().union(*seeds)) == sum(map(len, seeds)) == 100 * len(seeds)
+    seeds = [{s.clip.seed for s in shapes_video.split_samples(split, limit=4)} for split in STREAMS]
+    assert len(set().union(*seeds)) == sum(map(len, seeds)) == 20 * len(seeds)
     assert min(shapes_video.MOVING_PICTURES + stream for stream in STREAMS.values()) > max(STREAMS.values()) + (1 << 50)
 
 
@@ -60,7 +61,7 @@ def test_training_clips_are_not_test_clips():
 
     stream = ClipBatches(build_tokenizer(video=True), 1, 1).stream
     seeds = {sample.clip.seed for sample in shapes_video.test_samples()}
-    assert not seeds & {compose_clip(Dice(stream, n), free=True).seed for n in range(500)}
+    assert not seeds & {compose_clip(Dice(stream, n), free=True).seed for n in range(100)}
 
 
 def test_answers_are_true():
@@ -103,23 +104,17 @@ def test_items_that_pass_are_there_equally_long_so_that_shuffled_frames_cannot_t
         assert apart[0] == apart[1]
 
 
-def test_one_frame_says_nothing_about_a_direction():
-    """In every frame a moving item is as likely to be there, and in the same places, whatever its direction; the rim of the first and last
-    frames is the exception, because items that are there for less than half of the clip are left out."""
-    there = {name: np.zeros(TICKS) for name in DIRECTIONS}
-    middle: dict[str, list[tuple[int, int]]] = {name: [] for name in DIRECTIONS}
+def test_a_frame_of_unknown_time_says_nothing_about_a_direction():
+    """A moving item is there as often and in the same places, whatever its direction."""
+    places: dict[str | None, list[tuple[int, int]]] = {name: [] for name in DIRECTIONS}
     for track in of("moving"):
-        for frame in range(TICKS):
-            there[track.direction or ""][frame] += track.at(frame, 1) is not None
-        item = track.at(TICKS // 2, 1)
-        if item:
-            middle[track.direction or ""].append((item.x, item.y))
+        items = [track.at(frame, 1) for frame in range(TICKS)]
+        places[track.direction] += [(item.x, item.y) for item in items if item]
     count = Counter(track.direction for track in of("moving"))
     assert max(count.values()) - min(count.values()) < 0.35 * len(CLIPS) / 4
-    shares = np.array([there[name] / count[name] for name in DIRECTIONS])
-    assert np.ptp(shares, axis=0).max() < 0.2
-    means, spreads = (np.array([measure(places, 0) for places in middle.values()]) for measure in (np.mean, np.std))
-    assert np.abs(means - SIDE / 2).max() < 16 and np.ptp(spreads, axis=0).max() < 12  # pixels; standard error 5
+    assert np.ptp([len(places[name]) / count[name] for name in DIRECTIONS]) < 0.6  # frames
+    means, spreads = (np.array([measure(places[name], 0) for name in DIRECTIONS]) for measure in (np.mean, np.std))
+    assert np.abs(means - SIDE / 2).max() < 14 and np.ptp(spreads, axis=0).max() < 14  # pixels; standard error 4
 
 
 def test_shuffled_frames_look_the_same_for_opposite_directions():

@@ -1,7 +1,7 @@
 """Short clips of drawn items that stay, come and go, blink and move, with a sign in one frame; integers only, as for pictures.
 
 A clip lasts 8 ticks. It is shown at one frame a tick or more: the same happens, in finer steps. All frames share one background and
-have grain of their own. What happens is as likely backwards, and where a moving item is says nothing about its direction.
+have grain of their own. What happens is as likely backwards, so that a frame of unknown time says nothing about order and direction.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class Track:
 
     def at(self, frame: int, rate: int) -> Item | None:
         """Returns the item in a frame where there are `rate` frames a tick, None where it is not there."""
+        if self.step == (0, 0):
+            return self.item if self.shown[frame // rate] else None
         x, y = (start + step * frame // rate for start, step in zip((self.item.x, self.item.y), self.step))
-        inside = self.step == (0, 0) or (RIM <= x < SIDE - RIM and RIM <= y < SIDE - RIM)
-        return replace(self.item, x=x, y=y) if self.shown[frame // rate] and inside else None
+        return replace(self.item, x=x, y=y) if RIM <= x < SIDE - RIM and RIM <= y < SIDE - RIM else None
 
     def boxes(self, rate: int) -> list[Box | None]:
         """Returns the box of the item in every frame."""
