@@ -20,7 +20,7 @@ from vtr.data.questions import Question
 from vtr.data.scenes import Dice
 from vtr.data.shapes_video import FAMILIES, MOVING_PICTURES, STREAMS
 
-from .batches import Packer, normalised
+from .batches import IGNORED, Packer, normalised
 from .model import FULL_SIZES, GRID, Sizes, grid_positions, tower_pass
 from .tokenizer import PATCH, VIDEO, VIDEO_PINPOINTS, VIDEO_PIXELS
 
@@ -29,6 +29,7 @@ POOL = 2
 PER_FRAME = (CELLS // POOL) ** 2
 CORNER = (GRID - CELLS) // 2  # the middle of tiny-llava's grid
 KNOWN = 6  # numbers about a named item, see `facts`
+COVERED = 0.25  # share of a token that an item covers
 WAYS = {"up": "above", "down": "below", "before": "left", "after": "right", "times": "many"}  # new words start as old ones
 
 
@@ -118,14 +119,31 @@ def facts(clip: Clip) -> dict[str, np.ndarray]:
     return found
 
 
-def shown_tokens(clip: Clip) -> np.ndarray:
-    """Returns which visual tokens show an item or the sign `(frames * 36,)` bool."""
+def token_labels(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what visual tokens show.
+
+    Returns:
+        Whether there is an item or the sign `(frames * 36,)` bool, and in how many ticks the item has been there so far `(frames * 36,)`
+        int64, less one; -100 where a token shows no item that comes, goes or moves.
+    """
     side, cell = CELLS // POOL, SIDE * POOL // CELLS
-    shown = np.zeros((clip.frames, side, side), dtype=bool)
-    boxes = [(frame, box) for track in clip.tracks for frame, box in enumerate(track.boxes(clip.rate)) if box]
-    for frame, (left, top, right, bottom) in [*boxes, (clip.sign_at, clip.sign.box)]:
-        shown[frame, max(0, top) // cell : -(-bottom // cell), max(0, left) // cell : -(-right // cell)] = True
-    return shown.ravel()
+    shown, count = np.zeros((clip.frames, side, side), dtype=bool), np.full((clip.frames, side, side), IGNORED)
+    edges = np.arange(side) * cell
+
+    def share(low: int, high: int) -> np.ndarray:
+        return (np.minimum(edges + cell, high) - np.maximum(edges, low)).clip(0) / cell
+
+    for track in clip.tracks:
+        boxes = track.boxes(clip.rate)
+        for frame, box in enumerate(boxes):
+            if box:
+                covered = share(box[1], box[3])[:, None] * share(box[0], box[2])
+                shown[frame] |= covered > 0
+                if track.kind != "staying":
+                    count[frame][covered > COVERED] = sum(one is not None for one in boxes[: frame + 1 : clip.rate]) - 1
+    left, top, right, bottom = clip.sign.box
+    shown[clip.sign_at] |= (share(top, bottom)[:, None] * share(left, right)) > 0
+    return shown.ravel(), count.ravel().clip(IGNORED, TICKS - 1)
 
 
 def ask_clip(dice: Dice, clip: Clip) -> list[Question]:
@@ -165,8 +183,8 @@ class ClipBatches(Dataset):
         dice = Dice(self.stream + (1 << 41), number)
         asked = [ask_clip(dice, clip) for clip in clips]
         name = "pixels" if self.tower is None else "features"
-        objects = torch.from_numpy(np.stack([shown_tokens(clip) for clip in clips]))
-        return {name: shown, "objects": objects, **self.packer.pack(asked, [facts(clip) for clip in clips])}
+        objects, counts = (torch.from_numpy(np.stack(labels)) for labels in zip(*map(token_labels, clips), strict=True))
+        return {name: shown, "objects": objects, "counts": counts, **self.packer.pack(asked, [facts(clip) for clip in clips])}
 
     def _clips(self, number: int) -> tuple[list[Clip], Tensor]:
         """Returns the clips of two batches and their frames `(B, T, ...)`."""
@@ -184,12 +202,14 @@ class ClipBatches(Dataset):
 
 
 class ClipHeads(nn.Module):
-    """Training-only heads: what the LLM knows of an item where a question names it, and in which tick a visual token is."""
+    """Training-only heads: what the LLM knows of an item where a question names it, in which tick a visual token is, and in how many ticks
+    the item that it shows has been there."""
 
     def __init__(self, width: int):
         super().__init__()
         self.named = nn.Linear(width, KNOWN)
         self.tick = nn.Linear(width, TICKS)
+        self.count = nn.Linear(width, TICKS)
 
     def forward(self, middle: Tensor, spots: Tensor) -> Tensor:
         """Distance from what is known of the items that are named, each number by itself `(KNOWN,)`; NaN at tokens that end no name."""

@@ -15,7 +15,11 @@ from .check import Choice, Chosen, accuracy, answers, some
 from .video import PER_FRAME
 
 Scores = Mapping[str, tuple[float, float, float]]
-CHANCE = {"order": 50.0, "motion": 50.0}  # of motion, shuffled frames still tell the axis
+GUESSED = {  # accuracy in percent of who does not know when a frame was
+    "one frame": {"order": 50.0, "motion": 25.0},
+    "one frame, repeated": {"order": 50.0, "motion": 25.0},
+    "frames shuffled": {"order": 50.0, "motion": 50.0},  # the axis of a motion is still seen
+}
 NEAR = 10.0  # points
 TWO_OF_EIGHT = (2, 6)
 
@@ -40,29 +44,39 @@ def _tokens(frames: Tensor) -> Tensor:
     return (frames[..., None] * PER_FRAME + torch.arange(PER_FRAME, device=frames.device)).flatten(1)
 
 
+def _any_frame(order: Tensor) -> Tensor:
+    return order[:, ::PER_FRAME].argmax(1, keepdim=True)
+
+
+def _given(kept: Tensor) -> Chosen:
+    """Tokens as if they were all."""
+    return Chosen(kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept), kept.shape[1])
+
+
 def one_frame(order: Tensor) -> Chosen:
-    """Only one frame, any, where it is."""
-    frames = order[:, ::PER_FRAME].argmax(1, keepdim=True)
-    return Chosen(_tokens(frames), _tokens(frames), order.shape[1])
+    """One frame, any, as a video of one frame."""
+    return _given(_tokens(_any_frame(order)))
+
+
+def one_frame_at_its_place(order: Tensor) -> Chosen:
+    """One frame, any, at its positions, which say when it was."""
+    kept = _tokens(_any_frame(order))
+    return Chosen(kept, kept, order.shape[1])
 
 
 def still(order: Tensor) -> Chosen:
     """One frame, any, in place of all of them."""
-    frames = order[:, ::PER_FRAME].argmax(1, keepdim=True).expand(-1, order.shape[1] // PER_FRAME)
-    return Chosen(_tokens(frames), torch.arange(order.shape[1], device=order.device).expand_as(order), order.shape[1])
+    return _given(_tokens(_any_frame(order).expand(-1, order.shape[1] // PER_FRAME)))
 
 
 def shuffled(order: Tensor) -> Chosen:
     """All frames in any order."""
-    return Chosen(
-        _tokens(order[:, ::PER_FRAME].argsort(1)), torch.arange(order.shape[1], device=order.device).expand_as(order), order.shape[1]
-    )
+    return _given(_tokens(order[:, ::PER_FRAME].argsort(1)))
 
 
 def two_frames(order: Tensor) -> Chosen:
     """Two frames of eight, evenly, as a video of two frames."""
-    kept = _tokens(torch.tensor(TWO_OF_EIGHT, device=order.device).expand(len(order), -1))
-    return Chosen(kept, torch.arange(kept.shape[1], device=order.device).expand_as(kept), kept.shape[1])
+    return _given(_tokens(torch.tensor(TWO_OF_EIGHT, device=order.device).expand(len(order), -1)))
 
 
 def choices(frames: int) -> dict[str, Choice]:
@@ -72,9 +86,10 @@ def choices(frames: int) -> dict[str, Choice]:
     if frames > 8:
         return {"full": some(None), **shares}
     of_frames: dict[str, Choice] = {
-        "one frame": one_frame,
-        "one frame, 8 times": still,
         "2 of 8 frames": two_frames,
+        "one frame": one_frame,
+        "one frame, repeated": still,
+        "one frame, at its place": one_frame_at_its_place,
         "frames shuffled": shuffled,
     }
     return {"full": some(None), **shares, **of_frames, "none": some(0)}
@@ -99,8 +114,8 @@ def check_floors(scores: Mapping[str, Scores], frames: int = 8) -> list[Floor]:
         Floor(f"{quarter}: at least 8 points below full", f"{drop:.1f} below", drop >= 8),
         Floor("2 of 8 frames: needle under 40 %", _percent(scores["2 of 8 frames"]["needle"]), scores["2 of 8 frames"]["needle"][0] < 40),
     ]
-    for name in ("one frame", "one frame, 8 times", "frames shuffled"):
-        for family, chance in CHANCE.items():
+    for name, guessed in GUESSED.items():
+        for family, chance in guessed.items():
             value = scores[name][family]
             floors.append(Floor(f"{name}: {family} under {chance + NEAR:.0f} %", _percent(value), value[0] < chance + NEAR))
     return floors

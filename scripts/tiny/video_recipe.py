@@ -34,7 +34,8 @@ STAGES = (
 )
 FACTS = 1.0  # weight of what is known of named items
 TICK = 0.2  # weight of the tick of a visual token
-WEIGHTS = {"order": 2.0, "motion": 2.0, "events": 2.0}
+COUNT = 0.5  # weight of the count of a visual token
+WEIGHTS = {"order": 2.0, "motion": 2.0, "events": 3.0}
 HEAD = 2  # tokens before the video
 
 
@@ -98,11 +99,13 @@ class VideoTrainer(recipe.Trainer):
         away = self.heads(middle, batch["spots"])
         ticks = self.heads.tick(out.hidden_states[2][:, HEAD : HEAD + where.shape[1]]).float()
         tick = torch.nn.functional.cross_entropy(ticks.flatten(0, 1), (where // (PER_FRAME * rate)).flatten())
-        loss = loss + FACTS * away.sum() + TICK * tick
+        counts, known = take(batch["counts"], where), self.heads.count(out.hidden_states[4][:, HEAD : HEAD + where.shape[1]]).float()
+        count = torch.nn.functional.cross_entropy(known.flatten(0, 1), counts.flatten())
+        loss = loss + FACTS * away.sum() + TICK * tick + COUNT * count.nan_to_num()
         if pruned:
             return loss, {"pruned": sum(right.values()) / len(right)}
         names = ("x", "y", "when", "right", "down", "blinks")
-        return loss, {**right, "tick": float(tick.detach()), **dict(zip(names, away.tolist()))}
+        return loss, {**right, "tick": float(tick.detach()), "count": float(count.detach()), **dict(zip(names, away.tolist()))}
 
     def _kept(self, stage: Stage, step: int, dice: Dice, shape: tuple[int, ...], rate: int) -> Tensor:
         """Returns the visual tokens that stay `(B, K)`: any, or those of some frames."""

@@ -107,7 +107,7 @@ class Clip:
         tracks = []
         for track in self.tracks:
             x, y = (start + step * last // self.rate for start, step in zip((track.item.x, track.item.y), track.step))
-            back = tuple(-step for step in track.step)
+            back = -track.step[0], -track.step[1]
             tracks.append(replace(track, item=replace(track.item, x=x, y=y), shown=track.shown[::-1], step=back))
         return replace(self, tracks=tuple(tracks), sign_at=last - self.sign_at)
 
