@@ -114,7 +114,7 @@ def facts(clip: Clip) -> dict[str, np.ndarray]:
         blinks = sum(b - a for a, b in zip((False, *track.shown), track.shown) if b > a)
         move = [step / 8 for step in track.step]
         found[track.name] = np.array(
-            [2 * x / SIDE - 1, 2 * y / SIDE - 1, (seen[0] + seen[-1]) / TICKS - 1, *move, blinks - 2], dtype=np.float32
+            [2 * x / SIDE - 1, 2 * y / SIDE - 1, (seen[0] + seen[-1] - TICKS + 1) / TICKS, *move, blinks - 2], dtype=np.float32
         )
     return found
 
@@ -140,7 +140,7 @@ def token_labels(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
                 covered = share(box[1], box[3])[:, None] * share(box[0], box[2])
                 shown[frame] |= covered > 0
                 if track.kind != "staying":
-                    count[frame][covered > COVERED] = sum(one is not None for one in boxes[: frame + 1 : clip.rate]) - 1
+                    count[frame][covered > COVERED] = sum(one is not None for one in boxes[frame % clip.rate : frame + 1 : clip.rate]) - 1
     left, top, right, bottom = clip.sign.box
     shown[clip.sign_at] |= (share(top, bottom)[:, None] * share(left, right)) > 0
     return shown.ravel(), count.ravel().clip(IGNORED, TICKS - 1)
