@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = [
     *("gemma-3-4b", "internvl3-1b", "internvl3-2b", "internvl3-8b", "llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b"),
     *("llava-onevision-0.5b", "llava-onevision-7b", "pixtral-12b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "smolvlm2-2.2b"),
-    *("tiny-llava", "tiny-llava-next", "tiny-qwen-vl", "tiny-vit-seg"),
+    *("tiny-llava", "tiny-llava-next", "tiny-llava-video", "tiny-qwen-vl", "tiny-vit-seg"),
 ]
 GOOD = (ROOT / "models" / "llava-1.5-7b.yaml").read_text()
 
@@ -45,7 +45,7 @@ def test_a_recipe_is_complete_and_consistent(name):
     elif "max_pixels" in image:
         unit = (image["patch"] * side) ** 2
         assert (tokens["least"], tokens["most"]) == (image["min_pixels"] // unit, image["max_pixels"] // unit)
-    mentioned = [part in recipe.prompt for part in ("<image>", "{question}")]
+    mentioned = [part in recipe.prompt for part in ("<video>" if name.endswith("-video") else "<image>", "{question}")]
     assert all(mentioned) if name.startswith(("llava", "tiny-llava")) else recipe.prompt == "" or mentioned[1]
     assert tokens["newlines"] == (recipe.host in ("llava_next", "llava_onevision"))
 
