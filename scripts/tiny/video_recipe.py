@@ -35,7 +35,7 @@ STAGES = (
 FACTS = 1.0  # weight of what is known of named items
 TICK = 0.2  # weight of the tick of a visual token
 COUNT = 0.5  # weight of the count of a visual token
-WEIGHTS = {"order": 2.0, "motion": 2.0, "events": 3.0}
+WEIGHTS = {"motion": 2.0, "events": 3.0, "needle": 2.5}
 HEAD = 2  # tokens before the video
 
 
