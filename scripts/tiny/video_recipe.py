@@ -29,8 +29,8 @@ class Stage(recipe.Stage):
 
 
 STAGES = (
-    Stage("clips-half", 12000, 8, SIDE, 8e-4, 0.6, seen=0.5, pruned=5),
-    Stage("clips", 9000, 8, SIDE, 4e-4, 0.4, pruned=30, fewest=0.1),
+    Stage("clips-half", 12000, 8, SIDE, 8e-4, 0.8, seen=0.5, pruned=15, fewest=0.1),
+    Stage("clips", 9000, 8, SIDE, 2e-4, 0.2, pruned=40, fewest=0.1),
 )
 FACTS = 1.0  # weight of what is known of named items
 TICK = 0.2  # weight of the tick of a visual token
