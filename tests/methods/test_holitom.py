@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.ops.test_static_windows import best_windows
 from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, pivots, select, signal_of, values
+from tests.ops.test_static_windows import best_windows
 from tests.views import Video, video_view
 from vtr.methods.holitom import HoliTom
 from vtr.types import VIDEO, Boundary, Budget, Layer, VtrError

@@ -15,10 +15,10 @@ Stage: boundary, prefill. Reads: visual tokens, attention received in the tower;
 
 Paper to code: r -> the share that steps 1 to 4 leave (twice the budget, which is what step 5 leaves), tau -> tau, beta -> beta, K -> neighbours,
 k -> layer (18 of 28), R -> 1/2. `inner=False` is the paper's "w/o M".
-Departures: exact counts by largest remainder, where the code rounds up in every frame; clusters are at least as dense as two neighbours say, where the
-code lets rounding decide the centre of a single cluster; static tokens take the place of their centre in the window's first frame, where the code puts
-them in front of the window. A budget above what step 2 has leaves those static tokens unmerged that changed most. `compat="authors"` has the
-code's counts. The parameter D of the code must be 0 and is left out.
+Departures: exact counts by largest remainder, where the code rounds up in every frame; density is measured by at least two neighbours, where
+the code lets rounding decide the centre of a single cluster; static tokens take the place of their centre in the window's first frame, where
+the code puts them in front of the window. A budget above what step 2 has leaves those static tokens unmerged that changed most.
+`compat="authors"` has the code's counts. The parameter D of the code must be 0 and is left out.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def exact_shares(frames: Frames, windows: Windows, cosine: Tensor, keep: Tensor)
     extra = (keep - blocks.sum(1)).clamp_min(0)
     later = windows.static & (torch.arange(dynamic.shape[1], device=keep.device) > windows.start)[..., None]
     share = quota(blocks.double(), blocks, keep - extra)
-    return Shares(*share.split(dynamic.shape[1], 1), best_of_video(-cosine, later, extra))
+    count = dynamic.shape[1]
+    return Shares(share[:, :count], share[:, count:], best_of_video(-cosine, later, extra))
 
 
 def authors_shares(frames: Frames, windows: Windows, ratio: float) -> tuple[Shares, Tensor]:
