@@ -253,7 +253,7 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     finishing = [plan.methods[n] for n in dict.fromkeys(s.method for s in plan.steps if s.last)]
     for method in finishing:
         keep = method.budget.keep if method.budget is not None else None
-        if keep is not None and host.most_tokens is not None and keep > host.most_tokens:
+        if keep is not None and host.most_tokens is not None and keep > host.most_tokens and not host.has_video:
             raise SettingError(
                 f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
                 "keep fewer",

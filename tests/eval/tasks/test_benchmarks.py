@@ -66,8 +66,8 @@ def test_the_same_answers_and_scores_as_our_own_task(shapes_only):
 
 
 def test_samples_are_made_when_they_are_asked_for(shapes_only):
-    samples = Documents("shapes_text", 4)
-    assert len(samples) == 4 and len(Documents("shapes_text", None)) == len(get_task("shapes").samples(None)) / 5
+    samples = Documents(["shapes_text"], 4)
+    assert len(samples) == 4 and len(Documents(["shapes_text"], None)) == len(get_task("shapes").samples(None)) / 5
     assert [s.id for s in samples[1:3]] == ["shapes_text-1", "shapes_text-2"]
     assert isinstance(samples[0], Document) and samples[0] is not samples[0]
     assert samples[3].image.mode == "RGB"

@@ -22,7 +22,7 @@ from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
 from vtr.hosts._host import Host, host_of
 from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
-from vtr.models.pixels import check_limits
+from vtr.models.pixels import check_frame_limits, check_limits
 from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
@@ -89,8 +89,11 @@ def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]
         ValueError, VtrError: see `sketch`.
     """
     found: list[tuple[Cell, Exception]] = []
+    host = host_of(sketch(setup))
     for cell in cells:
         try:
+            if cell.task.frames:
+                check_frame_limits(host, setup.pixels)
             _planned(setup, cell)
         except (ValueError, TypeError, VtrError) as error:
             found.append((cell, error))
