@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.views import grid_cells, view_of
-from vtr.methods.uniform import Uniform, uniform
+from vtr.methods.uniform import Uniform
+from vtr.ops.spaced import evenly_spaced
 from vtr.types import Geometry
 
 
@@ -18,7 +19,7 @@ def test_index_is_floor_of_i_and_a_half_times_n_over_k(rows: list[tuple[int, int
     counts = [n for n, _ in rows]
     keep = [min(n, k) for n, k in rows]
     real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    mask = uniform(real, torch.tensor(keep), max(keep))
+    mask = evenly_spaced(real, torch.tensor(keep))
     for row, (n, k) in enumerate(zip(counts, keep, strict=True)):
         assert mask[row].nonzero()[:, 0].tolist() == spaced(n, k)
 
@@ -27,7 +28,7 @@ def test_index_is_floor_of_i_and_a_half_times_n_over_k(rows: list[tuple[int, int
 def test_holes_are_not_counted(real: list[bool], keep: int) -> None:
     present = [i for i, r in enumerate(real) if r]
     keep = min(keep, len(present))
-    mask = uniform(torch.tensor([real]), torch.tensor([keep]), keep)
+    mask = evenly_spaced(torch.tensor([real]), torch.tensor([keep]))
     assert mask[0].nonzero()[:, 0].tolist() == [present[i] for i in spaced(len(present), keep)]
 
 

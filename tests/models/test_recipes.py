@@ -17,7 +17,7 @@ SHIPPED = [
     *("gemma-3-4b", "internvl3-1b", "internvl3-2b", "internvl3-8b", "llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b"),
     "llava-next-video-7b",
     *("llava-onevision-0.5b", "llava-onevision-7b", "pixtral-12b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "smolvlm2-2.2b"),
-    *("tiny-llava", "tiny-llava-next", "tiny-qwen-vl", "tiny-vit-seg"),
+    *("tiny-llava", "tiny-llava-next", "tiny-llava-video", "tiny-qwen-vl", "tiny-vit-seg"),
 ]
 GOOD = (ROOT / "models" / "llava-1.5-7b.yaml").read_text()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vtr.ops.frames import Frames, by_frame
-from vtr.types import View
+from vtr.types import Method, View, VtrError
 
 
 def frames_of(view: View) -> Frames:
@@ -12,3 +12,27 @@ def frames_of(view: View) -> Frames:
     frames = [len(own) for own in view.grids]
     size = view.real.shape[1]
     return by_frame(view.tokens, view.real, view.cells, grids, frames, whole=all(count == size for count in view.counts))
+
+
+def refuse_authors_counts(method: Method) -> None:
+    """Refuses `compat="authors"` on a model for methods whose released code keeps another number than the budget says.
+
+    Raises:
+        VtrError: it is set.
+    """
+    if getattr(method, "compat", None) == "authors":
+        raise VtrError(
+            f"{method.name}: compat='authors' keeps as many tokens as the released code, which is not what a budget says; it runs in the pure "
+            "functions and in scripts/replay only; leave compat out to reduce a model"
+        )
+
+
+def check_compat(method: Method) -> None:
+    """Refuses a `compat` that is neither None nor 'authors'.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    compat = getattr(method, "compat", None)
+    if compat not in (None, "authors"):
+        raise ValueError(f"{method.name}: compat must be None or 'authors', got {compat!r}")

@@ -12,30 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from vtr.ops.gather import index_to_mask, left_align
+from vtr.ops.spaced import evenly_spaced
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
-
-
-def uniform(real: Tensor, keep: Tensor, most: int) -> Tensor:
-    """Evenly spaced tokens.
-
-    Args:
-        real: `(G, N)` bool, True where a row has a token.
-        keep: `(G,)` int64, at most `real.sum(1)`.
-        most: `keep.max()` as a Python int.
-
-    Returns:
-        Keep mask `(G, N)` bool with exactly `keep` True per row.
-    """
-    count, wanted = real.sum(1, keepdim=True), keep[:, None]
-    i = torch.arange(most, device=real.device)[None]
-    rank = ((2 * i + 1) * count).div(2 * wanted.clamp_min(1), rounding_mode="floor")  # (G, most), among the real ones
-    position = left_align(real, real.shape[1])[0]
-    return index_to_mask(position.gather(1, rank.clamp_max(real.shape[1] - 1)), i < wanted, real.shape[1])
 
 
 @register_method("uniform")
@@ -49,7 +28,7 @@ class Uniform(Method):
         title="Uniform: every n-th visual token in raster order",
         paper="none (reference row)",
         signals="nothing",
-        cost="O(N log N), no arithmetic on tokens",
+        cost="O(N), no arithmetic on tokens",
         ours=True,
     )
 
@@ -58,4 +37,4 @@ class Uniform(Method):
 
 
 def _select(view: View) -> Selection:
-    return Selection(keep=uniform(view.real, view.keep, view.most))
+    return Selection(keep=evenly_spaced(view.real, view.keep))
