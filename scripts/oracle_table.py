@@ -3,6 +3,7 @@
 
 .venv/bin/python scripts/oracle_table.py > table.md             # LLaVA by oracle and precision, for docs/oracles.md
 .venv/bin/python scripts/oracle_table.py --families > table.md  # every other family by mechanism, for docs/models.md
+.venv/bin/python scripts/oracle_table.py --videos > table.md    # videos by mechanism, for docs/video.md
 """
 
 import sys
@@ -14,9 +15,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from scripts.pages.oracles import families, llava  # noqa: E402
+from scripts.pages.oracles import families, llava, videos  # noqa: E402
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    print(families() if "--families" in sys.argv[1:] else llava())
+    print(families() if "--families" in sys.argv[1:] else videos() if "--videos" in sys.argv[1:] else llava())

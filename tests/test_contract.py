@@ -54,7 +54,7 @@ REPRESENTATIVES = {mechanism(name): name for name in reversed(NAMES)}.values()
 PAIRS = [
     pytest.param(name, kind, id=f"{name}-{kind}", marks=() if kind == home(name) or name in REPRESENTATIVES else pytest.mark.slow)
     for name in NAMES
-    for kind in tiny_models.ALL_KINDS
+    for kind in (*tiny_models.ALL_KINDS, *(tiny_models.VIDEO_KINDS if method_class(name).card.needs_video else ()))
     if subject_of(name).works_on(kind)
 ]
 everywhere = pytest.mark.parametrize(("name", "kind"), PAIRS)

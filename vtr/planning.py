@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from vtr.checks import check_plan, check_positions, check_question, check_stage, check_step, check_steps
+from vtr.checks import check_frame_scores, check_plan, check_positions, check_question, check_stage, check_step, check_steps
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._host import Host, host_of, with_frames
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from
-from vtr.types import Method, check_choices, steps_of_method, with_named_signals
+from vtr.types import Method, VtrError, check_choices, steps_of_method, with_named_signals
 
+Visuals = Literal["each", "prompt"]
+"""Whether images are images, or those of a prompt the frames of one video."""
 Methods = str | Method | Plan | Sequence[Method] | Mapping[str, Any]
 """What a user may give: a registry name, a method, a plan, a list of methods, or what `to_dict` of a method or a plan returned."""
 
@@ -26,6 +28,8 @@ def plan(
     *,
     processor: Any = None,
     question: str | Sequence[str] | None = None,
+    frame_scores: Any = None,
+    visuals: Visuals = "each",
     **settings: Any,
 ) -> Plan:
     """Returns what `vtr.reduced` and `vtr.apply` would do to `model`, checked in the same way; nothing is done to the model.
@@ -34,7 +38,7 @@ def plan(
 
     Args:
         model: as for `reduced`; a model without weights, made on torch's meta device, will do.
-        method, processor, question, **settings: as for `reduced`.
+        method, processor, question, frame_scores, visuals, **settings: as for `reduced`.
 
     Raises:
         ValueError: unknown method or setting (closest names), budget or layer out of range.
@@ -46,9 +50,27 @@ def plan(
         >>> print(plan)
         >>> json.dump(plan.to_dict(), file)  # and back: vtr.plan(model, json.load(file))
     """
-    found = make_plan(host_of(model), method, settings)
+    found = make_plan(host_for(model, visuals), method, settings)
     check_question(found, question, processor)
+    check_frame_scores(found, frame_scores)
     return found
+
+
+def host_for(model: nn.Module, visuals: Visuals) -> Host | DenseHost:
+    """Returns the host of a model, whose images are frames where `visuals` says so.
+
+    Raises:
+        ValueError: it is neither `each` nor `prompt`.
+        VtrError: no host knows the model, or its images are no frames.
+    """
+    if visuals not in ("each", "prompt"):
+        raise ValueError(f"vtr.apply: visuals must be 'each' or 'prompt', got {visuals!r}")
+    host = host_of(model)
+    if visuals == "each":
+        return host
+    if isinstance(host, DenseHost):
+        raise VtrError(f"vtr.apply: visuals='prompt' is about the images of a prompt, and {host.name!r} has no LLM; leave it out")
+    return with_frames(host)
 
 
 def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, Any] | None = None) -> Plan:

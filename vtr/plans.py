@@ -351,7 +351,7 @@ def _described(method: Method) -> str:
 
 def untapped(signal: Signal) -> bool:
     """Whether a signal is computed where a step reads it, without a tap."""
-    return signal.kind.startswith("next_") or signal.kind == "text_embedding"
+    return signal.kind.startswith("next_") or signal.kind in ("text_embedding", "frame_score")
 
 
 def signal_layer(signal: Signal, step: Step) -> int:

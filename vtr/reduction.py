@@ -13,7 +13,9 @@ from torch import nn
 
 from vtr.engine.compiled import forget_compiled
 from vtr.engine.copies import CleanCopies
+from vtr.engine.llm.frame_scores import FrameScores
 from vtr.engine.release import check_release
+from vtr.planning import Visuals
 from vtr.plans import Plan
 from vtr.report import Report
 from vtr.types import Method, VtrError
@@ -32,7 +34,7 @@ class Reduction(ContextDecorator):
         model: a pretrained model with a host.
         method: registry name, method instance, list of instances, plan, or what `to_dict` of a method or a plan returned.
         history: keep the reports of all prefills of a block in `reports`, not only the last.
-        processor, question: where a method needs the question as text, see `apply`.
+        processor, question, frame_scores, visuals: see `reduced`.
         settings: settings of the method, when `method` is a name.
     """
 
@@ -44,12 +46,14 @@ class Reduction(ContextDecorator):
         history: bool = False,
         processor: Any = None,
         question: str | Sequence[str] | None = None,
+        frame_scores: FrameScores | None = None,
+        visuals: Visuals = "each",
         **settings: Any,
     ) -> None:
         from vtr.planning import methods_of
 
         self._model, self._method = model, method if isinstance(method, Plan) and not settings else methods_of(method, settings)
-        self._question, self._processor = question, processor
+        self._question, self._processor, self._frame_scores, self._visuals = question, processor, frame_scores, visuals
         self.history = history
         self.reports: list[Report] = []
         self._warned = False
@@ -60,13 +64,13 @@ class Reduction(ContextDecorator):
 
     def _prepare(self) -> None:
         """Looks at the model and makes the plan for it, with all checks."""
-        from vtr.checks import check_question
-        from vtr.hosts._host import host_of
-        from vtr.planning import make_plan
+        from vtr.checks import check_frame_scores, check_question
+        from vtr.planning import host_for, make_plan
 
-        self.host: Any = host_of(self._model)
+        self.host: Any = host_for(self._model, self._visuals)
         self.plan = make_plan(self.host, self._method)
         check_question(self.plan, self._question, self._processor)
+        check_frame_scores(self.plan, self._frame_scores)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -125,7 +129,7 @@ class Reduction(ContextDecorator):
             self._state = DenseHooks(self.host, self.plan, lambda run: self._append(Report.of_encoder(run)))
             return (self._state,)
         questions = Questions(self._question, self._processor)
-        self._state = LlmHooks(self.host, self.plan, self._finished, questions)
+        self._state = LlmHooks(self.host, self.plan, self._finished, questions, self._frame_scores)
         tower, labels = TowerHooks(self.host, self.plan, self._state), LabelHooks(self.host, self._state)
         return self._state, tower, labels, DirectCalls(self.host.model)
 
@@ -203,6 +207,8 @@ def reduced(
     history: bool = False,
     processor: Any = None,
     question: str | Sequence[str] | None = None,
+    frame_scores: FrameScores | None = None,
+    visuals: Visuals = "each",
     **settings: Any,
 ) -> Reduction:
     """Reduces the visual tokens of `model` inside a `with` block; the model is restored at its end, also after an exception.
@@ -222,6 +228,9 @@ def reduced(
         history: keep the reports of all prefills of a block, not only the last.
         processor: the model's processor, for methods that need the question as text: it decodes what stands behind the image.
         question: the question itself instead, as one string or one per prompt; what the authors of such methods use.
+        frame_scores: for methods that ask for the relevance of frames: one row of scores per video in the order of the prompts, `(V, T)` or a
+            list, or a function `frames of every video -> that`, asked at every prompt.
+        visuals: `each` = images are images; `prompt` = the images of a prompt are the frames of one video, for models that take images only.
         **settings: of the method, when it is given by name: `keep=64`, `keep_ratio=0.1` (of the image's original tokens), ...
 
     Raises:
@@ -234,7 +243,9 @@ def reduced(
         ...     out = model.generate(**inputs)
         >>> reduction.report()
     """
-    return Reduction(model, method, history=history, processor=processor, question=question, **settings)
+    return Reduction(
+        model, method, history=history, processor=processor, question=question, frame_scores=frame_scores, visuals=visuals, **settings
+    )
 
 
 def apply(
@@ -244,19 +255,23 @@ def apply(
     history: bool = False,
     processor: Any = None,
     question: str | Sequence[str] | None = None,
+    frame_scores: FrameScores | None = None,
+    visuals: Visuals = "each",
     **settings: Any,
 ) -> Reduction:
     """Reduces the visual tokens of `model` from now until `Reduction.remove()`, or `vtr.remove(model)`.
 
     Args:
-        model, method, history, processor, question, **settings: as for `reduced`.
+        model, method, history, processor, question, frame_scores, visuals, **settings: as for `reduced`.
 
     Raises:
         ValueError: unknown method or setting (closest names), budget or layer out of range.
         TypeError: an argument of the wrong kind.
         VtrError: this model or attention backend cannot do it, or the model is reduced already.
     """
-    reduction = Reduction(model, method, history=history, processor=processor, question=question, **settings)
+    reduction = Reduction(
+        model, method, history=history, processor=processor, question=question, frame_scores=frame_scores, visuals=visuals, **settings
+    )
     reduction._install()
     return reduction
 

@@ -16,8 +16,8 @@ from vtr.testing.tiny_models import build
 ROWS: dict[str, tuple[str, ...]] = {
     "LLaVA-1.5": ("llava", "llava_siglip"),
     "LLaVA-NeXT (1.6)": ("llava_next", "llava_next_siglip"),
-    "LLaVA-NeXT-Video (images)": ("llava_next_video",),
-    "LLaVA-OneVision (images)": ("llava_onevision",),
+    "LLaVA-NeXT-Video": ("llava_next_video",),
+    "LLaVA-OneVision": ("llava_onevision",),
     "Qwen2-VL": ("qwen2_vl",),
     "Qwen2.5-VL": ("qwen2_5_vl",),
     "Qwen3-VL, dense and MoE": ("qwen3_vl", "qwen3_vl_moe"),
@@ -45,6 +45,17 @@ def image_of(host: Host) -> str:
     return ("a grid of its own" if host.tower.patch_grid is None else "one view") + joins
 
 
+def video_of(host: Host) -> str:
+    """Returns what a frame of a video is to the LLM, in words."""
+    if not host.has_video:
+        return "-"
+    if host.pooling is None:
+        return "two frames a grid of their own"
+    rows, cols = host.tower.patch_grid or (0, 0)
+    where = "behind" if host.pooling.behind_projector else "in front of"
+    return f"{rows} x {cols} patches a frame pooled to {host.pooling.grid[0]} x {host.pooling.grid[1]} {where} the projector"
+
+
 def tower_of(host: Host) -> str:
     """Returns how the vision tower is entered, in words."""
     if host.closed:
@@ -67,7 +78,7 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in vtr.list_methods():
         cls = method_class(name)
-        if not cls.__module__.startswith("vtr.methods."):
+        if not cls.__module__.startswith("vtr.methods.") or (cls.card.needs_video and not host.has_video):
             continue
         settings: dict[str, Any] = {"keep_ratio": 0.5} if cls.takes_budget else {}
         settings |= {"layers": [host.with_keys[0]]} if name == "shortv" else {}
@@ -84,9 +95,10 @@ def families_table(whole: bool = True) -> str:
     for name, kinds in ROWS.items():
         models = [build(kind) for kind in kinds]
         host, types = vtr.host_of(models[0]), dict.fromkeys(f"`{model.config.model_type}`" for model in models)
-        inside = [tower_of(host), llm_of(host)] if whole else []
+        inside = [video_of(host), tower_of(host), llm_of(host)] if whole else ["yes" if host.has_video else "-"]
         body.append([name, ", ".join(types), image_of(host), *inside, ", ".join(host.stages)])
-    return markdown_table(["family", "model types", "an image", *(["vision tower", "LLM"] if whole else []), "stages"], body)
+    middle = ["a video (tiny model)", "vision tower", "LLM"] if whole else ["videos"]
+    return markdown_table(["family", "model types", "an image", *middle, "stages"], body)
 
 
 def methods_tables() -> str:

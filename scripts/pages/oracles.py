@@ -9,8 +9,10 @@ import transformers
 
 from vtr.markdown import markdown_table
 from vtr.testing import oracles, tiny_models
-from vtr.testing.compare import Setup
+from vtr.testing.compare import Setup, against_masks
 from vtr.testing.fake_flash import flash_attention
+from vtr.testing.new_tokens import NEW_TOKENS
+from vtr.testing.probes import EveryNth, MergePairs, Ragged
 
 COLUMNS = [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.float32), ("sdpa", torch.bfloat16)]
 
@@ -69,6 +71,20 @@ def families() -> str:
     """Returns the table of the other families by mechanism."""
     body = [[f"`{kind}`", *(of_family(kind, names) for names in MECHANISMS.values())] for kind in tiny_models.OTHER_KINDS]
     return f"{_versions()}.\n\n" + markdown_table(["kind", *MECHANISMS], body)
+
+
+def videos() -> str:
+    """Returns the table of videos by mechanism, in float64."""
+    body = []
+    for kind in tiny_models.VIDEO_KINDS:
+        setup, mixed = Setup(kind, dtype=torch.float64), Setup(kind.replace("_clips", "_mixed"), dtype=torch.float64)
+        both = [[EveryNth(stride=3), Ragged(stage="prefill", layer=2)], [MergePairs(), EveryNth(stage="prefill", layer=3)]]
+        beside = max(against_masks(mixed, plan, mixed.batch(*tiny_models.MIXED)) for plan in both)
+        more = [beside, *(oracle(setup) for oracle in NEW_TOKENS.values())]
+        found = ["equal" if value == 0 else f"{value:.0e}" + ("" if value <= 1e-6 else " (!)") for value in more]
+        body.append([f"`{kind}`", *(of_family(kind, names) for names in MECHANISMS.values()), *found])
+    header = ["kind", *MECHANISMS, "images beside videos (O11)", "new tokens choose keys (O16)", "earlier keys go (O17)"]
+    return f"{_versions()}.\n\n" + markdown_table(header, body)
 
 
 def llava() -> str:

@@ -127,8 +127,8 @@ def ask(dice: Dice, scene: Scene, corner: tuple[int, int] | None = None) -> list
 class Packer:
     """Turns questions into packed token rows; see `scripts.tiny.model.llm_pass` for the layout."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, families: tuple[str, ...] = FAMILIES):
+        self.tokenizer, self.families = tokenizer, families
         start, self.tail = "", []
         if VISION_START in tokenizer.get_vocab():
             start, self.tail = f" {VISION_START}", [tokenizer.convert_tokens_to_ids(VISION_END)]
@@ -146,10 +146,10 @@ class Packer:
 
         Args:
             asked: questions of each image.
-            places: where each unique object of an image is, by its name.
+            places: where each unique object of an image is, or what else is known of it, by its name.
 
         Returns:
-            `ids`, `offset`, `question`, `target`, `family` `(B, T)` int64, `spots` `(B, T, 2)` float32, and `head` and
+            `ids`, `offset`, `question`, `target`, `family` `(B, T)` int64, `spots` `(B, T, 2)` float32 (the last axis as in `places`), and `head` and
             `tail`, the ids before and after an image.
         """
         rows: list[list[tuple[int, ...]]] = []
@@ -159,11 +159,12 @@ class Packer:
                 prompt = self.encode(question.text) + self.encode("ASSISTANT:")
                 answer = [*self.encode(question.answer), self.tokenizer.eos_token_id]
                 ids, targets = prompt + answer[:-1], [IGNORED] * (len(prompt) - 1) + answer
-                family = FAMILIES.index(question.family)
+                family = self.families.index(question.family)
                 row += [(token, n, number, target, family) for n, (token, target) in enumerate(zip(ids, targets))]
             rows.append(row)
         table = np.zeros((len(rows), max(map(len, rows)), 5), dtype=np.int64)
-        spot = np.full((*table.shape[:2], 2), np.nan, dtype=np.float32)
+        known = next((len(at) for named in places or [] for at in named.values()), 2)
+        spot = np.full((*table.shape[:2], known), np.nan, dtype=np.float32)
         for n, named in enumerate(places or []):
             start = 0
             for question in asked[n]:

@@ -43,7 +43,10 @@ class Sizes:
     intermediate: int = 352
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = Sizes(), next_: bool = False):
+FULL_SIZES = Sizes()
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES, next_: bool = False):
     """A LLaVA (or LLaVA-NeXT) with random weights."""
     tower = CLIPVisionConfig(
         hidden_size=sizes.width,

@@ -60,6 +60,9 @@ class Trainer(training.Training):
         save_every_s: seconds between two saved states.
     """
 
+    families: tuple[str, ...] = FAMILIES
+    weights: dict[str, float] = FAMILY_WEIGHT  # of answers
+
     def __init__(self, model, tokenizer, folder: Path, stages=STAGES, device: str = "cpu", seed: int = 0, save_every_s: int = 180):
         super().__init__(model, folder, stages, device, seed, save_every_s)
         self.tokenizer = tokenizer
@@ -139,10 +142,10 @@ class Trainer(training.Training):
         asked = batch["target"] >= 0
         target, family = batch["target"][asked], batch["family"][asked]
         row = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)
-        weights = FAMILY_WEIGHT | {"text": stage.reading}
-        weight = torch.tensor([weights.get(name, 1.0) for name in FAMILIES], device=target.device)[family]
+        weights = self.weights | {"text": stage.reading}
+        weight = torch.tensor([weights.get(name, 1.0) for name in self.families], device=target.device)[family]
         loss = (weight * F.cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
         which = (row * 64 + batch["question"])[asked]
         wrong = torch.zeros(len(asked) * 64 + 64, device=asked.device).index_add(0, which, (logits.argmax(-1) != target).float())
         right = (wrong[which] == 0).float()
-        return loss, {name: float(right[family == n].mean()) for n, name in enumerate(FAMILIES) if (family == n).any()}
+        return loss, {name: float(right[family == n].mean()) for n, name in enumerate(self.families) if (family == n).any()}

@@ -14,6 +14,8 @@ from transformers import (
     CLIPImageProcessor,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -43,17 +45,26 @@ QWEN_TEMPLATE = CHAT_TEMPLATE.replace("<image>\n", VISION_START + IMAGE_PAD + VI
 PIXELS, PATCH, MERGE = 192, 8, 2
 FEWEST_PIXELS = 96 * 96
 PINPOINTS = [[192, 384], [384, 192], [384, 384]]
+VIDEO = "<video>"
+VIDEO_WORDS = "video frame frames appear appears before after first last way move moves up down times blink blinks".split()
+VIDEO_TEMPLATE = CHAT_TEMPLATE.replace("{% elif", "{% elif part['type'] == 'video' %}{{ '<video>\n' }}{% elif")
+VIDEO_PIXELS = 96
+VIDEO_PINPOINTS = [[96, 192], [192, 96], [192, 192]]
 
 
-def build_tokenizer(qwen: bool = False) -> PreTrainedTokenizerFast:
+def build_tokenizer(qwen: bool = False, video: bool = False) -> PreTrainedTokenizerFast:
     """Word-level tokenizer that spells unknown words; lower case, left padding, adds `<bos>`.
 
     Args:
         qwen: with the special tokens of Qwen2.5-VL around images, after all others.
+        video: with the words of questions about clips and the token of a video, after all others.
     """
     characters = sorted(set(string.printable[:95].lower()) - {" "})
     words = [*WORDS, *COLORS, *SHAPES, *PLURALS.values(), *SIZES, *SIGNS]
     entries = dict.fromkeys([*SPECIAL, *ROLES, *characters, *("##" + c for c in characters), *words])
+    special = (*SPECIAL, VIDEO) if video else SPECIAL
+    if video:
+        entries |= dict.fromkeys([VIDEO, *VIDEO_WORDS])
     core = Tokenizer(WordPiece({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>", max_input_chars_per_word=1000))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -61,12 +72,14 @@ def build_tokenizer(qwen: bool = False) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", entries_index(entries, "<bos>"))]
     )
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     core.add_tokens([AddedToken(role, special=False, normalized=False) for role in ROLES])
     named = {"image_token": "<image>"}
     if qwen:
         core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN])
         named = {"image_token": IMAGE_PAD, "video_token": VIDEO_PAD}
+    if video:
+        named = {"image_token": "<image>", "video_token": VIDEO}
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -100,6 +113,23 @@ def build_processor(next_: bool = False) -> LlavaProcessor | LlavaNextProcessor:
     if next_:
         return LlavaNextProcessor(image_processor=LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **common), **shared)
     return LlavaProcessor(image_processor=CLIPImageProcessor(**common), **shared)
+
+
+def build_video_processor() -> LlavaNextVideoProcessor:
+    """Returns the processor of tiny-llava-video: frames are resized to 96 pixels without cropping, all that are given are taken."""
+    side = {"height": VIDEO_PIXELS, "width": VIDEO_PIXELS}
+    common = dict(size=side, crop_size=side, do_center_crop=False)
+    return LlavaNextVideoProcessor(
+        video_processor=LlavaNextVideoVideoProcessor(default_to_square=True, do_sample_frames=False, **common),
+        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=VIDEO_PINPOINTS, **common),
+        tokenizer=build_tokenizer(video=True),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        video_token=VIDEO,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=VIDEO_TEMPLATE,
+    )
 
 
 def build_qwen_processor() -> Qwen2_5_VLProcessor:

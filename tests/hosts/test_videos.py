@@ -18,7 +18,7 @@ from vtr.testing.probes import EveryNth, MergePairs, Ragged
 from vtr.testing.reference import Expected, difference, keep_mask, masked_logits
 from vtr.testing.tiny_models import FAMILIES, MIXED, MIXED_KINDS, VIDEO_KINDS, generate
 from vtr.types import VIDEO
-from vtr.types.signals import cls_row, keys, received
+from vtr.types.signals import cls_row, frame_score, keys, received
 
 FP64 = torch.float64
 QUICK = ("llava_onevision_clips", "qwen3_vl_clips")
@@ -257,3 +257,83 @@ def test_a_model_without_videos_refuses_a_method_for_them_and_says_so():
     setup = Setup("llava", dtype=FP64)
     with pytest.raises(vtr.VtrError, match="acts on the frames of videos, but 'llava' takes images only"):
         vtr.plan(setup.model, OnlyVideos(stride=2))
+
+
+PROMPTS = ((4, Shot(48, 48), 2, Shot(48, 48), 3), (3, Shot(48, 48), 5), (7,))
+
+
+@pytest.mark.parametrize("kind", ["llava", "internvl", "llava_siglip", "gemma3"])
+@pytest.mark.parametrize("frames", ["each", "all"])
+def test_the_images_of_a_prompt_are_the_frames_of_one_video(kind, frames):
+    Seen.views.clear()
+    setup = Setup(kind, dtype=FP64)
+    batch = setup.batch(*PROMPTS)
+    with torch.no_grad(), vtr.reduced(setup.model, Seen(keep=7, frames=frames), visuals="prompt") as reduction:
+        logits = setup.model(**batch.inputs, position_ids=batch.positions).logits
+    (view,), images = Seen.views, reduction.report().images
+    one = images[1].visual_tokens
+    assert [(image.kind, image.frames, image.visual_tokens) for image in images] == [("video", 2, 2 * one), ("video", 1, one)]
+    assert view.counts == ([2 * one, one] if frames == "all" else [one] * 3)
+    assert [image.per_frame for image in images] == ([[0, 7], [7]] if frames == "all" else [[4, 3], [7]])
+    keep = batch.valid & ~batch.visual
+    for row, first in ((0, images[0]), (1, images[1])):
+        placeholders = batch.visual[row].nonzero()[:, 0]
+        keep[row, placeholders[first.retained]] = True
+    assert difference(batch, keep, logits, masked_logits(setup.model, batch, Expected(drops=[(0, keep)]))) < 1e-6
+
+
+def test_generate_encodes_the_frames_of_its_prompts_together():
+    setup = Setup("internvl", dtype=FP64)
+    batch = setup.batch(*PROMPTS[:2])
+    with torch.no_grad(), vtr.reduced(setup.model, [probes.Observe(), OnlyVideos(stride=2)], visuals="prompt") as reduction:
+        together = generate(setup.model, batch)
+        assert [image.frames for image in reduction.report().images] == [2, 1]
+        alone = generate(setup.model, batch.row(1))
+    assert torch.equal(alone.sequences[0, -5:], together.sequences[1, -5:])
+
+
+def test_what_are_no_frames_is_refused():
+    with pytest.raises(vtr.VtrError, match="visuals='prompt' takes every image as a frame, but an image has 3 views"):
+        setup = Setup("llava_next", dtype=FP64)
+        with vtr.reduced(setup.model, OnlyVideos(stride=2), visuals="prompt"):
+            setup.model(**setup.batch().inputs)
+    with pytest.raises(vtr.VtrError, match="'qwen2_vl' takes videos, got visuals='prompt'"):
+        vtr.plan(Setup("qwen2_vl").model, OnlyVideos(stride=2), visuals="prompt")
+    with pytest.raises(ValueError, match="visuals must be 'each' or 'prompt', got 'all'"):
+        vtr.plan(Setup("llava").model, OnlyVideos(stride=2), visuals="all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Seen):
+    """Reads the scores of frames."""
+
+    def steps(self, geometry):
+        return (Remove(Boundary(), self.select, (frame_score(),), on=VIDEO),)
+
+
+@pytest.mark.parametrize("given", ["list", "tensor", "function"])
+def test_scores_of_frames_reach_their_videos(given):
+    Seen.views.clear()
+    setup = Setup("qwen2_5_vl_mixed", dtype=FP64)
+    batch = setup.batch((3, Clip(32, 32, 2), 2, Shot(48, 48), 4), (2, Clip(32, 48, 2 if given == "tensor" else 3), 5))
+    scores = [[0.1, 0.9], [0.2, 0.3, 0.4]] if given != "tensor" else torch.tensor([[0.1, 0.9], [0.2, 0.3]])
+    asked = []
+    frame_scores = (lambda frames: (asked.append(frames), scores)[1]) if given == "function" else scores
+    with torch.no_grad(), vtr.reduced(setup.model, Scored(keep=4), frame_scores=frame_scores):
+        setup.model(**batch.inputs)
+    (view,) = Seen.views
+    wanted = [[0.1, 0.9], [0.2, 0.3]] if given == "tensor" else [[0.1, 0.9, 0.0], [0.2, 0.3, 0.4]]
+    torch.testing.assert_close(view.signals[frame_score()], torch.tensor(wanted))
+    assert asked == ([[2, 3]] if given == "function" else [])
+
+
+def test_scores_of_other_frames_are_refused():
+    setup = Setup("qwen2_5_vl_mixed")
+    batch = setup.batch((3, Clip(32, 32, 2), 4))
+    with pytest.raises(ValueError, match="needs the relevance of every frame, got none; give frame_scores="):
+        vtr.plan(setup.model, Scored(keep=4))
+    with pytest.raises(ValueError, match="no method of .* reads frame_scores; leave them out"):
+        vtr.plan(setup.model, Seen(keep=4), frame_scores=[[1.0]])
+    with vtr.reduced(setup.model, Scored(keep=4), frame_scores=[[1.0, 2.0, 3.0]]):
+        with pytest.raises(vtr.VtrError, match=r"here \[2\] frames, got \[3\]"):
+            setup.model(**batch.inputs)

@@ -9,14 +9,15 @@ from vtr.cost import TransformerShape, kv_bytes
 from vtr.eval.run.forecast import sketch
 from vtr.eval.run.workers import Setup
 from vtr.hosts._host import host_of
-from vtr.models.recipes import Recipe, find_recipe, list_recipes, load_recipe, with_settings
+from vtr.models.recipes import VIDEO, Recipe, find_recipe, list_recipes, load_recipe, with_settings
 from vtr.registry import list_hosts
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
     *("gemma-3-4b", "internvl3-1b", "internvl3-2b", "internvl3-8b", "llava-1.5-13b", "llava-1.5-7b", "llava-next-13b", "llava-next-7b"),
+    "llava-next-video-7b",
     *("llava-onevision-0.5b", "llava-onevision-7b", "pixtral-12b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "smolvlm2-2.2b"),
-    *("tiny-llava", "tiny-llava-next", "tiny-qwen-vl", "tiny-vit-seg"),
+    *("tiny-llava", "tiny-llava-next", "tiny-llava-video", "tiny-qwen-vl", "tiny-vit-seg"),
 ]
 GOOD = (ROOT / "models" / "llava-1.5-7b.yaml").read_text()
 
@@ -35,7 +36,7 @@ def test_a_recipe_is_complete_and_consistent(name):
     recipe = find_recipe(name)
     assert isinstance(recipe, Recipe)
     tokens, image, side = recipe.tokens, recipe.image, math.isqrt(recipe.tokens.get("joins", 1))
-    assert set(tokens) <= {"patch_grid", "per_view", "most_views", "most", "least", "newlines", "joins"}
+    assert set(tokens) <= {"patch_grid", "per_view", "most_views", "most", "least", "newlines", "joins", "video"}
     assert recipe.host in list_hosts()
     if "patch_grid" in tokens:
         assert tokens["per_view"] == tokens["patch_grid"][0] * tokens["patch_grid"][1]
@@ -45,9 +46,11 @@ def test_a_recipe_is_complete_and_consistent(name):
     elif "max_pixels" in image:
         unit = (image["patch"] * side) ** 2
         assert (tokens["least"], tokens["most"]) == (image["min_pixels"] // unit, image["max_pixels"] // unit)
-    mentioned = [part in recipe.prompt for part in ("<image>", "{question}")]
+    place = "<video>" if name.startswith(("llava-next-video", "tiny-llava-video")) else "<image>"
+    mentioned = [part in recipe.prompt for part in (place, "{question}")]
     assert all(mentioned) if name.startswith(("llava", "tiny-llava")) else recipe.prompt == "" or mentioned[1]
-    assert tokens["newlines"] == (recipe.host in ("llava_next", "llava_onevision"))
+    images = name != "tiny-llava-video"
+    assert tokens["newlines"] == (images and recipe.host in ("llava_next", "llava_next_video", "llava_onevision"))
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("tiny") and not name.endswith("13b")])
@@ -59,6 +62,34 @@ def test_the_config_of_a_recipe_is_the_model_that_it_speaks_of(name):
     assert recipe.tokens.get("joins", 1) == host.tower.joins and recipe.image["patch"] == host.tower.patch_size
     assert (tuple(recipe.tokens["patch_grid"]) if "patch_grid" in recipe.tokens else None) == host.tower.patch_grid
     assert ("max_pixels" in recipe.image) == (host.pixel_limits is not None)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in list_recipes() if "video" in recipe.tokens and not recipe.name.startswith("tiny")])
+def test_tokens_of_a_video_are_those_of_the_model(name):
+    """Pooled frames from the host, others from their assumed size: sides to multiples of a token's, unless the whole is too large."""
+    recipe, host = find_recipe(name), host_of(sketch(Setup(name)))
+    video = recipe.tokens["video"]
+    assert host.has_video and set(video) <= set(VIDEO)
+    if host.pooling is not None:
+        assert set(video) == {"frames", "per_frame"} and video["per_frame"] == math.prod(host.pooling.grid)
+    else:
+        unit = host.tower.patch_size * math.isqrt(host.tower.joins)
+        assert video["per_frame"] * video["joins"] == math.prod(round(side / unit) for side in video["of"])
+    if "most" in video:
+        assert host.name == "qwen3_vl" and video["most"] == 25165824 // (unit**2 * video["joins"])
+
+
+def test_models_with_videos_have_recipes_that_say_so():
+    for recipe in list_recipes():
+        if recipe.host in ("llava_next_video", "llava_onevision", "qwen3_vl") or recipe.name.startswith("qwen2.5"):
+            assert "video" in recipe.tokens, recipe.name
+
+
+@pytest.mark.parametrize("video", ["{frames: 8}", "{frames: 8, per_frame: 4, fps: 2}", "12"])
+def test_a_broken_video_entry_is_refused(tmp_path, video):
+    (tmp_path / "x.yaml").write_text(GOOD.replace("  newlines: false", f"  newlines: false\n  video: {video}"))
+    with pytest.raises(ValueError, match=r"recipe .*x\.yaml: tokens\.video must have frames, per_frame and no others than .*, got "):
+        load_recipe(tmp_path / "x.yaml")
 
 
 def test_the_cache_of_a_known_model_is_as_large_as_is_known():

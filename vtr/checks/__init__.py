@@ -89,6 +89,19 @@ def check_question(plan: Plan, question: str | Sequence[str] | None, processor: 
             raise ValueError(f"{item.name}: needs the question as text, got neither; give processor= or question= beside the method")
 
 
+def check_frame_scores(plan: Plan, scores: Any) -> None:
+    """Refuses a plan that needs scores of frames where none are given, and scores that nobody reads.
+
+    Raises:
+        ValueError: saying which.
+    """
+    readers = [item.name for item in plan.steps for signal in item.step.needs if signal.kind == "frame_score"]
+    if readers and scores is None:
+        raise ValueError(f"{readers[0]}: needs the relevance of every frame, got none; give frame_scores= beside the method")
+    if scores is not None and not readers:
+        raise ValueError(f"vtr.apply: no method of {plan.described()} reads frame_scores; leave them out")
+
+
 def check_keys(name: str, step: Step, host: Host) -> None:
     """Refuses a step at new tokens, or one that takes keys of earlier layers from the cache, where layers have no such keys.
 
@@ -240,7 +253,7 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     finishing = [plan.methods[n] for n in dict.fromkeys(s.method for s in plan.steps if s.last)]
     for method in finishing:
         keep = method.budget.keep if method.budget is not None else None
-        if keep is not None and host.most_tokens is not None and keep > host.most_tokens:
+        if keep is not None and host.most_tokens is not None and keep > host.most_tokens and not host.has_video:
             raise SettingError(
                 f"{method.name}: keep={keep} is above the {host.most_tokens} visual tokens that an image can have with this checkpoint; "
                 "keep fewer",
@@ -348,7 +361,7 @@ def _needed(host: Host, plan: Plan) -> Iterator[tuple[str, Callable[[Any], Any],
         if step.stage == "input" and tower.embeddings is None:
             yield name, attrgetter("embeddings"), tower.module
         for signal in step.needs:
-            if signal.kind == "text_embedding":
+            if signal.kind in ("text_embedding", "frame_score"):
                 continue
             stack = tower if signal.tower or step.stage in ("tower", "input") else language
             if signal.kind.startswith("next_"):

@@ -26,12 +26,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "checkpoint", "host", "licence", "GiB", "grid of a view", "visual tokens"):
+    for column in ("name", "checkpoint", "host", "licence", "GiB", "grid of a view", "visual tokens", "of a video"):
         table.add_column(column, no_wrap=column in ("name", "checkpoint"))
     for r in recipes:
-        table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", *geometry(r.tokens))
+        table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", *geometry(r.tokens), of_video(r.tokens))
     out.print(table)
     out.print("GiB: weights alone, stored dtype. Grid and visual tokens: newlines excluded; tokens per image.", style="dim")
+    out.print("Of a video: frames that papers show x tokens of a frame; `at`: for frames of so many pixels.", style="dim")
     out.print("any: every image has its own, between the processor's limits of pixels, see --max-pixels.", style="dim")
 
 
@@ -43,3 +44,12 @@ def geometry(tokens: Mapping[str, Any]) -> tuple[str, str]:
     else:
         said = f"{most}" if grid else f"{tokens['least']} to {most}" if "least" in tokens else f"<= {most}"
     return "any" if grid is None else f"{grid[0]} x {grid[1]}", said
+
+
+def of_video(tokens: Mapping[str, Any]) -> str:
+    """Returns frames x tokens of a frame in words, nothing for a model without videos."""
+    known = tokens.get("video")
+    if known is None:
+        return "-"
+    size = f" at {known['of'][1]} x {known['of'][0]}" if "of" in known else ""
+    return f"{known['frames']} x {known['per_frame']:g}{size}"

@@ -71,8 +71,10 @@ def run(
     prepare_folder(folder)
     videos = _read(video or (), frames, quiet)
     loaded, processor = load(model, device, dtype, attention, quiet, pixels)
-    from vtr.eval.run.compare import compare
+    from vtr.eval.run.compare import check_videos, compare
 
+    if videos:
+        check_videos(loaded, pixels)
     with spinner("prompt", quiet) as step:
         found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos)
     from vtr.viz import draw_patches

@@ -44,17 +44,19 @@ def existence(dice: Dice, scene: Scene) -> list[Question]:
     ]
 
 
+def attributes_of(item: Item, items: tuple[Item, ...]) -> list[Question]:
+    """Returns the questions about an item that only its size and its shape, or its size and its color, tell from all `items`."""
+    found = []
+    if sum((other.size, other.shape) == (item.size, item.shape) for other in items) == 1:
+        found.append(Question("attribute", f"what color is the {item.size} {item.shape}?", item.color))
+    if sum((other.size, other.color) == (item.size, item.color) for other in items) == 1:
+        found.append(Question("attribute", f"what shape is the {item.size} {item.color} object?", item.shape))
+    return found
+
+
 def attribute(dice: Dice, scene: Scene) -> list[Question]:
     """Returns the color (or shape) of the only item with a shape (or color) and a size."""
-    by_shape = Counter((item.size, item.shape) for item in scene.items)
-    by_color = Counter((item.size, item.color) for item in scene.items)
-    found = []
-    for item in scene.items:
-        if by_shape[item.size, item.shape] == 1:
-            found.append(Question("attribute", f"what color is the {item.size} {item.shape}?", item.color))
-        if by_color[item.size, item.color] == 1:
-            found.append(Question("attribute", f"what shape is the {item.size} {item.color} object?", item.shape))
-    return found
+    return [question for item in scene.items for question in attributes_of(item, scene.items)]
 
 
 def counting(dice: Dice, scene: Scene) -> list[Question]:

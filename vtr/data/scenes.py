@@ -113,7 +113,8 @@ class Scene:
     signs: tuple[Sign, ...] = field(default=())
 
 
-def _free(box: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]], gap: int = 4) -> bool:
+def is_free(box: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]], gap: int = 4) -> bool:
+    """Tells whether a box keeps a gap to all others."""
     left, top, right, bottom = box
     return all(left >= r + gap or right + gap <= a or top >= b + gap or bottom + gap <= t for a, t, r, b in taken)
 
@@ -138,7 +139,7 @@ def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: li
         for _ in range(tries):
             left, top = (LATTICE * dice.between(0, (size - side) // LATTICE) for side in (sign.width, sign.height))
             candidate = Sign(sign.text, sign.color, left, top)
-            if _free(candidate.box, taken):
+            if is_free(candidate.box, taken):
                 break
         else:
             return None
@@ -149,7 +150,7 @@ def arrange(dice: Dice, size: int, wanted: list[tuple[str, str, str]], signs: li
         for _ in range(tries):
             x, y = dice.between(radius + 2, size - radius - 3), dice.between(radius + 2, size - radius - 3)
             item = Item(shape, color, kind, x, y, radius)
-            if _free(item.box, taken):
+            if is_free(item.box, taken):
                 break
         else:
             return None
@@ -176,7 +177,7 @@ def mask(shape: str, radius: int) -> np.ndarray:
     raise ValueError(f"mask: unknown shape {shape!r}; choose from {SHAPES}")
 
 
-def _background(dice: Dice, size: int) -> np.ndarray:
+def background(dice: Dice, size: int) -> np.ndarray:
     """Returns grey texture `(size, size, 3)` uint8, all below 213: soft clouds, stripes or checks, and fine grain."""
     cells = size // 32 + 1
     along = np.arange(size)
@@ -198,6 +199,44 @@ def _background(dice: Dice, size: int) -> np.ndarray:
     return np.stack([texture + np.uint8(base + dice.below(21)) for _ in range(3)], axis=-1)
 
 
+def tone(dice: Dice, color: str) -> np.ndarray:
+    """Returns a color a little off its name `(3,)` int16."""
+    return np.array([channel + dice.between(-12, 12) for channel in COLORS[color]], dtype=np.int16)
+
+
+def grain(dice: Dice, side: int) -> np.ndarray:
+    """Returns noise from -8 to 7 `(side, side, 1)` int16."""
+    return (dice.bytes(side * side).reshape(side, side, 1) >> 4).astype(np.int16) - 8
+
+
+def draw_item(picture: np.ndarray, item: Item, color: np.ndarray, noise: np.ndarray) -> None:
+    """Draws an item in place; what lies outside the picture is cut off.
+
+    Args:
+        picture: `(size, size, 3)` uint8.
+        item: what to draw.
+        color: its tone `(3,)` int16.
+        noise: its grain, at least as large as its box, `(side, side, 1)` int16.
+    """
+    size, (left, top, right, bottom) = len(picture), item.box
+    rows, cols = slice(max(0, -top), min(size, bottom) - top), slice(max(0, -left), min(size, right) - left)
+    ink = mask(item.shape, item.radius)[rows, cols]
+    shaded = (color + noise[rows, cols]).clip(0, 255).astype(np.uint8)
+    np.copyto(picture[max(0, top) : bottom, max(0, left) : right], shaded, where=ink[..., None])
+
+
+def draw_sign(picture: np.ndarray, sign: Sign) -> None:
+    """Draws a sign in place into `picture` `(size, size, 3)` uint8."""
+    left, top, right, bottom = sign.box
+    plate, ink = (np.array(tone, dtype=np.uint8) for tone in SIGNS[sign.color])
+    picture[top:bottom, left:right] = plate
+    for n, character in enumerate(sign.text):
+        x, y = sign.middle(n)
+        cells = glyphs.glyph(character).repeat(CELL, 0).repeat(CELL, 1)
+        rows, cols = cells.shape
+        np.copyto(picture[y - rows // 2 :, x - cols // 2 :][:rows, :cols], ink, where=cells[..., None])
+
+
 def draw(scene: Scene) -> np.ndarray:
     """Draws a scene.
 
@@ -205,21 +244,10 @@ def draw(scene: Scene) -> np.ndarray:
         `(size, size, 3)` uint8 RGB.
     """
     dice = Dice(*scene.seed)
-    picture = _background(dice, scene.size)
-    grain = (dice.bytes(128 * 128).reshape(128, 128, 1) >> 4).astype(np.int16) - 8
+    picture = background(dice, scene.size)
+    noise = grain(dice, 128)
     for item in scene.items:
-        left, top, right, bottom = item.box
-        tone = np.array([channel + dice.between(-12, 12) for channel in COLORS[item.color]], dtype=np.int16)
-        ink = mask(item.shape, item.radius)
-        shaded = (tone + grain[: bottom - top, : right - left]).clip(0, 255).astype(np.uint8)
-        np.copyto(picture[top:bottom, left:right], shaded, where=ink[..., None])
+        draw_item(picture, item, tone(dice, item.color), noise)
     for sign in scene.signs:
-        left, top, right, bottom = sign.box
-        plate, ink = (np.array(tone, dtype=np.uint8) for tone in SIGNS[sign.color])
-        picture[top:bottom, left:right] = plate
-        for n, character in enumerate(sign.text):
-            x, y = sign.middle(n)
-            cells = glyphs.glyph(character).repeat(CELL, 0).repeat(CELL, 1)
-            rows, cols = cells.shape
-            np.copyto(picture[y - rows // 2 :, x - cols // 2 :][:rows, :cols], ink, where=cells[..., None])
+        draw_sign(picture, sign)
     return picture

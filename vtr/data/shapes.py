@@ -21,7 +21,7 @@ FAMILIES = ("existence", "attribute", "counting", "relation", "text")
 PER_FAMILY = 500
 TEST_SHA256 = "58726d127af2cb85cd1b559bbed2850382907cacedda3d2427da5945e78ad587"
 STREAMS = {"test": 1, "validation": 2, "train": 3, "examples": 4}  # scenes of different streams never share a seed
-_ANSWERS = {  # asked for in turn, so that every answer is as frequent as its share here
+ANSWERS = {  # asked for in turn, so that every answer is as frequent as its share here
     "existence": ("yes", "no"),
     "attribute": tuple(COLORS) * 3 + SHAPES,
     "counting": tuple(str(n) for n in range(1, MOST_COUNTED + 1)),
@@ -49,7 +49,7 @@ class Sample:
 def _sample(split: str, family: str, index: int) -> Sample:
     """Draws scenes until one allows a question with the answer whose turn it is."""
     dice = Dice(STREAMS[split], (FAMILIES.index(family) << 32) | index)
-    turns = _ANSWERS[family]
+    turns = ANSWERS[family]
     answer = turns[index % len(turns)]
     while True:
         scene = compose(dice)

@@ -25,6 +25,7 @@ class Encoding(Shrinking):
     """State of one run of the tower. A row is one view, or all of them in a packed tower; its columns are units, prefix tokens excluded.
 
     Attributes:
+        kind, shown: as what the model encodes these visuals, and as what methods see them.
         image, view: image and number of every view, on the host.
         alive: units of every view that will reach the LLM; there: units of every view in the tower.
         begun: the tower has seen its pixel values.
@@ -39,7 +40,7 @@ class Encoding(Shrinking):
     ) -> None:
         super().__init__(plan)
         self.host, self.layouts, self.kind, self.given = host, layouts, kind, arguments or {}
-        self.pooling = host.pooling if kind == "video" else None
+        self.pooling, self.shown = host.pooling if kind == "video" else None, host.shown(kind)
         self.image = [image for image, layout in enumerate(layouts) for _ in layout.grids]
         self.view = [view for layout in layouts for view in range(layout.views)]
         self.begun = self.short = self.arranged = False
@@ -148,7 +149,7 @@ class Encoding(Shrinking):
         return [layout.tokens for layout in self.layouts], self.per_image(self.alive)
 
     def passes(self, item: PlanStep) -> list[list[int] | None]:
-        return [None] if self.kind in item.step.on else []
+        return [None] if self.shown in item.step.on else []
 
     def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None) -> tuple[View, Spots]:
         if item.method in self.plan.restoring and self.short:

@@ -18,6 +18,7 @@ from vtr.engine import checkpointing
 from vtr.engine.encoding import Encoding, input_view
 from vtr.engine.llm.entry import Encoded, placeholders, swap
 from vtr.engine.llm.hooks import ENCODED, LlmHooks
+from vtr.engine.llm.placeholders import framed
 from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
@@ -110,6 +111,8 @@ class TowerHooks:
             if host.runs and (visual := self._placeholders()) is not None:
                 given = {**given, "visual_runs": runs_of(visual)}
             layouts = host.layouts(kind, given)
+            if host.as_frames:
+                layouts = framed(host, self._counts(), layouts)
             self._check_open(kind, layouts)
             run = self.runs[me] = Encoding(host, self.plan, layouts, kind, given)
             try:
@@ -126,7 +129,7 @@ class TowerHooks:
             if isinstance(output, dict):  # a key of the output, since accelerate rebuilds outputs from their keys
                 output[ENCODED] = encoded
             if self.llm.entry is not None:
-                self.llm.entry.encoded[kind] = encoded
+                self.llm.entry.encoded[run.shown] = encoded
             return output
 
         return swap(base, name, encode)
@@ -134,19 +137,32 @@ class TowerHooks:
     def _placeholders(self) -> Tensor | None:
         """Returns the placeholders `(B, S)` bool of the prompt whose images are encoded, None where it is not known."""
         if self.llm.entry is not None:
-            return self.llm.entry.visuals.get("image")
+            return self.llm.entry.visuals.get(self.host.shown("image"))
         prompt = self.llm.generating.prompt()
         if prompt is None:
             return None
         ids, embeds = (prompt, None) if prompt.ndim == 2 else (None, prompt)
         return placeholders(self.host, self.host.base, ids, embeds, None)["image"]
 
+    def _counts(self) -> list[int]:
+        """Returns the placeholders of every row of the prompt whose images are encoded.
+
+        Raises:
+            VtrError: it is not known.
+        """
+        visual = self._placeholders()
+        if visual is None:
+            raise VtrError(
+                f"vtr: visuals='prompt' needs the prompt of the images, got features of {self.host.name} made alone; pass pixel_values"
+            )
+        return visual.sum(1).tolist()
+
     def _check_open(self, kind: Kind, layouts: list[Layout]) -> None:
         """Refuses an image for which the tower can be neither read nor cut, where a step does, and a video whose tower would be cut."""
         closed = next((layout.closed for layout in layouts if layout.closed), "")
         if closed and (self.acts or self.watched):
             raise closed_tower(self.reader, closed)
-        cutter = next((s.name for s in (*self.layer_steps, *self.inputs) if kind in s.step.on), "")
+        cutter = next((s.name for s in (*self.layer_steps, *self.inputs) if self.host.shown(kind) in s.step.on), "")
         if kind == "video" and self.host.pooling is not None and cutter:
             raise VtrError(
                 f"{cutter}: shortens the vision tower, but {self.host.name!r} makes each token of a video of several patches, which must all be "
@@ -217,7 +233,7 @@ class TowerHooks:
         hidden = output[0] if isinstance(output, tuple) else output
         units = tower.units(hidden, run)
         full = spread(run, units) if item.step.select is None else restored(run, item, run.look_in_place(item, units))
-        run.tokens.images.memory.pop((item.method, run.kind), None)  # whole activations
+        run.tokens.images.memory.pop((item.method, run.shown), None)  # whole activations
         run.refill()
         hidden = tower.hidden(full, hidden, run)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -47,6 +47,7 @@ class Host:
         per_token: arguments of the LLM with an entry for every token, `(B, S, ...)`, beside embeddings and positions.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
+        as_frames: the images of a prompt are the frames of one video, see `with_frames`.
         pooling: of videos, None where their patches become tokens as those of images do.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
     """
@@ -75,6 +76,7 @@ class Host:
     next_positions: Callable[[Tensor], Tensor] | None = None
     pixel_limits: tuple[str, str] | None = None
     pooling: Pooling | None = None
+    as_frames: bool = False
 
     def images_of(self, inputs: Mapping[str, Any]) -> list[Layout]:
         """Returns the layouts of the images in what the processor made of prompts, in order; `input_ids` is `(B, S)`."""
@@ -93,7 +95,16 @@ class Host:
     @property
     def has_video(self) -> bool:
         """Whether a prompt may hold videos."""
-        return "video" in self.encode
+        return "video" in self.kinds
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of visuals that methods see."""
+        return tuple(map(self.shown, self.encode))
+
+    def shown(self, kind: Kind) -> Kind:
+        """Returns as what methods see visuals that the model encodes as images, or as videos."""
+        return "video" if self.as_frames else kind
 
     @property
     def has_cls(self) -> bool:
@@ -124,7 +135,7 @@ class Host:
             llm_layers=len(self.language.blocks),
             most_tokens=self.most_tokens,
             anyres=self.anyres,
-            kinds=tuple(self.encode),
+            kinds=self.kinds,
             tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
@@ -264,6 +275,19 @@ def check_layer_kinds(name: str, config: Any, linear: bool = False) -> None:
                 f"{name}: layer {i} of the LLM is of type {kind!r}, whose masks a removal cannot follow; use a model with full attention and "
                 "sliding windows only"
             )
+
+
+def with_frames(host: Host) -> Host:
+    """Returns the host of a model that takes images, which are then the frames of one video per prompt.
+
+    Raises:
+        VtrError: it has videos of its own.
+    """
+    if host.has_video:
+        raise VtrError(
+            f"vtr.apply: {host.name!r} takes videos, got visuals='prompt', which makes one of all images; pass the frames as a video"
+        )
+    return replace(host, as_frames=True)
 
 
 def host_of(model: nn.Module) -> Any:

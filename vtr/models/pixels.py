@@ -1,4 +1,4 @@
-"""How many pixels a processor gives an image, where that is a choice: with them goes the number of visual tokens."""
+"""How many pixels a processor gives an image, or a frame of a video, where that is a choice: with them goes the number of visual tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vtr.hosts._host import Host
+
+
+FRAMES_LIKE_IMAGES = ("qwen2_vl", "qwen2_5_vl")
+"""Hosts whose video processor limits the pixels of every frame; those of the others limit a whole video."""
 
 
 def _check_order(least: int | None, most: int | None) -> None:
@@ -53,7 +57,7 @@ def check_limits(host: Any, limits: PixelLimits) -> None:
 
 
 def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
-    """Changes the limits of a processor.
+    """Changes the limits of a processor, for images and, where that is possible, for frames of videos.
 
     Args:
         host: of its model.
@@ -66,11 +70,29 @@ def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
     check_limits(host, limits)
     if not limits.given:
         return
-    settings = getattr(processor, "image_processor", processor)
-    least, most = _known(settings, host)
-    least, most = limits.min_pixels or least, limits.max_pixels or most
-    _check_order(least, most)
-    settings.size = dict(zip(host.pixel_limits, (least, most), strict=True))
+    videos = getattr(processor, "video_processor", None) if host.name in FRAMES_LIKE_IMAGES else None
+    for settings in filter(None, (getattr(processor, "image_processor", processor), videos)):
+        least, most = _known(settings, host)
+        if settings is videos and limits.max_pixels:
+            least = min(least, limits.max_pixels)  # its own is for large frames
+        least, most = limits.min_pixels or least, limits.max_pixels or most
+        _check_order(least, most)
+        settings.size = dict(zip(host.pixel_limits, (least, most), strict=True))
+
+
+def check_frame_limits(host: Any, limits: PixelLimits) -> None:
+    """Refuses limits of pixels for videos that a processor limits as a whole only.
+
+    Args:
+        host: of the model.
+        limits: what is asked for.
+
+    Raises:
+        ValueError: naming the limit and the way out.
+    """
+    if limits.given and host.has_video and host.name not in FRAMES_LIKE_IMAGES:
+        name, value = next(iter(limits.given.items()))
+        raise ValueError(f"{name}: the processor of {host.name!r} limits whole videos and no frames, got {value}; leave it out, or make the frames smaller")
 
 
 def pixels_of(host: Any, processor: Any) -> tuple[int, int] | None:

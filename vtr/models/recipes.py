@@ -16,6 +16,16 @@ from vtr.recipes import shared_folders
 from vtr.types.naming import closest
 
 
+VIDEO = {
+    "frames": "how many frames papers show",
+    "per_frame": "visual tokens of a frame",
+    "joins": "frames that become one view together (1); these tokens are then shared among them",
+    "of": "`[height, width]` of the frames that `per_frame` is assumed for, where it follows from their size",
+    "most": "visual tokens of a whole video at most, where there is such a limit",
+}
+"""Keys of `tokens.video`: `frames` and `per_frame`, and those that apply."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Facts about one checkpoint.
@@ -30,7 +40,7 @@ class Recipe:
         image: image settings of the processor: `patch` in pixels, `size` where every view has one, `min_pixels` and `max_pixels` where it has
             such limits, `fit` in words.
         tokens: token geometry: `most` visual tokens of an image, `least` where that is known, `most_views`, `newlines`, `joins` patches to a token
-            (1); where all views are alike their `patch_grid` of tokens and `per_view` tokens.
+            (1); where all views are alike their `patch_grid` of tokens and `per_view` tokens; of a model with videos `video`, see `VIDEO`.
         prompt: the template, `{question}` filled in; the processor's own chat template is what is used. Empty without an LLM, and where it is not
             known here.
         revision: pinned commit on the hub; None = the newest.
@@ -83,6 +93,10 @@ def load_recipe(path: str | Path) -> Recipe:
     missing = [key for key in needed if key not in content]
     if missing:
         raise ValueError(f"recipe {path}: keys missing: {', '.join(missing)}")
+    video = (content["tokens"] or {}).get("video", {"frames": 1, "per_frame": 1})
+    if not isinstance(video, dict) or not {"frames", "per_frame"} <= set(video) <= set(VIDEO):
+        got = ", ".join(video) if isinstance(video, dict) else type(video).__name__
+        raise ValueError(f"recipe {path}: tokens.video must have frames, per_frame and no others than {', '.join(VIDEO)}, got {got}")
     return Recipe(name=path.stem, file=path.resolve(), **content)
 
 

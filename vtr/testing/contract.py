@@ -19,7 +19,19 @@ from vtr.reduction import apply, reduced
 from vtr.registry import create_method
 from vtr.testing.families import LAYERS
 from vtr.testing.subject import TINY, Broken, Subject, require, retained_of, without_images
-from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, KINDS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of, most_tokens, snapshot
+from vtr.testing.tiny_models import (
+    ALL_KINDS,
+    FAMILIES,
+    KINDS,
+    PIXELS_OF,
+    WITH_TEXT_ONLY,
+    Batch,
+    batch_of,
+    generate,
+    model_of,
+    most_tokens,
+    snapshot,
+)
 from vtr.types import Method, VtrError
 
 FP64 = torch.float64
@@ -247,8 +259,9 @@ def _within(model: Any, method: Method, inputs: dict[str, Any]) -> None:
 
 
 def _fails_for_want_of_an_image(subject: Subject, batch: Batch, call: Callable[[dict[str, Any]], Any]) -> None:
+    name = next(name for name in PIXELS_OF.values() if name in batch.inputs)
     try:
-        call({**batch.inputs, "pixel_values": batch.inputs["pixel_values"][:1]})
+        call({**batch.inputs, name: batch.inputs[name][:1]})
     except ValueError:
         return
     raise Broken(subject, "a call with two images too few must raise a ValueError, got a result")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vtr.reduction import apply, reduced
 from vtr.registry import list_methods, method_class
-from vtr.testing.families import IMAGE, LAYERS, PAD, SIDE
-from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of
+from vtr.testing.families import LAYERS, PAD, SIDE
+from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, PIXELS_OF, VIDEO_KINDS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of
 from vtr.types import BUDGETS, Geometry, Method, VtrError
 
 TINY = Geometry(
@@ -23,6 +23,7 @@ TINY = Geometry(
     patch_grid=(SIDE, SIDE),
     llm_layers=LAYERS,
     most_tokens=SIDE * SIDE,
+    kinds=("image", "video"),
 )
 """What a method sees of a tiny model, for checks that need none."""
 
@@ -98,17 +99,18 @@ class Subject:
     def works_on(self, kind: str) -> bool:
         """Returns whether the card says that the method can run on a kind of model."""
         card, family = self.cls.card, FAMILIES[kind]
-        return not (card.needs_cls and not family.has_cls) and not (card.needs_anyres and not family.anyres)
+        missing = (card.needs_cls and not family.has_cls) or (card.needs_anyres and not family.anyres)
+        return not missing and not (card.needs_video and kind not in VIDEO_KINDS)
 
     def home(self) -> str:
         """Returns the first kind of model that the method can run on."""
-        return next(kind for kind in ALL_KINDS if self.works_on(kind))
+        return next(kind for kind in (*ALL_KINDS, *VIDEO_KINDS) if self.works_on(kind))
 
     @torch.no_grad()
     def run(self, batch: Batch, method: Method | None = None, **arguments: Any) -> tuple[Tensor, Any]:
         """Returns logits and report of one reduced forward, in the dtype of the batch; `keep=7` unless a method is given."""
-        pixels = batch.inputs.get("pixel_values")
-        model = model_of(batch.kind, "sdpa", torch.float32 if pixels is None else pixels.dtype)
+        dtypes = [batch.inputs[name].dtype for name in PIXELS_OF.values() if name in batch.inputs]
+        model = model_of(batch.kind, "sdpa", dtypes[0] if dtypes else torch.float32)
         with reduced(model, method or self.method(7, batch.kind)) as reduction:
             logits = model(**batch.inputs, **arguments).logits
             return logits, reduction.report()
@@ -154,7 +156,7 @@ def retained_of(report: Any) -> list[list[int]]:
 
 def without_images(batch: Batch) -> Batch:
     """Returns the same prompts with their images cut out, left padded."""
-    rows = [ids[(ids != IMAGE) & real] for ids, real in zip(batch.inputs["input_ids"], batch.valid, strict=True)]
+    rows = [ids[~visual & real] for ids, visual, real in zip(batch.inputs["input_ids"], batch.visual, batch.valid, strict=True)]
     width = max(len(row) for row in rows)
     ids = torch.stack([torch.cat([row.new_full((width - len(row),), PAD), row]) for row in rows])
     mask = torch.stack([torch.arange(width).ge(width - len(row)).long() for row in rows])

@@ -131,7 +131,9 @@ def tokens_of(kind: str, shot: Visual) -> int:
 
 
 def most_tokens(kind: str) -> int:
-    """Returns the most visual tokens that one image can have, newlines excluded."""
+    """Returns the most visual tokens that one image can have, newlines excluded; of videos, of those in `ROWS`."""
+    if kind in VIDEO_KINDS:
+        return max(batch_of(kind).counts())
     return SIDE * SIDE * (5 if FAMILIES[kind].anyres else 1)
 
 

@@ -67,6 +67,10 @@ class OneVisionClips(Pooled, OneVision):
         OneVision.__init__(self)
         self.videos(mixed)
 
+    def projected(self, model: Any, features: Tensor) -> Tensor:
+        """Features of videos are pooled behind the projector, and so a step in front of it sees them there."""
+        return features if features.shape[-1] == model.config.text_config.hidden_size else super().projected(model, features)
+
 
 class QwenClips(QwenVL):
     """Qwen-VL with videos of two to four frames; Qwen3-VL has the time of each frame in front of it."""

@@ -177,7 +177,7 @@ def removed_and_cached(method: Method, kind: str, new_tokens: int = 3, dtype: to
     """
     model, batch, answers = model_of(kind, "sdpa", dtype), batch_of(kind, dtype=dtype), list[Answer]()
     host = host_of(model)
-    method = method.resolved(host.renumber)
+    method = method.resolved(host.renumber, host.has_video)
     expected_of(model, batch, method, [], host.geometry())  # before anything runs: is it one that masks can express?
     with reduced(model, watched(method, answers)) as reduction:
         logits = model(**batch.inputs, position_ids=batch.positions, use_cache=False).logits

@@ -16,6 +16,7 @@ from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.cache import check_prefill, check_returned, evict, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
 from vtr.engine.llm.entry import Entry, Generating, check_history, continued, kinds_given, placeholders, repeats
+from vtr.engine.llm.frame_scores import FrameScores
 from vtr.engine.llm.lifetime import refuse_growth
 from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns, own_masks
 from vtr.engine.llm.positions import Positions
@@ -37,8 +38,11 @@ ENCODED = "vtr_encoded"
 class LlmHooks:
     """Hooks from the base model on. State is per thread and per call; state that must survive a call is stored per cache."""
 
-    def __init__(self, host: Host, plan: Plan, finished: Any, questions: Questions | None = None) -> None:
+    def __init__(
+        self, host: Host, plan: Plan, finished: Any, questions: Questions | None = None, frame_scores: FrameScores | None = None
+    ) -> None:
         self.host, self.plan, self.finished, self.questions = host, plan, finished, questions or Questions()
+        self.frame_scores = frame_scores
         self.states: weakref.WeakKeyDictionary[Any, Decoding] = weakref.WeakKeyDictionary()
         self.entries: dict[int, Entry] = {}
         self.late: dict[int, Any] = {}  # per thread, arguments of the outer model that get their values at the end of the LLM
@@ -124,12 +128,12 @@ class LlmHooks:
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
-            entry.visuals = {"image": positions.bool()}
+            entry.visuals = {self.host.shown("image"): positions.bool()}
         else:
             given = list(self.host.encode) if ids is None else kinds_given(self.host, module, args, kwargs)
             if given:
                 found = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
-                entry.visuals = {kind: found[kind] for kind in given if kind in found}
+                entry.visuals = {self.host.shown(kind): found[kind] for kind in given if kind in found}
         entry.ids = ids if self.text_towers else None
         expand, entry.prompt = self.generating.take(source.shape[1])
         entry.expand = repeats(source, expand)
@@ -173,6 +177,7 @@ class LlmHooks:
                 call.prompt.beside = Beside.of(*(kwargs[name] for name in self.host.beside))
                 kwargs = {**kwargs, **dict.fromkeys(self.host.beside)}
             call.prompt.questions = self.questions.of(call.prompt) if self.text_towers else None
+            call.prompt.frame_scores = self.frame_scores
             if self.host.bidirectional:
                 call.own_masks = own_masks(self.host, kwargs.get("attention_mask"), call.before)
             embeds = self._boundary(call.prompt, embeds)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtr.engine.llm.entry import Encoded, Entry
 from vtr.hosts._host import Host
-from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._layout import Kind, Layout, frames_of_one_video
 from vtr.types import VtrError
 
 
@@ -32,6 +32,8 @@ def layouts_of(host: Host, kind: Kind, encoded: Encoded | None, placeholders: li
     """
     if encoded is not None:
         return encoded.images.layouts
+    if host.as_frames and host.default_layout is not None:
+        return framed(host, placeholders, [host.default_layout] * (sum(placeholders) // host.default_layout.length))
     if host.default_layout is None or kind == "video":
         raise VtrError(
             f"{host.name}: the sizes of the {kind}s of these features are unknown; pass pixel values, or encode the {kind}s inside the reduction"
@@ -39,6 +41,30 @@ def layouts_of(host: Host, kind: Kind, encoded: Encoded | None, placeholders: li
     if any(count % host.default_layout.length for count in placeholders):
         raise VtrError(_mismatch(placeholders, [host.default_layout.length]))
     return [host.default_layout] * (sum(placeholders) // host.default_layout.length)
+
+
+def framed(host: Host, placeholders: list[int], layouts: list[Layout]) -> list[Layout]:
+    """Returns the images of every prompt row as one video.
+
+    Args:
+        host: for the message.
+        placeholders: of every row.
+        layouts: one per image.
+
+    Raises:
+        VtrError: an image has several views, or rows do not hold whole images.
+    """
+    _, rows, _, repeat = rows_of_images(placeholders, layouts)
+    first = [row for row in rows if row % repeat == 0]
+    try:
+        return [
+            frames_of_one_video([layout for layout, own in zip(layouts, first, strict=True) if own == row]) for row in dict.fromkeys(first)
+        ]
+    except ValueError as error:
+        raise VtrError(
+            f"{host.name}: visuals='prompt' takes every image as a frame, but {error}; let the processor make one view of each, as with "
+            "max_patches=1 or do_image_splitting=False"
+        ) from error
 
 
 def rows_of_images(placeholders: list[int], layouts: list[Layout]) -> tuple[list[int], list[int], list[int], int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vtr.engine.images import Images, count_views, joined, to_device
 from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.entry import Entry
+from vtr.engine.llm.frame_scores import FrameScores, scores_of
 from vtr.engine.llm.placeholders import layouts_of, readable, rows_of_images
 from vtr.engine.llm.positions import Positions
 from vtr.engine.shrinking import Shrinking
@@ -49,7 +50,7 @@ class Prompt(Shrinking):
         probing: a projection of our own is running; taps look away.
         rope: rotary table of the layer in front of which a step runs.
         beside: features that the model would add behind its first layers.
-        questions: question of every row, where a step asks for them.
+        questions: question of every row, where a step asks for them; frame_scores: of videos.
         short: something was removed.
         attended: per new token `(G,)`, what steps at new tokens let it attend to, see `vtr.engine.llm.attend`.
 
@@ -77,6 +78,7 @@ class Prompt(Shrinking):
         self.frozen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.probing = self.short = False
         self.rope: Any = None
+        self.frame_scores: FrameScores | None = None
         self.beside: Beside | None = None
         self.attended: list[Tensor] = []
         self._place(visuals, valid, facts["visual"], entry)
@@ -235,6 +237,13 @@ class Prompt(Shrinking):
         filler = ~tokens.valid & (tokens.gid_of.gather(1, tokens.column) >= 0)
         return embeds.masked_fill(filler[..., None], 0.0)
 
+    def scores_of_frames(self, groups: Groups, device: torch.device) -> Tensor:
+        """Returns what the caller gave for the frames of videos `(G, T)` float32."""
+        images = self.tokens.images
+        videos = {images.source[i]: layout.views for i, layout in enumerate(images.layouts) if layout.kind == "video"}
+        assert self.frame_scores is not None
+        return scores_of(self.frame_scores, [videos[i] for i in sorted(videos)], [images.source[i] for i in groups.owner], device)
+
     def _counts_of_views(self) -> list[int]:
         """Returns the visual tokens left of every view; asks the device where a removal by image came before."""
         if self.view_counts is None:
@@ -301,6 +310,9 @@ def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Te
     for signal in item.step.needs:
         if signal.kind == "text_embedding":
             found[signal] = prompt.text_towers[signal.source].embed(prompt.questions, view.row)
+            continue
+        if signal.kind == "frame_score":
+            found[signal] = prompt.scores_of_frames(groups, hidden.device)
             continue
         if signal.tower:
             found[signal] = _of_tower(prompt, item, signal, view, groups, gid)

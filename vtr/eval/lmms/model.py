@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, Shown, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
-from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model, visuals_of
+from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model, together, visuals_of
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
@@ -139,7 +139,9 @@ class Vtr(lmms):
             settings = _generation(requests[indices[0]])
             for batch in self._batches(indices, "answers"):
                 prompts = [self._prompt(requests[index]) for index in batch]
-                answers.update(zip(batch, self._answer(prompts, settings), strict=True))
+                for rows in together(self.processor, [prompt.videos for prompt in prompts]):
+                    own = self._answer([prompts[row] for row in rows], settings)
+                    answers.update(zip([batch[row] for row in rows], own, strict=True))
         self._log(answers.values())
         return [answers[index] for index in range(len(requests))]
 
@@ -148,17 +150,21 @@ class Vtr(lmms):
 
         A loss, not a probability: lmms-eval picks the choice with the smallest value, and its own models return the same.
         """
-        results: list[GenerationResult] = []
+        results: dict[int, GenerationResult] = {}
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         for batch in self._batches(list(range(len(requests))), "choices"):
             asked = [self._continuation(requests[index]) for index in batch]
-            prompts = [prompt for prompt, _ in asked]
-            continuations = [continuation_tokens(tokenizer, prompt.text, text) for prompt, text in asked]
-            inputs = self._encode(prompts)
-            losses, greedy, elapsed = score(self.model, self.processor, inputs, continuations)
-            counts = self._measured(prompts, inputs, [len(tokens) for tokens in continuations], elapsed)
-            results += map(GenerationResult, map(Choice, zip(losses, greedy, strict=True)), counts)
-        return results
+            for rows in together(self.processor, [prompt.videos for prompt, _ in asked]):
+                prompts = [asked[row][0] for row in rows]
+                continuations = [
+                    continuation_tokens(tokenizer, prompt.text, asked[row][1]) for row, prompt in zip(rows, prompts, strict=True)
+                ]
+                inputs = self._encode(prompts)
+                losses, greedy, elapsed = score(self.model, self.processor, inputs, continuations)
+                counts = self._measured(prompts, inputs, [len(tokens) for tokens in continuations], elapsed)
+                made = map(GenerationResult, map(Choice, zip(losses, greedy, strict=True)), counts)
+                results.update(zip([batch[row] for row in rows], made, strict=True))
+        return [results[index] for index in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not supported: a later turn would answer on a cache that the reduction of the first has shortened."""

@@ -106,6 +106,8 @@ def encode_prompts(
     tokenizer = getattr(processor, "tokenizer", processor)
     several = len(prompts) > 1
     _check_places(processor, prompts, videos)
+    shown = [video for own in videos or () for video in own]
+    _check_lengths(processor, shown)
     if several and tokenizer.pad_token is None:
         processor, tokenizer = _with_padding(processor)
     flat = [image for own in images for image in own]
@@ -113,12 +115,41 @@ def encode_prompts(
     return processor(
         text=prompts,
         images=flat or None,
-        **_as_sampled([video for own in videos or () for video in own]),
+        **_as_sampled(shown),
         padding=several,
         padding_side="left",
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         return_tensors="pt",
     )
+
+
+def together(processor: Any, videos: Sequence[Sequence[Video]]) -> list[list[int]]:
+    """Returns the numbers of the rows of a batch, in groups that the processor takes at once: some want as many frames in every video."""
+    if _packs(processor):
+        return [list(range(len(videos)))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, own in enumerate(videos):
+        groups.setdefault(tuple(sorted({len(video.frames) for video in own})), []).append(row)
+    return list(groups.values())
+
+
+def _packs(processor: Any) -> bool:
+    """Tells whether videos go into one row of patches, and not side by side into a tensor."""
+    return "video_grid_thw" in getattr(getattr(processor, "video_processor", None), "model_input_names", ())
+
+
+def _check_lengths(processor: Any, videos: Sequence[Video]) -> None:
+    """Refuses videos that the processor cannot lay side by side.
+
+    Raises:
+        VtrError: they have different numbers of frames.
+    """
+    counts = sorted({len(video.frames) for video in videos})
+    if len(counts) > 1 and not _packs(processor):
+        raise VtrError(
+            f"processor: takes videos of one number of frames at a time, got {' and '.join(map(str, counts))}; show {counts[0]} frames of each, or "
+            "ask about one at a time"
+        )
 
 
 def _check_places(processor: Any, prompts: Sequence[str], videos: Sequence[Sequence[Video]] | None) -> None:

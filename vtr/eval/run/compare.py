@@ -16,6 +16,7 @@ from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_f
 from vtr.data.frames import Video
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
 from vtr.hosts._host import host_of
+from vtr.models.pixels import OWN_LIMITS, PixelLimits, check_frame_limits
 from vtr.reduction import reduced
 from vtr.types import Method, VtrError
 from vtr.types.naming import FULL
@@ -174,11 +175,12 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
             raise ValueError(f"{method.name}: keep must be from 1 to the {kind}'s visual tokens, got {method.keep}; {where}")
 
 
-def check_videos(model: Any) -> None:
-    """Refuses videos where a model has none.
+def check_videos(model: Any, pixels: PixelLimits = OWN_LIMITS) -> None:
+    """Refuses videos where a model has none, and limits of their pixels where it has no such limits.
 
     Raises:
-        VtrError: it has none.
+        ValueError: such limits.
+        VtrError: it has no videos.
     """
     host = host_of(model)
     if not host.has_video:
@@ -186,6 +188,7 @@ def check_videos(model: Any) -> None:
             f"video: {host.name!r} takes images only, got a video; give its frames as images (--image, repeated), or use a model with videos such as "
             "llava-onevision-7b"
         )
+    check_frame_limits(host, pixels)
 
 
 def _report(reduction: Any) -> dict[str, Any]:

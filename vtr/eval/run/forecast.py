@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import torch
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
-from vtr.eval.run.largest import Largest, largest_image
+from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
 from vtr.hosts._host import Host, host_of
 from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
-from vtr.models.pixels import check_limits
+from vtr.models.pixels import check_frame_limits, check_limits
 from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
@@ -34,19 +34,21 @@ TEXT_TOKENS = 40
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one cell, for its largest image: one with the most visual tokens that the model can have, where the model says so.
+    """Of one cell, for its largest image, or video: one with the most visual tokens that the model can have, where the model says so.
 
     Args:
         retained: visual tokens left at the end of the LLM.
         average: visual tokens of a layer, mean over the LLM's layers.
         adaptive: the method decides itself how much stays, or the images are not known; both numbers are then upper bounds.
         tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
+        assumed: how large the frames of its videos are was assumed.
     """
 
     retained: int
     average: float
     adaptive: bool
     tflops: float
+    assumed: bool = False
 
 
 @cache
@@ -87,8 +89,11 @@ def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]
         ValueError, VtrError: see `sketch`.
     """
     found: list[tuple[Cell, Exception]] = []
+    host = host_of(sketch(setup))
     for cell in cells:
         try:
+            if cell.task.frames:
+                check_frame_limits(host, setup.pixels)
             _planned(setup, cell)
         except (ValueError, TypeError, VtrError) as error:
             found.append((cell, error))
@@ -118,14 +123,14 @@ def forecast(setup: Setup, cell: Cell) -> Forecast | None:
     if largest is None:
         return None
     shape = TransformerShape.from_config(model.config.get_text_config())
-    per_layer = planned.counts(largest.tokens)
+    per_layer = [largest.images * tokens for tokens in planned.counts(largest.tokens)]
     flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS)
-    flops += tower_flops(host_of(model), largest.grids)
-    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA)
+    flops += largest.images * tower_flops(host_of(model), largest.grids)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA, largest.assumed)
 
 
 def final_keep(setup: Setup, cell: Cell, method: int) -> int | None:
-    """Tokens that a method of a cell leaves by its last removal, of its largest image; None where nothing here tells how large that is.
+    """Tokens that a method of a cell leaves by its last removal, of its largest image or video; None where nothing here tells how large that is.
 
     Raises:
         ValueError, VtrError: the method does not fit the model; see also `sketch`.
@@ -227,8 +232,12 @@ def tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
 
 
 def _largest(setup: Setup, cell: Cell) -> Largest | None:
-    checkpoint = find_checkpoint(setup.model)
-    return largest_image(host_of(sketch(setup)), setup, checkpoint, recipe_of(setup.model, checkpoint), cell.task, cell.limit)
+    checkpoint, host = find_checkpoint(setup.model), host_of(sketch(setup))
+    given = (host, setup, checkpoint, recipe_of(setup.model, checkpoint), cell.task, cell.limit)
+    if cell.task.frames and host.has_video:
+        return largest_video(*given)
+    image = largest_image(*given)
+    return replace(image, images=cell.task.frames) if image is not None and cell.task.frames else image
 
 
 def _planned(setup: Setup, cell: Cell) -> Plan:

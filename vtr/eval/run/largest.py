@@ -1,16 +1,17 @@
-"""The largest image that a cell is asked about: how many visual tokens it has, known without weights."""
+"""The largest image or video that a cell is asked about: how many visual tokens it has, known without weights."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from PIL import Image
 
-from vtr.eval.run.asking import encode
+from vtr.data.frames import video_of
+from vtr.eval.run.asking import encode, seen_of, visuals_of
 from vtr.eval.tasks import Task
 from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid
@@ -18,22 +19,27 @@ from vtr.models.loading import Checkpoint, stored_checkpoint
 from vtr.models.pixels import PixelLimits, limit_pixels, pixels_of
 from vtr.models.recipes import Recipe
 
-_SIZES: dict[tuple[Any, ...], frozenset[tuple[int, int]]] = {}
+_SIZES: dict[tuple[Any, ...], frozenset[tuple[int, ...]]] = {}
+_ASSUMED = (640, 360)  # pixels of a frame of a benchmark, where nothing says it
 
 
 @dataclass(frozen=True)
 class Largest:
-    """An image of a cell.
+    """An image, or a video, of a cell.
 
     Args:
         tokens: visual tokens, newlines excluded.
-        grids: `(rows, cols)` of tokens of every view.
+        grids: `(rows, cols)` of tokens of every view, as the tower sees it.
         bound: no image has more, but perhaps none has as many.
+        assumed: of a video: the recipe, or we, assumed how large frames are.
+        images: so many of them are in a prompt: frames where the model has no videos.
     """
 
     tokens: int
     grids: tuple[Grid, ...]
     bound: bool = False
+    assumed: bool = False
+    images: int = 1
 
 
 def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe | None, task: Task, limit: int | None) -> Largest | None:
@@ -66,6 +72,52 @@ def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
     return _views(host, known["most"], known["most_views"], bound=True) if known else None
 
 
+def largest_video(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe | None, task: Task, limit: int | None) -> Largest | None:
+    """Returns the video with the most visual tokens, None where that is not known here. Every one is taken to have as many frames as the task shows.
+
+    Where frames of any size have as many tokens, the processor or the recipe says how many. Elsewhere the videos of the task decide, or the size
+    that the recipe assumes.
+
+    Args:
+        host, setup, checkpoint, recipe, task, limit: see `largest_image`; the model and the task have videos.
+    """
+    frames, processor = task.frames or 1, _processor(checkpoint)
+    if processor is not None:
+        limit_pixels(host, processor, setup.pixels)
+        if host.pixel_limits is None:
+            return _of_clip(host, processor, (*_ASSUMED, frames))
+        if not task.remote:
+            return max((_of_clip(host, processor, clip) for clip in _clips(task, limit)), key=lambda one: one.tokens)
+    known = recipe.tokens.get("video") if recipe is not None else None
+    if known is None:
+        return None if processor is None else replace(_of_clip(host, processor, (*_ASSUMED, frames)), assumed=True)
+    joins = known.get("joins", 1)
+    views, view = -(-frames // joins), round(known["per_frame"] * joins)
+    if setup.pixels.max_pixels and host.pixel_limits is not None:
+        view = min(view, setup.pixels.max_pixels // (host.tower.patch_size * math.isqrt(host.tower.joins)) ** 2)
+    view = min(view, known.get("most", views * view) // views)
+    grid = host.tower.patch_grid if host.pooling is not None else None
+    return Largest(views * view, (grid or (1, view),) * views, assumed="of" in known)
+
+
+def _clips(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:
+    """Returns width, height and number of frames of the videos of a task that is here."""
+    key = (*task.identity.values(), limit, "clips")
+    if key not in _SIZES:
+        videos = (video for sample in task.samples(limit) for video in seen_of(sample, whole=True)[1])
+        _SIZES[key] = frozenset((*video.frames[0].size, len(video.frames)) for video in videos)
+    return _SIZES[key]
+
+
+def _of_clip(host: Host, processor: Any, clip: tuple[int, ...]) -> Largest:
+    """Returns what the processor makes of a video of `(width, height)` pixels and so many frames."""
+    width, height, frames = clip
+    video = video_of([Image.new("RGB", (width, height))] * frames)
+    (layout,) = visuals_of(host, encode(processor, ["?"], [[]], [[video]]))
+    seen = host.tower.patch_grid if host.pooling is not None else None
+    return Largest(layout.tokens, (seen,) * layout.views if seen else layout.grids)
+
+
 def _views(host: Host, tokens: int, views: int, bound: bool = False) -> Largest:
     """Returns an image of so many views that are alike."""
     return Largest(tokens, (host.tower.patch_grid or (1, -(-tokens // views)),) * views, bound)
@@ -79,23 +131,22 @@ def _limits(host: Host, asked: PixelLimits, processor: Any, recipe: Recipe | Non
     return asked.min_pixels or known.get("min_pixels", 0), asked.max_pixels or known.get("max_pixels", 0)
 
 
-def _covering(size: tuple[int, int], unit: int, least: int) -> int:
+def _covering(size: tuple[int, ...], unit: int, least: int) -> int:
     """Returns the squares of `unit` pixels that cover an image of `(width, height)` pixels, enlarged to at least so many pixels."""
     scale = max(1.0, math.sqrt(least / (size[0] * size[1])))
     return math.ceil(size[0] * scale / unit) * math.ceil(size[1] * scale / unit)
 
 
-def _sizes(task: Task, limit: int | None) -> frozenset[tuple[int, int]]:
+def _sizes(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:
     key = (*task.identity.values(), limit)
     if key not in _SIZES:
-        samples = task.samples(limit)
-        _SIZES[key] = frozenset(image.size for sample in samples for image in getattr(sample, "images", None) or [sample.image])
+        _SIZES[key] = frozenset(image.size for sample in task.samples(limit) for image in seen_of(sample, whole=False)[0])
     return _SIZES[key]
 
 
-def _of_size(host: Host, processor: Any, size: tuple[int, int]) -> Largest:
+def _of_size(host: Host, processor: Any, size: tuple[int, ...]) -> Largest:
     """Returns what the processor makes of an image of `(width, height)` pixels."""
-    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", size)]]))
+    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", (size[0], size[1]))]]))
     return Largest(layout.tokens, layout.grids)
 
 

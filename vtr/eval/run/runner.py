@@ -14,7 +14,7 @@ from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
 from vtr.data.frames import Video
-from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, seen_of, to_model, visuals_of
+from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, seen_of, to_model, together, visuals_of
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
@@ -102,6 +102,13 @@ class Runner:
 
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
         seen = [seen_of(sample, self.host.has_video) for sample in batch]
+        outcomes: dict[int, dict[str, Any]] = {}
+        for rows in together(self.processor, [videos for _, videos in seen]):
+            outcomes.update(zip(rows, self._asked(cell, [batch[row] for row in rows], [seen[row] for row in rows], reduction), strict=True))
+        return [outcomes[row] for row in range(len(batch))]
+
+    def _asked(self, cell: Cell, batch: Sequence[Any], seen: Sequence[Seen], reduction: Any) -> list[dict[str, Any]]:
+        """Returns the outcomes of samples that the processor takes at once."""
         questions = [sample.question for sample in batch]
         images, videos = zip(*seen, strict=True)
         inputs = to_model(encode(self.processor, questions, images, videos), self.model)
