@@ -37,7 +37,7 @@ def trees(frames: Frames, joining: Tensor, parts: Segments, limit: Tensor, thres
     Returns:
         `Trees`. `O(T P^2 D)`, memory `(P, P)` of some frames; roots are found in log T steps. No host sync.
     """
-    tokens, (groups, count, places) = frames.tokens, joining.shape
+    tokens, (_, count, places) = frames.tokens, joining.shape
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     closest = torch.full(joining.shape, -1.0, dtype=dtype, device=tokens.device)
     parent = torch.zeros_like(frames.spot)
