@@ -213,6 +213,7 @@ def second(videos: list[Video], keep: list[int]) -> tuple:
 def test_the_question_chooses_in_every_block() -> None:
     keep = [len(video.left()) * 2 // 5 or 1 for video in TALL]
     view, signal = second(TALL, keep)
+    still = view.cells[..., 2] % 2 == 0
     step = PruneVid(layer=11).steps(GEOMETRY_12)[1]
     assert step.select is not None
     answer = step.select(view)
@@ -231,6 +232,10 @@ def test_the_question_chooses_in_every_block() -> None:
         alone, _ = second([video], [keep[g]])
         alone.text = Text(*(part[g : g + 1] for part in view.text))
         assert torch.equal(step.select(alone).keep[0][alone.real[0]], answer.keep[g][view.real[g]])
+    view.per_token.pop(BLOCK)
+    unmerged = step.select(view).keep
+    assert unmerged.sum(1).tolist() == keep, "where the budget of the boundary was all there is, frames are blocks"
+    view.per_token[BLOCK] = torch.where(still, 0, 2 * view.cells[..., 0] + 1)
     with FakeTensorMode() as mode:
         fake = {name: mode.from_tensor(getattr(view, name)) for name in ("real", "keep", "cells")}
         text = Text(*map(mode.from_tensor, view.text))

@@ -42,7 +42,7 @@ class Task:
     version: str
     sha256: str
     families: tuple[str, ...]
-    samples: Callable[[int | None], Sequence[Sample]]
+    samples: Callable[[int | None], Sequence[Any]]
     is_correct: Callable[[str, str], bool]
     max_new_tokens: int
     remote: bool = False
