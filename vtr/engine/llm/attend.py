@@ -213,15 +213,18 @@ def _mask_of(mask: Any, index: Tensor, real: Tensor, all_real: bool, query: Tens
     return own + additive(real[:, None, None], query.dtype)
 
 
-def check_cache(cache: Any, state: Any, name: str) -> None:
+def check_cache(cache: Any, state: Any, name: str, answered: bool) -> None:
     """Refuses a cache on which steps at new tokens, or the removal of earlier keys, cannot be followed.
 
     Args:
         cache: of the prompt, or None; state: what an earlier reduced call left in it; name: of the method.
+        answered: new tokens stand behind the prompt.
 
     Raises:
-        VtrError: it is static, or a turn with images or videos is in it already.
+        VtrError: it is static, there is none while an answer is made, or a turn with images or videos is in it already.
     """
+    if cache is None and answered:
+        raise VtrError(f"{name}: changes which keys of a cache are used, and there is none; generate with use_cache=True")
     if cache is not None and cache.is_compileable:
         raise VtrError(f"{name}: changes which keys of a cache are used, which a static cache cannot follow; use a dynamic cache")
     if state is not None and state.attending is not None:
