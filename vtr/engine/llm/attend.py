@@ -132,10 +132,9 @@ class NewToken:
             step, signals = choice.item.step, {}
             for signal in step.needs:
                 at = signal_layer(signal, step)
-                weights = self.read[at][torch.tensor(choice.row, device=self.read[at].device)]
-                position = self._keys_of(choice, at)
-                rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1))
-                rows = rows.masked_fill(~choice.real[:, None], 0.0)
+                device = choice.gid.device
+                weights, position = self.read[at].to(device)[to_device(choice.row, device)], self._keys_of(choice, at).to(device)
+                rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1)).masked_fill(~choice.real[:, None], 0.0)
                 signals[signal] = rows if signal.heads else rows.mean(1)
             view = choice.view(signals)
             assert step.select is not None
