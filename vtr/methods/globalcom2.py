@@ -140,6 +140,7 @@ class GlobalCom2(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     frames_unless_told: ClassVar[FrameOption] = "each"
+    frames_only: ClassVar[FrameOption | None] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

@@ -110,6 +110,7 @@ class HiRED(Method):
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
     frames_unless_told: ClassVar[FrameOption] = "each"
+    frames_only: ClassVar[FrameOption | None] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.2)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(
