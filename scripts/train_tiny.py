@@ -25,17 +25,14 @@ def main() -> None:
     parser.add_argument("--model", choices=("tiny-llava", "tiny-vit-seg", "tiny-qwen-vl", "tiny-llava-video"), default="tiny-llava")
     parser.add_argument("--out", type=Path, default=Path("models/tiny-llava"), help="folder of tiny-llava; others lie beside it")
     parser.add_argument("--state", type=Path, default=Path("out/train-tiny"), help="training states and the log")
-    parser.add_argument(
-        "--stage", help="only this stage, e.g. tower, llava96, llava192, whole, next; qwen-tower, qwen96, qwen192, qwen-whole"
-    )
+    parser.add_argument("--stage", help="only this stage, e.g. tower, llava96, llava192, whole, next; qwen-tower, qwen96, qwen-whole")
     parser.add_argument("--until", type=datetime.fromisoformat, help="when the last stage ends, e.g. 2026-11-28T14:20")
     parser.add_argument("--export", action="store_true", help="tiny-llava-video: only export the last saved state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.threads or torch.get_num_threads())
     run.start_log(given.state)
     until = given.until.timestamp() if given.until else None
     if given.model == "tiny-vit-seg":

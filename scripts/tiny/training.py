@@ -161,7 +161,7 @@ class Training:
             return 0.0
         if stage.name not in self.clock:
             now, shares = time.time(), [one.share for one in self.stages if one.name in self.left]
-            self.clock[stage.name] = [now, now + max(1e-9, self.deadline - now) * stage.share / sum(shares)]
+            self.clock[stage.name] = [now, now + max(1e-3, self.deadline - now) * stage.share / sum(shares)]
         begin, end = self.clock[stage.name]
         return (time.time() - begin) / (end - begin)
 

@@ -145,7 +145,7 @@ def reference(video: Video, keep: int | None, tau: float = 0.8, ratio: float = 0
 def test_it_is_the_card(video: Video) -> None:
     for keep in budgets(video):
         view = video_view([video], keep)
-        answer, want = select(PruneVid(layer=2), view), reference(video, keep)
+        answer, want = select(PruneVid(), view), reference(video, keep)
         assert kept(answer, view) == sorted(want.tokens) and len(want.tokens) == keep
         assert torch.allclose(values(answer, view).double(), torch.stack([want.tokens[n] for n in sorted(want.tokens)]), atol=1e-5)
         assert pivots(answer, view) == [want.pivot[n] for n in video.left().tolist()]
@@ -184,7 +184,7 @@ def test_segments() -> None:
 
 
 def test_what_every_method_for_videos_promises() -> None:
-    check_all(PruneVid(layer=2))
+    check_all(PruneVid())
     check_all(PruneVid(alpha=None, tau=0.3, segment_ratio=0.5))
 
 
@@ -213,7 +213,8 @@ def second(videos: list[Video], keep: list[int]) -> tuple:
 def test_the_question_chooses_in_every_block() -> None:
     keep = [len(video.left()) * 2 // 5 or 1 for video in TALL]
     view, signal = second(TALL, keep)
-    step = PruneVid().steps(GEOMETRY_12)[1]
+    still = view.cells[..., 2] % 2 == 0
+    step = PruneVid(layer=11).steps(GEOMETRY_12)[1]
     assert step.select is not None
     answer = step.select(view)
     assert answer.keep.sum(1).tolist() == keep and not (answer.keep & ~view.real).any()
@@ -231,6 +232,10 @@ def test_the_question_chooses_in_every_block() -> None:
         alone, _ = second([video], [keep[g]])
         alone.text = Text(*(part[g : g + 1] for part in view.text))
         assert torch.equal(step.select(alone).keep[0][alone.real[0]], answer.keep[g][view.real[g]])
+    view.per_token.pop(BLOCK)
+    unmerged = step.select(view).keep
+    assert unmerged.sum(1).tolist() == keep, "where the budget of the boundary was all there is, frames are blocks"
+    view.per_token[BLOCK] = torch.where(still, 0, 2 * view.cells[..., 0] + 1)
     with FakeTensorMode() as mode:
         fake = {name: mode.from_tensor(getattr(view, name)) for name in ("real", "keep", "cells")}
         text = Text(*map(mode.from_tensor, view.text))
@@ -252,13 +257,14 @@ GEOMETRY_12 = replace(GEOMETRY, llm_layers=12)
 
 
 def test_settings() -> None:
-    merge, prune = PruneVid().steps(GEOMETRY_12)
+    merge, prune = PruneVid(layer=11).steps(GEOMETRY_12)
     assert PruneVid().budget == Budget(keep_ratio=0.17) and merge.where == Boundary() and merge.multiple == 2.5
     assert prune.where == Layer(11) and prune.earlier_keys and merge.on == prune.on == VIDEO
     (only,) = PruneVid(alpha=None).steps(GEOMETRY)
     assert only.multiple is None
+    assert [PruneVid().steps(replace(GEOMETRY, llm_layers=n))[1].layer for n in (2, 8, 28, 32, 64)] == [1, 3, 10, 11, 22]
     with pytest.raises(ValueError, match="prunevid: layer 11 is out of range: this LLM has 8 layers"):
-        PruneVid().steps(GEOMETRY)
+        PruneVid(layer=11).steps(GEOMETRY)
     with pytest.raises(ValueError, match="prunevid: alpha must be above 0 and at most 1"):
         PruneVid(alpha=0.0)
     with pytest.raises(ValueError, match="prunevid: layer must be"):

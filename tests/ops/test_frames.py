@@ -22,6 +22,7 @@ def test_every_token_is_at_its_frame_and_place() -> None:
             t, row, col = view.cells[g, n].tolist()
             assert torch.equal(frames.tokens[g, t, row * video.grid[1] + col], view.tokens[g, n])
     assert not frames.tokens[~frames.real].any()
+    assert torch.equal(frames.of(view.tokens), frames.tokens) and torch.equal(frames.of(view.real), frames.real)
 
 
 def test_whole_videos_of_one_shape_are_not_copied() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from vtr.ops.frames import Frames, by_frame
-from vtr.types import Method, View, VtrError
+from vtr.types import Method, Selection, View, VtrError
 
 
 def frames_of(view: View) -> Frames:
@@ -36,3 +39,21 @@ def check_compat(method: Method) -> None:
     compat = getattr(method, "compat", None)
     if compat not in (None, "authors"):
         raise ValueError(f"{method.name}: compat must be None or 'authors', got {compat!r}")
+
+
+def merged_selection(frames: Frames, keep: Tensor, tokens: Tensor, pivot: Tensor) -> Selection:
+    """Returns what a step that merges tokens of videos answers.
+
+    Args:
+        frames: what the step saw.
+        keep: `(G, T, P)` bool.
+        tokens: `(G, T, P, D)`, of which kept ones count.
+        pivot: `(G, T, P)` int64 into the `T P` tokens: the kept one that a token was merged into, -1 for none; of kept ones it does not matter.
+    """
+    spot = frames.spot.flatten(1)
+    itself = torch.arange(spot.shape[1], device=spot.device).view(pivot.shape[1:])
+    pivot = torch.where(keep, itself, pivot).flatten(1)
+    assign = torch.where(pivot >= 0, spot.gather(1, pivot.clamp_min(0)), -1)
+    there = frames.flat(frames.real)
+    found = frames.flat(assign.view(keep.shape))
+    return Selection(keep=frames.flat(keep), tokens=frames.flat(tokens), assign=torch.where(there, found, -1))

@@ -100,10 +100,10 @@ def segment_starts(means: Tensor, present: Tensor, ratio: float) -> Tensor:
 class Still(NamedTuple):
     """What is at each place of each segment, in the row of its first frame.
 
-    `count (G, T, P)` int64: tokens there; 0 in other rows. `likeness (G, T, P)`: the mean cosine between two of them, -1 where there are not two.
+    `number (G, T, P)` int64: tokens there; 0 in other rows. `likeness (G, T, P)`: the mean cosine between two of them, -1 where there are not two.
     """
 
-    count: Tensor
+    number: Tensor
     likeness: Tensor
 
 

@@ -11,19 +11,20 @@ Stage: boundary, and prefill with `alpha`. Reads: visual tokens; text rows of on
 4. At the input of LLM layer `layer` every block keeps the alpha of its tokens to which text behind the video pays most in the layer before,
    the most of any head and text token. What is dropped is dropped from the cache of earlier layers as well.
 
-Paper to code: tau -> tau, temporal segment ratio -> segment_ratio, alpha -> alpha, layer 10 ("after layer 10") -> layer=11, cluster ratio ->
-what `keep` makes it. k = 7, the number 14 and the runs of a cluster are only in the code.
+Paper to code: tau -> tau, temporal segment ratio -> segment_ratio, alpha -> alpha, layer 10 (after it) -> layer=11, cluster ratio -> what
+`keep` makes it. k = 7, the number 14 and the runs of a cluster are only in the code.
 Departures: the budget is exact. Step 4 leaves keep, step 3 keep / alpha: the cluster ratio is solved for that, by largest remainder over
 blocks, small ones counting twice, so that they are whole where others keep half, the published ratio. If step 2 alone leaves fewer than that,
-only the places that are most alike stand still. A segment of one frame has nothing that stands still, where the code divides zero by zero. No
-noise is added to densities. Tokens keep the order of their places, where the code sorts blocks and the clusters in them by score, which
-changes nothing but position numbers (`compat="authors"`). Text restarts behind the tokens left at the boundary, and both steps renumber, where
-the code keeps the gaps of step 4.
+only the places that are most alike stand still. In LLMs of another depth than 32 layers `layer` is as deep in proportion. A segment of one
+frame has nothing that stands still, where the code divides zero by zero. No noise is added to densities. Tokens keep the order of their places,
+where the code sorts blocks and the clusters in them by score, which changes nothing but position numbers (`compat="authors"`). Both steps
+renumber positions, where the code keeps the gaps of step 4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from vtr.methods._prunevid import SMALL, prunevid
 from vtr.ops.frames import Frames
 from vtr.ops.gather import compaction, take
 from vtr.ops.parts import members, topk_per_part
+from vtr.ops.schedule import scaled_layers
 from vtr.ops.topk import quota
 from vtr.registry import register_method
 from vtr.types import (
@@ -48,6 +50,7 @@ from vtr.types import (
     PositionOption,
     Remove,
     Selection,
+    Signal,
     Stage,
     Step,
     View,
@@ -57,6 +60,7 @@ from vtr.types import (
 from vtr.types.signals import TEXT, attention
 
 BLOCK = "block"
+PUBLISHED = 11  # of 32 layers
 
 
 class Published(NamedTuple):
@@ -117,12 +121,12 @@ def attended_blocks(score: Tensor, block: Tensor, real: Tensor, keep: Tensor | N
 @register_method("prunevid")
 @dataclass(frozen=True, kw_only=True)
 class PruneVid(Method):
-    """The default budget is what the paper's settings leave of LLaVA-OneVision's videos, 17 %, with its alpha of 0.4 behind layer 10."""
+    """The default budget is what the paper's settings leave of LLaVA-OneVision's videos, 17 %, with its alpha of 0.4 behind layer 10 of 32."""
 
     tau: float = 0.8
     segment_ratio: float = 0.25
     alpha: float | None = 0.4
-    layer: int = 11
+    layer: int | None = None
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
@@ -141,7 +145,7 @@ class PruneVid(Method):
             "tau": "mean cosine between frames above which a place of a segment stands still",
             "segment_ratio": "segments per frame that are looked for",
             "alpha": "share of the merged tokens that stays behind `layer`; None merges to keep at the boundary and removes nothing in the LLM",
-            "layer": "tokens that text attends to little are gone from the input of this layer on; the paper's layer 10 is 11",
+            "layer": "tokens that text attends to little are gone from the input of this layer on; None: 11 of 32, the paper's layer 10",
             "compat": "'authors': the released counts and order; pure functions and replay only",
         },
     )
@@ -155,19 +159,16 @@ class PruneVid(Method):
         if not 0 < self.segment_ratio <= 1:
             raise ValueError(f"prunevid: segment_ratio must be above 0 and at most 1, got {self.segment_ratio}; the authors use 0.25")
 
-    @classmethod
-    def identity(cls, n: int) -> Method:
-        return cls(keep=n)
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         refuse_authors_counts(self)
         if self.alpha is None:
             return (Merge(Boundary(), self._merge, on=VIDEO),)
-        check_llm_layer(self.name, self.layer, geometry, 1)
-        needs = (attention(self.layer - 1, TEXT, heads=True),)
+        layer = scaled_layers((PUBLISHED,), geometry.llm_layers)[0] if self.layer is None else self.layer
+        check_llm_layer(self.name, layer, geometry, 1)
+        rows = attention(layer - 1, TEXT, heads=True)
         return (
             Merge(Boundary(), self._merge, on=VIDEO, multiple=1 / self.alpha),
-            Remove(Layer(self.layer), self._prune, needs, on=VIDEO, earlier_keys=True),
+            Remove(Layer(layer), partial(_prune, rows), (rows,), on=VIDEO, earlier_keys=True),
         )
 
     def _merge(self, view: View) -> Selection:
@@ -182,7 +183,9 @@ class PruneVid(Method):
         tokens = view.tokens.scatter(1, index[..., None].expand_as(made), made)
         return Selection(keep=keep, tokens=tokens, assign=torch.where(view.real, assign, -1))
 
-    def _prune(self, view: View) -> Selection:
-        assert view.text is not None
-        score = question_score(view.signals[attention(self.layer - 1, TEXT, heads=True)], view.text.instruction)
-        return Selection(keep=attended_blocks(score, view.per_token[BLOCK], view.real, view.keep, 2 * view.views))
+
+def _prune(rows: Signal, view: View) -> Selection:
+    assert view.text is not None
+    score = question_score(view.signals[rows], view.text.instruction)
+    block = view.per_token.get(BLOCK, 2 * view.cells[..., 0] + 1)  # nothing had to be merged: every frame is a block of what moves
+    return Selection(keep=attended_blocks(score, block, view.real, view.keep, 2 * view.views))

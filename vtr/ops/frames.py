@@ -31,6 +31,11 @@ class Frames(NamedTuple):
     there: Tensor
     size: int
 
+    def of(self, values: Tensor) -> Tensor:
+        """Returns what the View knows of its tokens `(G, N, ...)` by frame and place `(G, T, P, ...)`; zero, or False, for filler."""
+        found = take(values, self.spot.flatten(1)).unflatten(1, self.real.shape[1:])
+        return found.masked_fill(~self.real.view(*self.real.shape, *[1] * (found.ndim - 3)), 0)
+
     def flat(self, values: Tensor) -> Tensor:
         """Returns what belongs to the tokens `(G, T, P, ...)` in the order of the View `(G, N, ...)`; zero, or False, for filler."""
         target = torch.where(self.real, self.spot, self.size).flatten(1)

@@ -161,7 +161,7 @@ def embeddings(setup: Setup) -> float:
         if not FAMILIES[setup.kind].counts_text:
             return largest(a, b)
         answer = generate(model, batch, NEW)
-        again = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        again = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **FAMILIES[setup.kind].generation)
     return max(largest(a, b), equal((answer.sequences[:, -NEW:], again[:, -NEW:])))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._host import host_of
-from vtr.reduction import reduced
+from vtr.testing.given import reduced
 from vtr.testing.reference import (
     Expected,
     TowerValues,
@@ -193,7 +193,12 @@ def removed_and_cached(method: Method, kind: str, new_tokens: int = 3, dtype: to
         answer = generate(model, batch, new_tokens, **{"suppress_tokens": [IMAGE], **family.generation})
     made = answer.sequences[:, -new_tokens:-1]
     whole = batch.followed_by(made)
-    full = masked_logits(model, whole, _longer(expected, made.shape[1]))[:, -new_tokens:]
+    longer = _longer(expected, made.shape[1])
+    if any(one.step.earlier_keys for one in chosen):  # new tokens do not see in earlier layers, either, what is gone
+        length = batch.valid.shape[1]
+        longer.unseen = torch.zeros(*whole.valid.shape, whole.valid.shape[1], dtype=torch.bool)
+        longer.unseen[:, length:, :length] = (batch.valid & ~keep)[:, None]
+    full = masked_logits(model, whole, longer)[:, -new_tokens:]
     return removed, largest(torch.stack(answer.logits, 1), full)
 
 

@@ -32,6 +32,7 @@ class Card:
     needs_text: bool = False
     needs_anyres: bool = False
     needs_video: bool = False
+    needs_frame_scores: bool = False
     exact: bool = True
     ours: bool = False
     experimental: bool = False

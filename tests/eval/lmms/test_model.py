@@ -11,9 +11,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import vtr
-from tests.embedded import random_checkpoint, random_internvl, random_qwen
+from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_qwen
 from vtr.data import shapes
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.runner import Runner, summarise
@@ -101,6 +102,55 @@ def test_the_full_model_keeps_what_is_counted_without_newlines(lmms, folder, pix
     assert entry["visual_tokens"] == entry["retained_tokens"] == tokens
     model.clean()
     assert not hasattr(model, "model")
+
+
+class Clips:
+    """Stands in for the documents of a task: clips of 2, 4 and 8 frames, and one picture."""
+
+    def __getitem__(self, index):
+        return (
+            [Image.new("RGB", (64, 48), (20 * index, 20 * frame, 0)) for frame in range(2 << index)]
+            if index < 3
+            else Image.new("RGB", (64, 48))
+        )
+
+
+def video_chat(lmms, index):
+    kind = "video" if index < 3 else "image"
+    parts = [{"type": "text", "text": "what?"}]
+    return instance(
+        lmms, "generate_until", index, "", lambda clip: [{"role": "user", "content": [{"type": kind, "url": clip}, *parts]}], {}
+    )
+
+
+def test_videos_stay_videos_where_the_model_has_some(lmms):
+    model = lmms.Vtr(str(random_next_video()), method="uniform", keep=9, device="cpu", batch_size=4, max_frames_num=4, max_new_tokens=2)
+    model.task_dict = {"t": {"test": Clips()}}
+    requests = [video_chat(lmms, index) for index in range(4)]
+    answers = model.generate_until(requests)
+    logged = [answer.token_counts.measured for answer in answers]
+    assert [entry["visual_tokens"] for entry in logged[:3]] == [2 * 9, 4 * 9, 4 * 9], "at most four frames of nine tokens"
+    assert logged[3]["visual_tokens"] > 36, "a picture is AnyRes"
+    assert [entry["retained_tokens"] for entry in logged] == [9] * 4
+    assert texts(answers) == [model.generate_until([request])[0].text for request in requests]
+    simple = instance(lmms, "generate_until", 1, "what?", {}, lambda clip: [clip])
+    assert texts(model.generate_until([simple])) == texts(answers[1:2])
+    choices = [
+        instance(lmms, "loglikelihood", index, "what?", answer, lambda clip: [clip]) for index in (0, 1) for answer in ("red", "blue")
+    ]
+    scored = model.loglikelihood(choices)
+    assert [entry.token_counts.measured["visual_tokens"] for entry in scored] == [18, 18, 36, 36]
+    alone = [model.loglikelihood([choice])[0].text for choice in choices]
+    assert [entry.text[0] for entry in scored] == pytest.approx([loss for loss, _ in alone], abs=1e-4)
+    model.clean()
+
+
+def test_a_model_without_videos_gets_frames_as_images(lmms):
+    model = lmms.Vtr(str(random_checkpoint()), method="uniform", keep=64, device="cpu", max_frames_num=2, max_new_tokens=1)
+    model.task_dict = {"t": {"test": Clips()}}
+    (answer,) = model.generate_until([video_chat(lmms, 2)])
+    assert answer.token_counts.measured["visual_tokens"] == 2 * 576 and answer.token_counts.measured["retained_tokens"] == 2 * 64
+    model.clean()
 
 
 def test_clean_removes_the_reduction(lmms):

@@ -15,7 +15,7 @@ from vtr.eval.run.compare import compare
 from vtr.eval.run.forecast import forecast, misfits
 from vtr.eval.run.runner import Runner
 from vtr.eval.run.workers import Setup
-from vtr.eval.tasks import Task
+from vtr.eval.tasks import Task, get_task
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
@@ -213,6 +213,16 @@ def test_a_comparison_of_a_video_needs_a_model_that_has_some():
         VtrError, match=r"video: 'llava' takes images only, got a video; give its frames as images \(--image, repeated\), or use a"
     ):
         compare(model, processor, [], "what?", create_method("uniform", keep=4), 1, videos=[video_of(noise())])
+
+
+@pytest.mark.parametrize(("name", "frames"), [("shapes-video", 8), ("shapes-video@16", 16)])
+def test_shapes_video_is_asked_about_whole_clips(name, frames):
+    task = get_task(name)
+    assert (task.name, task.frames, task.families) == (name, frames, ("order", "motion", "events", "needle", "attribute"))
+    rows = runner(*load_model(folder("next-video"))).answer(Cell(create_method("uniform", keep=12), task, limit=1, max_new_tokens=2))
+    assert [row["family"] for row in rows] == list(task.families)
+    assert {(row["frames"], *row["visual_tokens"], *row["retained"]) for row in rows} == {(frames, 9 * frames, 12)}
+    assert task.is_correct("Left.", "left") and not task.is_correct("left", "right")
 
 
 def folder(name):

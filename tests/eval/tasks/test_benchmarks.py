@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("lmms_eval")
 
 from tests.embedded import random_checkpoint
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.runner import Runner
-from vtr.eval.tasks import benchmarks, get_task
+from vtr.eval.tasks import benchmarks, get_task, name_in_source
 from vtr.eval.tasks.benchmarks import Document, Documents, benchmark, share_of
 from vtr.models.loading import load_model
 from vtr.registry import create_method
+from vtr.types import VtrError
 
 
 @pytest.fixture
@@ -99,3 +101,59 @@ def test_looking_for_tasks_passes_on_warnings_only_and_leaves_loguru_as_it_is(mo
     finally:
         logger.remove(sink)
     assert lines == ["WARNING a tag twice\n", "DEBUG mine\n"]
+
+
+def test_a_group_is_one_task_with_its_tasks_as_families():
+    task = get_task("lmms:mvbench@16")
+    assert (task.name, task.frames, task.remote) == ("lmms:mvbench@16", 16, True)
+    assert len(task.families) == 20 and {"mvbench_moving_count", "mvbench_episodic_reasoning"} <= set(task.families)
+    assert task.identity != get_task("lmms:mvbench").identity and get_task("lmms:mvbench").frames == benchmarks.FRAMES
+
+
+def test_tasks_with_videos_say_how_many_frames():
+    frames = {name: get_task(f"lmms:{name}").frames for name in ("videomme@32", "mlvu_dev@64", "mlvu_dev", "pope")}
+    assert frames == {"videomme@32": 32, "mlvu_dev@64": 64, "mlvu_dev": benchmarks.FRAMES, "pope": None}
+    for name, message in (
+        ("pope@8", "has no videos, got @8"),
+        ("videomme@x", "must be 1 or more, got @x"),
+        ("videomme@0", "1 or more, got @0"),
+    ):
+        with pytest.raises(ValueError, match=f"task 'lmms:{name.partition('@')[0]}': .*{message}"):
+            get_task(f"lmms:{name}")
+
+
+def test_a_package_that_only_a_task_needs_is_named_when_it_runs(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "decord", None)
+    benchmarks._task.cache_clear()
+    task = get_task("lmms:longvideobench_val_v@8")
+    assert task.frames == 8
+    with pytest.raises(VtrError, match="task 'lmms:longvideobench_val_v' of lmms-eval needs the package 'decord', which is not installed"):
+        task.samples(1)
+
+
+def test_samples_of_several_tasks_follow_each_other(monkeypatch):
+    frames = [Image.new("RGB", (8, 8), (20 * n, 0, 0)) for n in range(9)]
+
+    class Stub:
+        def __init__(self, name):
+            self.eval_docs = [f"{name} {n}" for n in range(3)]
+
+        doc_to_text = doc_to_target = staticmethod(str)
+
+        @staticmethod
+        def doc_to_visual(document):
+            return [frames, frames[0]] if document.startswith("a") else [frames[0]]
+
+    for cached in (benchmarks._task, benchmarks._documents):
+        cached.cache_clear()
+    monkeypatch.setattr(benchmarks, "_task", Stub)
+    monkeypatch.setattr(benchmarks, "_documents", lambda name: Stub(name).eval_docs)
+    samples = Documents(["a", "b"], 2, 3)
+    assert [sample.question for sample in samples] == ["a 0", "a 1", "b 0", "b 1"]
+    assert [sample.family for sample in samples[1:3]] == ["a", "b"]
+    video, image = samples[0].visuals
+    assert video.indices == (0, 4, 8) and image.size == (8, 8)
+    assert len(samples[0].images) == 4 and samples[0].image.size == (8, 8)
+    assert name_in_source("lmms:mvbench@16") == "mvbench" and name_in_source("x@16") == "x@16"

@@ -163,3 +163,9 @@ def test_intervals_hold_the_score():
     assert scores["macro"][0] == 100 and scores["text"][1] < 100 == scores["text"][2]
     low_mid_high = share_in_percent(250, 500)
     assert low_mid_high[1] == pytest.approx(45.6, abs=0.1) and low_mid_high[2] == pytest.approx(54.4, abs=0.1)
+
+
+def test_a_deadline_that_is_over_ends_every_stage_at_once(tokenizer, tmp_path: Path):
+    trainer = recipe.Trainer(small(tokenizer), tokenizer, tmp_path, SHORT)
+    trainer.deadline = 1.0
+    assert trainer.run() and not trainer.left

@@ -1,0 +1,123 @@
+"""`vtr run --video` on checkpoints with random weights: answers, counts, pictures, and what is refused."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.embedded import random_checkpoint, random_next_video, random_onevision, random_qwen
+from vtr.cli import app
+
+SHOWN = {random_qwen: (3, 24), random_next_video: (6, 9), random_onevision: (6, 9)}
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Twelve frames, each with a red bar further to the right."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for index in range(12):
+        frame = Image.new("RGB", (96, 64), (40, 40, 40))
+        frame.paste("red", (4 * index, 0, 4 * index + 48, 64))
+        frame.save(folder / f"{index}.png")
+    return folder
+
+
+def vtr(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def run(clip, *arguments, model=random_next_video, code=0):
+    place = ("--out", clip.parent / "pictures", "--model", model())
+    return vtr("run", *place, "--question", "what moves?", "--max-new-tokens", 2, "--method", "uniform", *arguments, code=code)
+
+
+@pytest.mark.parametrize("model", SHOWN, ids=lambda model: model.__name__)
+def test_a_folder_of_frames(clip, model):
+    views, tokens = SHOWN[model]
+    result = json.loads(run(clip, "--video", clip, "--frames", 6, "--keep", 12, "--json", model=model).stdout)
+    assert result["visual_tokens"] == [views * tokens] and result["reduced"]["retained"] == [12]
+    assert result["videos"] == [{"file": str(clip), "frames": [0, 2, 4, 6, 8, 11], "of": 12, "fps": None}]
+    (entry,) = result["report"]["images"]
+    assert (entry["kind"], entry["frames"], sum(entry["per_frame"])) == ("video", views, 12)
+    (picture,) = result["pictures"]
+    assert picture.endswith("clip-0-uniform-12.png")
+    shown = np.asarray(Image.open(picture)).astype(int)
+    red = (shown[..., 0] > 200) & (shown[..., 1] < 60) & (shown[..., 2] < 60)
+    assert red.any() and Image.open(picture).width == 3 * 240 + 2 * 12, "frames in rows of three"
+
+
+def test_what_is_printed_and_fewer_frames_than_asked_for(clip):
+    result = run(clip, "--video", clip, "--keep", 9)
+    assert f"video: 12 of 12 frames of {clip}" in result.stdout
+    assert "has 12 frames, fewer than --frames 16; all are used" in " ".join(result.stderr.split())
+    assert "108" in result.stdout, "12 frames of 9 tokens"
+    assert "fewer than" not in run(clip, "--video", clip, "--frames", 4, "--keep", 9).stderr
+
+
+def test_several_videos_and_marks(clip):
+    first, *rest = [Image.new("RGB", (48, 48), (20 * index,) * 3) for index in range(9)]
+    first.save(clip.parent / "x.gif", save_all=True, append_images=rest, duration=500)
+    asked = ("--video", clip, "--video", clip.parent / "x.gif", "--frames", 4, "--keep", 9, "--json")
+    result = json.loads(run(clip, *asked).stdout)
+    assert result["visual_tokens"] == [36, 36] and result["reduced"]["retained"] == [9, 9]
+    assert [one["fps"] for one in result["videos"]] == [None, 2.0]
+    assert [path.split("/")[-1] for path in result["pictures"]] == ["clip-0-uniform-9.png", "x-1-uniform-9.png"]
+    vtr("run", "--out", clip.parent, "--model", random_next_video(), "--method", "uniform", "--question", "<video> or <video>?", *asked)
+    few = ("--video", clip, "--frames", 4, "--keep", 9)
+    told = vtr(
+        "run",
+        "--out",
+        clip.parent,
+        "--model",
+        random_next_video(),
+        "--method",
+        "uniform",
+        "--question",
+        "<video> or <video>?",
+        *few,
+        code=2,
+    )
+    assert "question: has 2 x <video> but 1 video(s) were given" in " ".join(told.stderr.split())
+
+
+def refused(clip, message, *arguments, code=2, model=random_next_video):
+    told = " ".join(run(clip, *arguments, code=code, model=model).stderr.split())
+    assert message in told, told
+    assert "Traceback" not in told
+
+
+def test_images_or_videos_and_not_both(clip):
+    still = clip / "0.png"
+    refused(clip, "run: give --image or --video, not both, got 1 and 2", "--image", still, "--video", clip, "--video", clip)
+    refused(clip, "run: needs --image or --video, got neither; give a file")
+    refused(clip, "run: --image does not use --frames; leave it out", "--image", still, "--frames", 4)
+
+
+def test_a_model_without_videos(clip):
+    message = "video: 'llava' takes images only, got a video; give its frames as images (--image, repeated), or use a model with videos"
+    refused(clip, message, "--video", clip, code=1, model=random_checkpoint)
+
+
+def test_wrong_videos(clip, monkeypatch):
+    refused(clip, f"video: no file or folder '{clip}.mp4'; check the path", "--video", f"{clip}.mp4")
+    (clip.parent / "none").mkdir()
+    refused(clip, "has no pictures", "--video", clip.parent / "none")
+    (clip.parent / "x.mp4").write_text("no video")
+    pytest.importorskip("av", reason="PyAV is not installed: pip install 'visual-token-reduction[video]'")
+    refused(clip, "x.mp4' cannot be decoded", "--video", clip.parent / "x.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    refused(clip, "x.mp4' needs PyAV, which is not installed; pip install", "--video", clip.parent / "x.mp4", code=1)
+
+
+def test_budgets_and_pixels_of_videos(clip):
+    few = ("--video", clip, "--frames", 6)
+    refused(clip, "uniform: keep must be from 1 to the video's visual tokens, got 100; video 0 has 54 visual tokens", *few, "--keep", 100)
+    refused(clip, "max_pixels: the processor of 'llava_next_video' has no such limit", *few, "--max-pixels", 999)
+    limited = json.loads(run(clip, *few, "--max-pixels", 8 * 256, "--keep", 4, "--json", model=random_qwen).stdout)
+    assert limited["visual_tokens"] == [3 * 6] and limited["max_pixels"] == 8 * 256
