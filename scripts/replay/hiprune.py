@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,9 @@ def replay(vector: Vector) -> None:
     real = torch.ones(views, n, dtype=torch.bool)
     number = anchor_count(keep, alpha)
     if vector.has("anchor_index"):
-        same_index("anchor_index", shallow[0].argsort(descending=True, stable=True)[:number].sort().values, vector["anchor_index"].sort().values)
+        same_index(
+            "anchor_index", shallow[0].argsort(descending=True, stable=True)[:number].sort().values, vector["anchor_index"].sort().values
+        )
 
     budget, anchors = torch.full((views,), keep), torch.full((views,), number)
     wrapped = raster_neighbours(views, n, cols)
@@ -60,4 +64,4 @@ def _sorted_parts(vector: Vector) -> Tensor:
     """Anchors and buffers of every view in ascending order, view after view."""
     index = vector["anchor_buffer_index"]
     ends = vector["anchor_buffer_offsets"].tolist() if vector.has("anchor_buffer_offsets") else [0, len(index)]
-    return torch.cat([index[start:end].sort().values for start, end in zip(ends, ends[1:], strict=False)])
+    return torch.cat([index[start:end].sort().values for start, end in itertools.pairwise(ends)])

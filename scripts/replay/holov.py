@@ -84,4 +84,3 @@ def _whole(parts: Tensor, cut: Parts, n: int) -> Tensor:
     """Values of crops `(G * C, W)` as values of tokens `(G, N)`."""
     spot = torch.where(cut.real, cut.token, n).flatten(1)
     return torch.zeros(len(spot), n + 1, dtype=parts.dtype).scatter(1, spot, parts.view(len(spot), -1))[:, :n]
-

@@ -148,7 +148,9 @@ def test_on_a_model_the_features_are_those_in_front_of_the_projector(kind):
         model(**batch.inputs)
         assert reduction.report().to_dict()["images"][0]["retained"] == image["retained"]
     ((view, kept),) = seen
-    features = model.model.vision_tower(batch.inputs["pixel_values"].reshape(-1, *batch.inputs["pixel_values"].shape[-3:]), output_hidden_states=True)
+    features = model.model.vision_tower(
+        batch.inputs["pixel_values"].reshape(-1, *batch.inputs["pixel_values"].shape[-3:]), output_hidden_states=True
+    )
     features = features.hidden_states[model.config.vision_feature_layer][:, 1:].detach()
     for g, got in enumerate(chosen(view, kept)):
         torch.testing.assert_close(view.per_token[FEATURES][g], features[g])

@@ -11,6 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vtr.ops.coverage import greedy_coverage
 
 
+def score(matrix: Tensor, covered: list[float], j: int, weight: Tensor, bonus: Tensor) -> float:
+    """Gain times weight plus bonus of a column."""
+    gain = sum(max(0.0, float(matrix[r, j]) - c) for r, c in enumerate(covered))
+    return gain * float(weight[j]) + float(bonus[j])
+
+
 def greedy(matrix: Tensor, columns: list[int], count: int, weight: Tensor, bonus: Tensor, first: list[int]) -> list[int]:
     """Pick after pick, the column with which the maxima of the rows grow most."""
     covered = [0.0] * matrix.shape[0]
@@ -18,12 +24,8 @@ def greedy(matrix: Tensor, columns: list[int], count: int, weight: Tensor, bonus
     while len(picked) < count:
         left = [j for j in columns if j not in picked]
         left = [j for j in left if j in first] or left
-
-        def score(j: int) -> float:
-            gain = sum(max(0.0, float(matrix[r, j]) - covered[r]) for r in range(len(covered)))
-            return gain * float(weight[j]) + float(bonus[j])
-
-        picked.append(max(left, key=lambda j: (score(j), -j)))
+        scores = [(score(matrix, covered, j, weight, bonus), -j) for j in left]
+        picked.append(-max(scores)[1])
         covered = [max(c, float(matrix[r, picked[-1]])) for r, c in enumerate(covered)]
     return picked
 

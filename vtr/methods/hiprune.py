@@ -90,9 +90,7 @@ def raster_neighbours(groups: int, n: int, cols: int, device: torch.device | Non
     return (torch.arange(n, device=device)[:, None] + steps).clamp(0, n - 1).expand(groups, n, 4)
 
 
-def hiprune(
-    shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int
-) -> tuple[Tensor, Tensor]:
+def hiprune(shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Anchors and their buffers by one score, the rest by another.
 
     Args:
@@ -192,7 +190,9 @@ class HiPrune(Method):
         if self.compat:
             n, (rows, cols) = view.real.shape[1], grids[0]
             if {rows * cols} != {n, *view.counts} or len(set(grids)) > 1:
-                raise VtrError("hiprune: compat='authors' needs whole images of one grid; leave compat out for videos and behind other methods")
+                raise VtrError(
+                    "hiprune: compat='authors' needs whole images of one grid; leave compat out for videos and behind other methods"
+                )
             beside = raster_neighbours(len(view.real), n, cols, view.real.device)
         else:
             beside = neighbours(view.cells, view.real, view.views, largest(grids))
