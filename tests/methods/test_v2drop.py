@@ -51,9 +51,8 @@ def test_ties_and_low_precision():
     tokens, real = torch.zeros(1, 5, 4), torch.ones(1, 5, dtype=torch.bool)
     assert v2drop(tokens, tokens, real, torch.tensor([2]))[0].tolist() == [True, True, False, False, False]
     a, b = torch.randn(2, 1, 40, 8).to(torch.bfloat16)
-    assert torch.equal(
-        v2drop(a, b, real.expand(1, 5).repeat(1, 8), torch.tensor([9])), v2drop(a.float(), b.float(), real.repeat(1, 8), torch.tensor([9]))
-    )
+    there, keep = torch.ones(1, 40, dtype=torch.bool), torch.tensor([9])
+    assert torch.equal(v2drop(a, b, there, keep), v2drop(a.float(), b.float(), there, keep))
 
 
 def test_selections_never_wait_for_the_device():
