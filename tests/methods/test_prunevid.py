@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, pivots, select, values
 from tests.views import Video, video_view
+from vtr.methods import _prunevid
 from vtr.methods._prunevid import refined
 from vtr.methods.prunevid import BLOCK, PruneVid, attended_blocks, prunevid_authors, question_score
 from vtr.ops.frames import Frames
@@ -186,6 +187,18 @@ def test_segments() -> None:
 def test_what_every_method_for_videos_promises() -> None:
     check_all(PruneVid())
     check_all(PruneVid(alpha=None, tau=0.3, segment_ratio=0.5))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = [len(video.left()) // 3 or 1 for video in TALL]
+    whole = select(PruneVid(), video_view(TALL, keep))
+    monkeypatch.setattr(_prunevid, "CHUNK", 700)
+    view = video_view(TALL, keep)
+    parts = select(PruneVid(), view)
+    assert whole.keep is not None and parts.keep is not None and torch.equal(whole.keep, parts.keep)
+    for row in range(len(TALL)):
+        assert pivots(whole, view, row) == pivots(parts, view, row)
+        assert torch.allclose(values(whole, view, row), values(parts, view, row), rtol=0, atol=1e-6)
 
 
 def asked(videos: list[Video], heads: int = 3, words: int = 5) -> dict:

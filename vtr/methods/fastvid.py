@@ -72,7 +72,7 @@ def exact_shares(count: Tensor, parts: Segments, keep: Tensor, context: float = 
     wanted = (keep.double() * context + 1e-9).long()
     salient = quota(count.double(), count, keep - wanted)
     room = torch.where(anchor, count - salient, 0)
-    dense = quota(parts.length / anchors.clamp_min(1) * anchor, room, wanted)
+    dense = quota(parts.length.double() / anchors.clamp_min(1) * anchor, room, wanted)
     left = keep - salient.sum(1) - dense.sum(1)
     salient = salient + quota(count.double(), count - salient - dense, left)
     return Shares(salient, dense, torch.zeros_like(anchor))
