@@ -1,6 +1,8 @@
 """What happens while an answer is made: new tokens that choose keys, and keys of earlier layers that go."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,11 +10,12 @@ import torch
 import vtr
 from tests.fake_flash import flash_attention
 from tests.oracles import Setup
+from vtr.methods.dycoke import DyCoke
 from vtr.testing import new_tokens
 from vtr.testing.compare import NEW, logits_of
 from vtr.testing.new_tokens import NEW_TOKENS, ChosenKeys, Evict
 from vtr.testing.probes import EveryNth, Freeze, Ragged
-from vtr.testing.reference import largest
+from vtr.testing.reference import Expected, keep_mask, largest, masked_logits, spots
 from vtr.testing.tiny_models import VIDEO_KINDS, generate
 
 KINDS = ("llava", "llava_next", "internvl", *VIDEO_KINDS)
@@ -79,3 +82,44 @@ def test_freezing_and_choosing_keys_do_not_go_together():
 def test_a_plan_names_the_new_tokens():
     plan = vtr.plan(Setup("llava").model, ChosenKeys(layer=2))
     assert "new tokens at LLM layer 2" in str(plan) and plan.counts(36) == [36] * 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted(DyCoke):
+    """DyCoke, which notes for every new token and video `(prompt row, patch ids left out)`."""
+
+    seen: ClassVar[list] = []
+
+    def _attend(self, need, view):
+        selection = super()._attend(need, view)
+        gone = view.real & ~selection.keep
+        assert view.counts == view.keeps == view.real.sum(1).tolist()
+        self.seen.append([(int(row), patch[out].tolist()) for row, patch, out in zip(view.row, view.patch, gone, strict=True)])
+        return selection
+
+
+@pytest.mark.parametrize("kind", VIDEO_KINDS)
+@torch.no_grad()
+def test_dycoke_attends_to_what_it_chose(kind):
+    Noted.seen.clear()
+    setup = Setup(kind, dtype=torch.float64)
+    batch = setup.batch()
+    with vtr.reduced(setup.model, Noted(keep=9, decode=True, layer=2, threshold=2.0, position_ids="keep")) as reduction:
+        answer = generate(setup.model, batch, NEW)
+        report = reduction.report()
+    keep, hidden = (
+        keep_mask(batch, [video.retained for video in report.images]),
+        torch.zeros(2, NEW - 1, batch.valid.shape[1], dtype=torch.bool),
+    )
+    for step, videos in enumerate(Noted.seen):
+        for spot, (row, gone) in zip(spots(batch), videos, strict=True):
+            assert row == spot.row and len(gone) == 7  # 9 - int(9 * 0.3) are left out
+            hidden[row, step, spot.positions[torch.isin(spot.patches, torch.tensor(gone))]] = True
+    assert report.attended == [[2, 2, 2]] * (NEW - 1)
+    whole = batch.followed_by(answer.sequences[:, -NEW:-1])
+    length = whole.valid.shape[1]
+    expected = Expected(drops=[(0, torch.cat([keep, whole.valid[:, -NEW + 1 :]], 1))], unseen_from=2)
+    expected.unseen = torch.zeros(2, length, length, dtype=torch.bool)
+    expected.unseen[:, -NEW + 1 :, : -NEW + 1] = hidden
+    full = masked_logits(setup.model, whole, expected)[:, -NEW:]
+    assert largest(logits_of(answer).transpose(0, 1), full) < 1e-6

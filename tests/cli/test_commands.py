@@ -38,7 +38,7 @@ def test_list_shows_every_method_and_filters():
     assert all(name in shown for name in list_methods())
     assert [row["name"] for row in json.loads(vtr("list", "--stage", "prefill", "--json").stdout)] == list_methods(stage="prefill")
     assert [row["name"] for row in json.loads(vtr("list", "fast*", "--json").stdout)] == list_methods("fast*")
-    assert "unknown stage 'decode'; one of input, tower, boundary, prefill" in vtr("list", "--stage", "decode", code=2).output
+    assert "unknown stage 'later'; one of input, tower, boundary, prefill, decode" in vtr("list", "--stage", "later", code=2).output
     table = vtr("list", "--markdown").stdout.strip().splitlines()
     assert len(table) == 2 + len(list_methods())
     assert all(line.startswith("| ") and line.endswith(" |") for line in table[2:])

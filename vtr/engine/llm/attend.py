@@ -29,7 +29,7 @@ class Choices:
     Args:
         item: the step.
         images, groups: whose tokens, and the rows of the View.
-        row: prompt row of every row of the View.
+        row: prompt row of every row of the View; tokens: how many it has.
         column: `(G, N)` int64, logical column of every token; real: `(G, N)` bool; gid: `(G, N)` int64, global ids.
         memory: what the method noted.
         counts: per new token `(G,)`, tokens that the later layers attended to; the report has the same list.
@@ -39,6 +39,7 @@ class Choices:
     images: Images
     groups: Groups
     row: list[int]
+    tokens: list[int]
     column: Tensor
     real: Tensor
     gid: Tensor
@@ -47,11 +48,12 @@ class Choices:
 
     def view(self, signals: dict[Any, Tensor]) -> View:
         """Returns the View of the step, without values of tokens."""
-        device, sizes = self.gid.device, [self.gid.shape[1]] * len(self.row)
+        device = self.gid.device
         spots, nothing = Spots(torch.zeros_like(self.gid), self.real, self.gid), torch.zeros(1, 1, 0, device=device)
-        view = make_view(nothing, spots, self.images, self.groups, sizes, sizes, self.item.method, self.item.step.layer)
+        view = make_view(
+            nothing, spots, self.images, self.groups, list(self.tokens), list(self.tokens), self.item.method, self.item.step.layer
+        )
         view.real, view.row, view.memory, view.signals = self.real, to_device(self.row, device), self.memory, signals
-        view.keep = self.real.sum(1)
         return view
 
     def rows(self, old: Sequence[int]) -> None:
@@ -63,6 +65,7 @@ class Choices:
             name: [values[group] for group in chosen] for name, values in vars(groups).items() if isinstance(values, list) and values
         }
         self.groups, self.row = replace(groups, **lists), [new for new, _ in pairs]
+        self.tokens = [self.tokens[group] for group in chosen]
         self.column, self.real, self.gid = self.column[pick], self.real[pick], self.gid[pick]
         for name, value in self.memory.items():
             if isinstance(value, Tensor) and value.ndim and len(value) == count:
@@ -84,15 +87,15 @@ class Attending:
         for item in items:
             for among in prompt.passes(item):
                 groups = groups_of(item, images.layouts, images.slots, False, among)
-                most = max(prompt.counts[image] for image in groups.owner)
-                if not most:
+                counts = prompt.counts_of(groups)
+                if not any(counts):
                     continue
-                spots = tokens.locate(groups, most)
+                spots = tokens.locate(groups, max(counts))
                 column = tokens.column.flatten()[spots.flat] + int(call.before)
                 row = [images.row[image] for image in groups.owner]
                 kind = images.layouts[groups.owner[0]].kind
                 notes = images.memory.setdefault((item.method, kind), {})
-                found.choices.append(Choices(item, images, groups, row, column, spots.present, spots.gid, notes, prompt.attended))
+                found.choices.append(Choices(item, images, groups, row, counts, column, spots.present, spots.gid, notes, prompt.attended))
         return found
 
     def rows(self, change: Callable[[Tensor], Tensor], count: int) -> None:

@@ -157,12 +157,8 @@ class Prompt(Shrinking):
     def look(self, item: PlanStep, hidden: Tensor, target: list[int], among: list[int] | None) -> tuple[View, Spots]:
         images = self.tokens.images
         groups = groups_of(item, images.layouts, images.slots, False, among)
-        if groups.view is not None:
-            every = self._counts_of_views()
-            counts = [every[number] for number in groups.number]
-            keep = quotas(target, groups.owner, counts)
-        else:
-            counts, keep = [self.counts[i] for i in groups.owner], [target[i] for i in groups.owner]
+        counts = self.counts_of(groups)
+        keep = [target[i] for i in groups.owner] if groups.view is None else quotas(target, groups.owner, counts)
         spots = self.tokens.locate(groups, max(counts))
         spots.groups = groups
         view = make_view(hidden, spots, images, groups, counts, keep, item.method, item.step.layer)
@@ -243,6 +239,13 @@ class Prompt(Shrinking):
         videos = {images.source[i]: layout.views for i, layout in enumerate(images.layouts) if layout.kind == "video"}
         assert self.frame_scores is not None
         return scores_of(self.frame_scores, [videos[i] for i in sorted(videos)], [images.source[i] for i in groups.owner], device)
+
+    def counts_of(self, groups: Groups) -> list[int]:
+        """Returns the visual tokens left of images, or of views."""
+        if groups.view is None:
+            return [self.counts[image] for image in groups.owner]
+        every = self._counts_of_views()
+        return [every[number] for number in groups.number]
 
     def _counts_of_views(self) -> list[int]:
         """Returns the visual tokens left of every view; asks the device where a removal by image came before."""
