@@ -9,7 +9,8 @@ from vtr.eval.examples import load_examples
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.pages.methods import draw_pictures, update_page
+from scripts.pages.methods import draw_pictures, draw_videos, update_page
+from vtr.data.shapes_video import test_samples
 from vtr.eval.report import read_folders
 from vtr.eval.report.build import sections_of
 from vtr.models.loading import load_model
@@ -23,13 +24,15 @@ def main() -> None:
     parser.add_argument("--no-pictures", action="store_true")
     given = parser.parse_args()
     example = next(one for one in load_examples() if one.file.name == given.example)
+    clip = next(one for one in test_samples(limit=3) if one.family == "motion")
     pictures = given.docs / "figures" / "methods"
     if not given.no_pictures:
         model, processor = load_model("tiny-llava", device="cpu")
         draw_pictures(model, processor, example, pictures)
+        draw_videos(*load_model("tiny-llava-video", device="cpu"), clip, pictures)
     sections = sections_of(read_folders(given.results)[0])
     for page in sorted((given.docs / "methods").glob("*.md")):
-        if not update_page(page, sections, pictures / f"{page.stem}.png", example.question):
+        if not update_page(page, sections, pictures / f"{page.stem}.png", example.question, clip.question):
             print(f"{page}: no marks, left as it is")
 
 

@@ -13,6 +13,7 @@ from vtr.ops.clusters import cluster, hard_labels
 from vtr.ops.precision import outside_autocast
 from vtr.ops.reconstruct import reconstruction
 from vtr.ops.sharpness import auto_tau
+from vtr.testing import given
 
 HALF = torch.bfloat16
 
@@ -39,7 +40,7 @@ def precisions(monkeypatch) -> list[bool]:
 def test_every_method_runs_on_a_llava_and_keeps_its_budget(name, precisions):
     kind = home(name)
     model, batch, method = tiny_models.model_of(kind), tiny_models.batch_of(kind), method_of(name, 7, home(name))
-    with vtr.reduced(model, method) as reduction:
+    with given.reduced(model, method) as reduction:
         with torch.autocast("cpu", HALF):
             logits = model(**batch.inputs).logits
         assert logits.isfinite().all()

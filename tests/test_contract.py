@@ -4,6 +4,7 @@ The checks are those of `vtr.testing.contract`, which `vtr check` runs, too. By 
 mechanism on every host; the full product is marked slow.
 """
 
+import re
 from dataclasses import fields
 from functools import cache
 
@@ -84,4 +85,44 @@ def test_removed_equals_masked_and_cached_equals_recomputed(name, kind):
             removed_and_cached(method_of(name, 7, kind), kind)
         return
     removed, cached = removed_and_cached(method_of(name, 7, kind), kind)
+    assert removed <= TOLERANCE and cached <= TOLERANCE
+
+
+IMAGE_METHODS = [name for name in NAMES if not method_class(name).card.needs_video]
+ON_VIDEOS = [
+    pytest.param(
+        name,
+        kind,
+        frames,
+        marks=() if (kind, frames) in (("llava_next_video_clips", "each"), ("qwen3_vl_clips", "all")) else pytest.mark.slow,
+    )
+    for name in IMAGE_METHODS
+    if name not in UNMASKED
+    for kind in ("llava_next_video_clips", "llava_onevision_clips", "qwen2_5_vl_clips", "qwen3_vl_clips")
+    for frames in ("each", "all")
+]
+REFUSED_ON_VIDEOS = "|".join(
+    [
+        *(
+            "needs the CLS token",
+            "shortens the vision tower",
+            "needs one token grid",
+            "one picture only",
+            "give keep_ratio",
+            "out of reach",
+        ),
+        *("stage 'input'", "gives merged patches back"),
+    ]
+)
+
+
+@pytest.mark.parametrize(("name", "kind", "frames"), ON_VIDEOS)
+def test_methods_for_images_see_videos_both_ways_or_say_why_not(name, kind, frames):
+    cls = method_class(name)
+    try:
+        method = cls(**NEEDED.get(name, {}), **({"keep": 9} if cls.takes_budget else {}), frames=frames)
+        removed, cached = removed_and_cached(method, kind)
+    except (vtr.VtrError, ValueError) as refusal:
+        assert re.search(REFUSED_ON_VIDEOS, str(refusal)), refusal
+        return
     assert removed <= TOLERANCE and cached <= TOLERANCE

@@ -93,7 +93,14 @@ def test_a_method_of_somebody_else_survives(monkeypatch: pytest.MonkeyPatch) -> 
     for method in (Theirs(), Theirs(keep=9, radius=1.5, layers=(3,), rule="max", position_ids="renumber")):
         for text in TEXTS.values():
             assert vtr.method_from(text(method.to_dict())) == method
-    assert Theirs(keep=9).to_dict() == {"name": "theirs", **default_settings(Theirs), "position_ids": None, "keep": 9, "layers": [1, 2]}
+    assert Theirs(keep=9).to_dict() == {
+        "name": "theirs",
+        **default_settings(Theirs),
+        "position_ids": None,
+        "frames": None,
+        "keep": 9,
+        "layers": [1, 2],
+    }
 
 
 @pytest.mark.parametrize("content", [None, "fastv", ["fastv"], {"keep": 64}, {"name": 3}])

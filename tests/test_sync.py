@@ -19,6 +19,7 @@ from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
 from tests.test_contract import NAMES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
 from vtr.registry import method_class
+from vtr.testing import given
 
 TORCH = Path(torch.__file__).parent
 PACKAGE = Path(vtr.__file__).parent
@@ -113,7 +114,7 @@ def test_the_trap_sees_what_waits():
 @torch.no_grad()
 def test_a_selection_does_not_wait_for_the_device(name, stage):
     model, batch, method = reduced(name, stage)
-    with vtr.reduced(model, method):
+    with given.reduced(model, method):
         model(**batch.inputs)  # fills caches of what is known on the host
         with Waits("methods", "ops") as waits:
             model(**batch.inputs)
@@ -124,7 +125,7 @@ def test_a_selection_does_not_wait_for_the_device(name, stage):
 @torch.no_grad()
 def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_counts(name, stage):
     model, batch, method = reduced(name, stage)
-    with vtr.reduced(model, method) as reduction:
+    with given.reduced(model, method) as reduction:
         model(**batch.inputs)
         with Waits("engine", "hosts") as waits:
             model(**batch.inputs)

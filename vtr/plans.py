@@ -237,6 +237,11 @@ class Plan:
                     last[layer] = max(last[layer], s.step.layer)
         return last
 
+    def cutter(self, kind: Kind) -> str:
+        """Returns the first method that shortens the tower of visuals of a kind, empty where none does."""
+        inside = (item for item in self.steps if item.step.stage in ("input", "tower") and item.step.action != "restore")
+        return next((item.name for item in inside if kind in item.step.on), "")
+
     @property
     def restoring(self) -> set[int]:
         """Methods that give back all tokens they merged."""

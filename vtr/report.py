@@ -118,6 +118,7 @@ class Report:
         self.grid = self.small_grid = None
         self.prefix_tokens = 0
         self._attended: list[Tensor] = []
+        self._in_front = self._evicted = 0
         self._layers, self._seen, self._clock, self._checks = plan.llm_layers, seen, clock, list(checks)
 
     @classmethod
@@ -141,6 +142,8 @@ class Report:
         )
         report = cls(plan, seen, prompt.clock, prompt.checks)
         report._attended = prompt.attended
+        report._in_front = max((item.step.layer for item in plan.steps if item.step.earlier_keys), default=0)
+        report._evicted = seen.lengths[report._in_front] if call.cache is not None else max(seen.lengths)
         return report
 
     @classmethod
@@ -186,6 +189,11 @@ class Report:
     def sequence_lengths(self) -> list[int]:
         """Length of the sequence at every LLM layer, padding and filler included; without an LLM at every block that ran."""
         return self._seen.lengths
+
+    @property
+    def cache_lengths(self) -> list[int]:
+        """Keys that the prompt left in the KV cache of every LLM layer: as `sequence_lengths`, but for layers whose keys went later."""
+        return [min(own, self._evicted) for own in self.sequence_lengths[: self._in_front]] + self.sequence_lengths[self._in_front :]
 
     @property
     def average_keep(self) -> float:

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from vtr.eval.examples import Example, answer_examples
 from vtr.eval.report.marked import has_block, with_block
 from vtr.eval.report.section import Section
+from vtr.eval.run.asking import encode, seen_of, to_model
 from vtr.eval.run.results import write_atomic
 from vtr.eval.summary import percent
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, list_methods, method_class
+from vtr.testing.given import reduced
 from vtr.types.settings import default_settings
 
-KEEP = 64
+KEEP, KEEP_OF_VIDEO = 64, 72
 SIDE = 384
 COLORS = 96  # of the palette: a picture of about 40 kB
 
@@ -33,6 +36,8 @@ def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, na
     """
     written = []
     for name in list_methods() if names is None else names:
+        if method_class(name).card.needs_video:
+            continue
         settings = {"keep": KEEP} if method_class(name).takes_budget and "keep" in default_settings(method_class(name)) else {}
         try:
             (answered,) = answer_examples(model, processor, [example], [create_method(name, **settings)])
@@ -40,6 +45,27 @@ def draw_pictures(model: Any, processor: Any, example: Example, folder: Path, na
             continue
         picture = answered.pictures[1].resize((SIDE, SIDE), Image.Resampling.LANCZOS).quantize(COLORS)
         folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{name}.png", optimize=True)
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def draw_videos(model: Any, processor: Any, sample: Any, folder: Path) -> list[Path]:
+    """Draws one PNG per method for videos: what it retains of the frames of a sample, at 72 visual tokens of 288.
+
+    Args:
+        model, processor: from `load_model`.
+        sample: of `shapes-video`.
+        folder: where `NAME.png` is written.
+    """
+    written = []
+    inputs = to_model(encode(processor, [sample.question], [[]], [seen_of(sample, whole=True)[1]]), model)
+    for name in (name for name in list_methods() if method_class(name).card.needs_video):
+        with torch.no_grad(), reduced(model, create_method(name, keep=KEEP_OF_VIDEO)) as reduction:
+            model.generate(**inputs, max_new_tokens=1)
+            picture = reduction.report().draw(list(sample.frames), processor=processor)
+        picture = picture.resize((2 * SIDE, round(2 * SIDE * picture.height / picture.width)), Image.Resampling.LANCZOS)
+        picture = picture.convert("RGB").quantize(COLORS, method=Image.Quantize.MAXCOVERAGE)  # keeps the colors of small things
         picture.save(folder / f"{name}.png", optimize=True)
         written.append(folder / f"{name}.png")
     return written
@@ -60,17 +86,18 @@ def measured_table(name: str, sections: Sequence[Section]) -> str:
     return markdown_table(head, body)
 
 
-def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str) -> bool:
-    """Writes the block between the marks of a page; False where the page has no marks."""
+def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str, asked: str = "") -> bool:
+    """Writes the block between the marks of a page, `asked` being the question about a video; False where the page has no marks."""
     text = page.read_text(encoding="utf-8")
     if not has_block(text, "measured"):
         return False
     parts = []
     if picture is not None and picture.is_file():
         place = picture.relative_to(page.parents[1])
-        parts.append(
-            f'![what {page.stem} retains](../{place.as_posix()})\n\ntiny-llava, "{question}": what is retained; the rest is dimmed.'
-        )
+        video = page.stem in list_methods() and method_class(page.stem).card.needs_video
+        what = f'tiny-llava-video, "{asked}", {KEEP_OF_VIDEO} of 288 tokens' if video else f'tiny-llava, "{question}"'
+        merged = ", and merged tokens are tinted like their pivot, in whichever frame that is" if video else ""
+        parts.append(f"![what {page.stem} retains](../{place.as_posix()})\n\n{what}: what is retained; the rest is dimmed{merged}.")
     if table := measured_table(page.stem, sections):
         parts.append(f"Every method beside it: [results](../results.md).\n\n{table}")
     block = "\n\n".join(parts)

@@ -83,7 +83,8 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
         settings: dict[str, Any] = {"keep_ratio": 0.5} if cls.takes_budget else {}
         settings |= {"layers": [host.with_keys[0]]} if name == "shortv" else {}
         try:
-            vtr.plan(model, create_method(name, **settings), question="")
+            scores: Any = [] if cls.card.needs_frame_scores else None
+            vtr.plan(model, create_method(name, **settings), question="", frame_scores=scores)
         except (vtr.VtrError, ValueError) as error:
             found[str(error).removeprefix(f"{name}: ").removeprefix("vtr.apply: ")].append(name)
     return dict(found)

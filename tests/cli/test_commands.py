@@ -58,11 +58,22 @@ def test_info_explains_every_setting(name):
     assert all(stage in shown for stage in cls.stages)
 
 
+def test_methods_for_videos_say_so():
+    rows = {row["name"]: row for row in json.loads(vtr("list", "--json").stdout)}
+    assert "video" in rows["vcast"]["needs"] and "video" not in rows["divprune"]["needs"]
+    shown = vtr("info", "vcast").stdout
+    assert "a video" in shown and "vtr run --model tiny-llava-video --video FILE" in shown
+    assert "vtr run --model tiny-llava --image FILE" in vtr("info", "divprune").stdout
+
+
 def test_models_lists_recipes(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert "llava-hf/llava-v1.6-vicuna-13b-hf" in vtr("models").stdout
     rows = {line.split()[0]: " ".join(line.split()) for line in vtr("models").stdout.splitlines()}
-    assert rows["qwen2.5-vl-7b"].endswith("apache-2.0 15.4 any 4 to 16384") and rows["internvl3-8b"].endswith("16 x 16 <= 3328 (13 views)")
+    assert "apache-2.0 15.4 any 4 to 16384 32 x 149.5 (640x360)" in rows["qwen2.5-vl-7b"]
+    assert rows["internvl3-8b"].endswith("16 x 16 <= 3328 (13 views) -") and rows["llava-onevision-7b"].endswith(
+        "<= 8667 (37 views) 32 x 196"
+    )
     listed = json.loads(vtr("models", "--json").stdout)
     assert {"name", "hub_id", "licence", "memory_gib", "tokens", "prompt"} <= set(listed[0])
 

@@ -54,7 +54,7 @@ def test_a_folder_of_frames(clip, model):
 
 def test_what_is_printed_and_fewer_frames_than_asked_for(clip):
     result = run(clip, "--video", clip, "--keep", 9)
-    assert f"video: 12 of 12 frames of {clip}" in result.stdout
+    assert f"video: 12 of 12 frames of {clip}, 0 to 1 tokens left of each" in result.stdout
     assert "has 12 frames, fewer than --frames 16; all are used" in " ".join(result.stderr.split())
     assert "108" in result.stdout, "12 frames of 9 tokens"
     assert "fewer than" not in run(clip, "--video", clip, "--frames", 4, "--keep", 9).stderr

@@ -100,7 +100,7 @@ def test_animations(tmp_path, kind):
 
 def test_a_still_picture_is_a_video_of_one_frame(tmp_path, caplog):
     gray(7).save(tmp_path / "x.png")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="vtr.data.frames"):
         video = read_video(tmp_path / "x.png", 8)
     assert (video.indices, video.total, grays(video)) == ((0,), 1, [7])
     assert "x.png' has 1 frames, fewer than the 8 asked for; all are used" in caplog.text

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, pivots, select, values
 from tests.views import Video, video_view
+from vtr.methods import _prunevid
 from vtr.methods._prunevid import refined
 from vtr.methods.prunevid import BLOCK, PruneVid, attended_blocks, prunevid_authors, question_score
 from vtr.ops.frames import Frames
@@ -188,6 +189,18 @@ def test_what_every_method_for_videos_promises() -> None:
     check_all(PruneVid(alpha=None, tau=0.3, segment_ratio=0.5))
 
 
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = [len(video.left()) // 3 or 1 for video in TALL]
+    whole = select(PruneVid(), video_view(TALL, keep))
+    monkeypatch.setattr(_prunevid, "CHUNK", 700)
+    view = video_view(TALL, keep)
+    parts = select(PruneVid(), view)
+    assert whole.keep is not None and parts.keep is not None and torch.equal(whole.keep, parts.keep)
+    for row in range(len(TALL)):
+        assert pivots(whole, view, row) == pivots(parts, view, row)
+        assert torch.allclose(values(whole, view, row), values(parts, view, row), rtol=0, atol=1e-6)
+
+
 def asked(videos: list[Video], heads: int = 3, words: int = 5) -> dict:
     """Attention of text, different for every video."""
 
@@ -213,6 +226,7 @@ def second(videos: list[Video], keep: list[int]) -> tuple:
 def test_the_question_chooses_in_every_block() -> None:
     keep = [len(video.left()) * 2 // 5 or 1 for video in TALL]
     view, signal = second(TALL, keep)
+    still = view.cells[..., 2] % 2 == 0
     step = PruneVid(layer=11).steps(GEOMETRY_12)[1]
     assert step.select is not None
     answer = step.select(view)
@@ -231,6 +245,10 @@ def test_the_question_chooses_in_every_block() -> None:
         alone, _ = second([video], [keep[g]])
         alone.text = Text(*(part[g : g + 1] for part in view.text))
         assert torch.equal(step.select(alone).keep[0][alone.real[0]], answer.keep[g][view.real[g]])
+    view.per_token.pop(BLOCK)
+    unmerged = step.select(view).keep
+    assert unmerged.sum(1).tolist() == keep, "where the budget of the boundary was all there is, frames are blocks"
+    view.per_token[BLOCK] = torch.where(still, 0, 2 * view.cells[..., 0] + 1)
     with FakeTensorMode() as mode:
         fake = {name: mode.from_tensor(getattr(view, name)) for name in ("real", "keep", "cells")}
         text = Text(*map(mode.from_tensor, view.text))

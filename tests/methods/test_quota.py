@@ -178,6 +178,7 @@ class Scored(QuoTA):
     def steps(self, geometry):  # type: ignore[no-untyped-def]
         (step,) = super().steps(geometry)
         inner = step.select
+        assert inner is not None
 
         def scored(view: View):  # type: ignore[no-untyped-def]
             at = torch.arange(view.views, device=view.tokens.device)

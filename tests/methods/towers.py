@@ -31,6 +31,9 @@ class Layer:
         """What the engine would hand out: `(N)`, `(H, N)` or `(N, H, d)`."""
         if signal.kind in ("q", "k"):
             return (self.query if signal.kind == "q" else self.key)[self.cls :].unflatten(-1, (self.heads, -1))
+        if signal.kind == "received":
+            maps = torch.stack([self.head_logits(i).softmax(-1) for i in range(len(self.query))])[..., self.cls :]
+            return maps.mean(0) if signal.heads else maps.mean((0, 1))
         assert signal.kind == "cls_row" and self.cls
         logits = self.head_logits(0)
         rows = (logits.softmax(-1) if signal.softmax else logits)[:, 1:]

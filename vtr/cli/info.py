@@ -45,7 +45,8 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
     out.print(settings)
     out.print()
     budget = " --keep 64" if cls.takes_budget else ""
-    out.print(f"vtr run --model tiny-llava --image FILE --question TEXT --method {cls.name}{budget}", style="dim", soft_wrap=True)
+    shown = "tiny-llava-video --video" if cls.card.needs_video else "tiny-llava --image"
+    out.print(f"vtr run --model {shown} FILE --question TEXT --method {cls.name}{budget}", style="dim", soft_wrap=True)
 
 
 def _lines(row: dict[str, Any], code: str, budget: Any) -> list[tuple[str, str]]:
@@ -57,7 +58,12 @@ def _lines(row: dict[str, Any], code: str, budget: Any) -> list[tuple[str, str]]
         ("code", code),
         ("stage", ", ".join(row["stages"])),
         ("reads", row["signals"]),
-        ("needs", ", ".join({"cls": "a CLS token", "text": "the question", "anyres": "AnyRes"}[need] for need in row["needs"])),
+        (
+            "needs",
+            ", ".join(
+                {"cls": "a CLS token", "text": "the question", "anyres": "AnyRes", "video": "a video"}[need] for need in row["needs"]
+            ),
+        ),
         ("cost", row["cost"]),
         ("budget", given + ("" if row["exact"] else "; not exact: at most so many stay")),
         ("remarks", ", ".join(row["marks"])),

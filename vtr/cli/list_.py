@@ -61,7 +61,7 @@ def facts(name: str) -> dict[str, Any]:
         "arxiv": card.arxiv,
         "signals": card.signals,
         "cost": card.cost,
-        "needs": [need for need in ("cls", "text", "anyres") if getattr(card, f"needs_{need}")],
+        "needs": [need for need in ("cls", "text", "anyres", "video") if getattr(card, f"needs_{need}")],
         "exact": card.exact,
         "adaptive": cls.takes_budget and cls.default_budget is None,
         "marks": marks,

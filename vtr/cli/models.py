@@ -26,13 +26,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "checkpoint", "host", "licence", "GiB", "grid of a view", "visual tokens", "of a video"):
-        table.add_column(column, no_wrap=column in ("name", "checkpoint"))
+    for column in ("name", "checkpoint", "host", "licence", "GiB", "a view", "visual tokens", "of a video"):
+        table.add_column(column, no_wrap=column in ("name", "checkpoint", "visual tokens", "of a video"))
     for r in recipes:
         table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", *geometry(r.tokens), of_video(r.tokens))
     out.print(table)
-    out.print("GiB: weights alone, stored dtype. Grid and visual tokens: newlines excluded; tokens per image.", style="dim")
-    out.print("Of a video: frames that papers show x tokens of a frame; `at`: for frames of so many pixels.", style="dim")
+    out.print("GiB: weights alone, stored dtype. A view: its grid of tokens. Visual tokens: of an image, newlines excluded.", style="dim")
+    out.print("Of a video: frames that papers show x tokens of a frame; in brackets: for frames of so many pixels.", style="dim")
     out.print("any: every image has its own, between the processor's limits of pixels, see --max-pixels.", style="dim")
 
 
@@ -51,5 +51,5 @@ def of_video(tokens: Mapping[str, Any]) -> str:
     known = tokens.get("video")
     if known is None:
         return "-"
-    size = f" at {known['of'][1]} x {known['of'][0]}" if "of" in known else ""
+    size = f" ({known['of'][1]}x{known['of'][0]})" if "of" in known else ""
     return f"{known['frames']} x {known['per_frame']:g}{size}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from vtr.cli._common import (
     Attention,
@@ -97,8 +98,10 @@ def run(
         out.print_json(json.dumps({**found.to_dict(), **given, "dtype": kind, "pictures": pictures}))
     else:
         _print(found, pictures, kind)
-        for name, one in zip(video or (), videos, strict=True):
-            out.print(f"video: {len(one.frames)} of {one.total} frames of {name}", soft_wrap=True, markup=False)
+        for name, one, entry in zip(video or (), videos, found.report["images"] if videos else (), strict=True):
+            left = sorted({min(entry["per_frame"]), max(entry["per_frame"])})
+            said = f"{len(one.frames)} of {one.total} frames of {name}, {' to '.join(map(str, left))} tokens left of each"
+            out.print(f"video: {said}", soft_wrap=True, markup=False)
 
 
 def _check_given(context: typer.Context, image: list[str] | None, video: list[str] | None) -> None:
@@ -118,7 +121,8 @@ def _read(paths: Sequence[str], frames: int, quiet: bool) -> list[Video]:
         with spinner(f"frames of {path}", quiet):
             videos.append(read_video(path, frames))
         if len(videos[-1].frames) < frames:
-            err.print(f"[yellow]note:[/] {path} has {videos[-1].total} frames, fewer than --frames {frames}; all are used", soft_wrap=True)
+            few = f"{path} has {videos[-1].total} frames, fewer than --frames {frames}; all are used"
+            err.print(f"[yellow]note:[/] {escape(few)}", soft_wrap=True)
     return videos
 
 

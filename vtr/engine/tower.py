@@ -23,7 +23,7 @@ from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host, closed_tower, feature_layers
+from vtr.hosts._host import Host, closed_tower, feature_layers, pooled_tower
 from vtr.hosts._layout import Kind, Layout, runs_of
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
@@ -162,12 +162,9 @@ class TowerHooks:
         closed = next((layout.closed for layout in layouts if layout.closed), "")
         if closed and (self.acts or self.watched):
             raise closed_tower(self.reader, closed)
-        cutter = next((s.name for s in (*self.layer_steps, *self.inputs) if self.host.shown(kind) in s.step.on), "")
+        cutter = self.plan.cutter(self.host.shown(kind))
         if kind == "video" and self.host.pooling is not None and cutter:
-            raise VtrError(
-                f"{cutter}: shortens the vision tower, but {self.host.name!r} makes each token of a video of several patches, which must all be "
-                "there; use a method that acts behind the tower, such as 'divprune'"
-            )
+            raise pooled_tower(cutter, self.host.name)
 
     def _check_features(self, given: dict[str, Any]) -> None:
         asked = given.get("vision_feature_layer")

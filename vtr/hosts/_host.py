@@ -253,6 +253,14 @@ def closed_tower(name: str, reason: str) -> VtrError:
     return VtrError(f"{name}: reads or shortens the vision tower, but {reason}; use a method that needs no tower, such as 'divprune'")
 
 
+def pooled_tower(name: str, host: str) -> VtrError:
+    """The refusal of a method that shortens a tower whose patches become tokens several at a time."""
+    return VtrError(
+        f"{name}: shortens the vision tower, but {host!r} makes each token of a video of several patches, which must all be there; use a method "
+        "that acts behind the tower, such as 'divprune'"
+    )
+
+
 def feature_layers(asked: int | Sequence[int], count: int) -> tuple[int, ...]:
     """0-based tower layers, ascending, that transformers' `vision_feature_layer` names.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vtr.ops.gather import left_align, take
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
-from vtr.types import Boundary, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
+from vtr.types import Boundary, FrameOption, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
 from vtr.types.signals import cls_row, keys
 
 PLACE = "place"  # of a token in the authors' order, per token
@@ -84,6 +84,7 @@ class Merging(Method):
 
     takes_budget: ClassVar[bool] = True
     published_positions: ClassVar[PositionOption] = "renumber"
+    frames_unless_told: ClassVar[FrameOption] = "each"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -120,10 +120,10 @@ def still(frames: Frames, member: Tensor) -> Still:
     count = (weight @ frames.real.to(dtype)).long()
     paid = []
     for part in frames.tokens.split(_step(frames.tokens, 2), 2):
-        unit = torch.nn.functional.normalize(part.to(dtype), dim=-1, eps=1e-12)
-        both = weight @ unit.flatten(2)
-        whole = both.unflatten(2, unit.shape[2:]).square().sum(-1)
-        paid.append(whole - weight @ unit.square().sum(-1))
+        norm = torch.linalg.vector_norm(part, dim=-1, dtype=dtype)
+        unit = part.to(dtype) / norm.clamp_min(1e-12)[..., None]
+        both = (weight @ unit.flatten(2)).view_as(unit)
+        paid.append(torch.linalg.vector_norm(both, dim=-1).square() - weight @ (norm > 0).to(dtype))
     pairs = (count * (count - 1)).clamp_min(1)
     return Still(count, torch.where(count > 1, torch.cat(paid, 2) / pairs, -1.0))
 

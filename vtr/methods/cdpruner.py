@@ -28,7 +28,7 @@ from vtr.methods._relevance import Relevant
 from vtr.ops.dpp import greedy_dpp
 from vtr.ops.gather import index_to_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Stage
+from vtr.types import Budget, Card, FrameOption, Stage
 
 
 def balanced(quality: Tensor, theta: float | None) -> Tensor:
@@ -61,6 +61,7 @@ class CDPruner(Relevant):
     theta: float | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
     card: ClassVar[Card] = Card(
         title="Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",

@@ -31,7 +31,23 @@ from vtr.ops.gather import index_to_mask
 from vtr.ops.kmedoids import Medoids, kmedoids
 from vtr.ops.spectral import heat_affinity, laplacian_eigen
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, Place, Remove, Selection, Stage, Step, Tower, View, at_least
+from vtr.types import (
+    Boundary,
+    Budget,
+    Card,
+    FrameOption,
+    Geometry,
+    Merge,
+    Method,
+    Place,
+    Remove,
+    Selection,
+    Stage,
+    Step,
+    Tower,
+    View,
+    at_least,
+)
 
 CHOICES = {
     "stage": ("tower", "boundary"),
@@ -87,6 +103,7 @@ class CenterCLIP(Method):
     iterations: int = 20
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower", "boundary")
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     card: ClassVar[Card] = Card(
         title="CenterCLIP: Token Clustering for Efficient Text-Video Retrieval",

@@ -36,7 +36,7 @@ from vtr.ops.reconstruct import are_few, mean_of_nearest, nearest, reconstruct, 
 from vtr.ops.sharpness import auto_tau
 from vtr.recipes import calibrated
 from vtr.registry import register_method
-from vtr.types import Card, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError, at_least
+from vtr.types import Card, FrameOption, Geometry, Merge, Method, Restore, Selection, Stage, Step, Tower, View, VtrError, at_least
 
 FULL_SHARE = 10 / 24
 """Blocks at full resolution when alpha is not given: 10 of the 24 of ViT-L, as published for ADE20K."""
@@ -73,6 +73,7 @@ class Expedit(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     card: ClassVar[Card] = Card(
         title="Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning",
         paper="Liang et al., 2022",

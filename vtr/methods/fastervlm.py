@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vtr.methods._score import ScoreMethod
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, PositionOption, Signal, Stage, View
+from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, PositionOption, Signal, Stage, View
 from vtr.types.signals import cls_row
 
 
@@ -37,6 +37,7 @@ class FasterVLM(ScoreMethod):
 
     per: ClassVar[Literal["image", "view"]] = "view"
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.25)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

@@ -36,6 +36,7 @@ from vtr.registry import register_method
 from vtr.types import (
     Budget,
     Card,
+    FrameOption,
     Geometry,
     Layer,
     Method,
@@ -171,6 +172,7 @@ class FlowCut(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower", "prefill")
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=2 / 9)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

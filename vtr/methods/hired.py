@@ -30,7 +30,22 @@ from vtr.ops.grids import sides
 from vtr.ops.parts import members, topk_per_part
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import (
+    Boundary,
+    Budget,
+    Card,
+    FrameOption,
+    Geometry,
+    Method,
+    PositionOption,
+    Remove,
+    Selection,
+    Signal,
+    Stage,
+    Step,
+    View,
+    VtrError,
+)
 from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
@@ -94,6 +109,8 @@ class HiRED(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
+    frames_only: ClassVar[FrameOption | None] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=0.2)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

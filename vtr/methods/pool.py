@@ -39,6 +39,7 @@ from vtr.types import (
     Boundary,
     Budget,
     Card,
+    FrameOption,
     Geometry,
     Merge,
     Method,
@@ -133,6 +134,7 @@ class Pool(Method):
     grid: tuple[int, int] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "tower")
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     card: ClassVar[Card] = Card(
         title="Pool: grid average pooling to an exact number of tokens",

@@ -187,4 +187,5 @@ class PruneVid(Method):
 def _prune(rows: Signal, view: View) -> Selection:
     assert view.text is not None
     score = question_score(view.signals[rows], view.text.instruction)
-    return Selection(keep=attended_blocks(score, view.per_token[BLOCK], view.real, view.keep, 2 * view.views))
+    block = view.per_token.get(BLOCK, 2 * view.cells[..., 0] + 1)  # nothing had to be merged: every frame is a block of what moves
+    return Selection(keep=attended_blocks(score, block, view.real, view.keep, 2 * view.views))

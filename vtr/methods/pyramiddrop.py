@@ -20,12 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vtr.methods._schedule import Scheduled
-from vtr.ops.gather import take
-from vtr.ops.prompt_rows import last_text, prompt_rows
+from vtr.ops.prompt_rows import last_token_row
 from vtr.ops.schedule import least_average, scaled_layers
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
@@ -51,11 +49,7 @@ def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: T
     Returns:
         `(G, N)`, mean over heads of the softmax over all text and visual tokens of the prompt, float32 at least.
     """
-    n = real.shape[1]
-    tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
-    index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)  # a prompt without text: its last visual token
-    last = take(torch.cat([query.visual, query.text], 1), index)  # (G, 1, H, d)
-    return prompt_rows(last, key.visual, key.text, real, text_real, row, scaling=scaling)[:, 0]
+    return last_token_row(query.visual, query.text, key.visual, key.text, real, text_real, row, scaling=scaling)
 
 
 def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:

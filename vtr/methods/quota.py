@@ -87,6 +87,7 @@ class QuoTA(Method):
         signals="visual tokens; relevance of frames, given by the caller (frame_scores=)",
         cost="interpolation, O(keep D); scoring every frame by a second model is the caller's and costs far more",
         needs_video=True,
+        needs_frame_scores=True,
         experimental=True,
         settings={
             "exponent": "of the scores; higher gives more to the most relevant frames",

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from vtr.ops.canvas import valid_region
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Input, Method, Rescale, Stage, Step, View
+from vtr.types import Budget, Card, FrameOption, Geometry, Input, Method, Rescale, Stage, Step, View
 
 
 @lru_cache(maxsize=4096)
@@ -76,6 +76,7 @@ class Resize(Method):
     """Smaller input images; the default budget is a third, the 192 of 576 of most tables."""
 
     stages: ClassVar[tuple[Stage, ...]] = ("input",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     card: ClassVar[Card] = Card(
         title="Resize: a smaller input image",

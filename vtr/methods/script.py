@@ -32,7 +32,7 @@ from vtr.ops.gather import index_to_mask
 from vtr.ops.redundancy import graph_redundancy
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Stage
+from vtr.types import Budget, Card, FrameOption, Stage
 
 
 def script(
@@ -69,6 +69,7 @@ class Script(Relevant):
     gamma: float = 1.0
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
     card: ClassVar[Card] = Card(
         title="Script: Graph-Structured and Query-Conditioned Semantic Token Pruning (default: a repaired combination of ours)",

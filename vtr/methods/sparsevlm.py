@@ -31,7 +31,22 @@ from vtr.ops.gather import left_align, take
 from vtr.ops.raters import rated, rater_score, raters
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Layer, Merge, Observe, PositionOption, Selection, Signal, Stage, Step, View
+from vtr.types import (
+    Boundary,
+    Budget,
+    Card,
+    FrameOption,
+    Geometry,
+    Layer,
+    Merge,
+    Observe,
+    PositionOption,
+    Selection,
+    Signal,
+    Stage,
+    Step,
+    View,
+)
 from vtr.types.signals import TEXT, attention
 
 PUBLISHED = (3, 7, 16)
@@ -105,6 +120,7 @@ class SparseVLM(Tabled):
 
     tables, published, of = TABLES, PUBLISHED, N
     stages: ClassVar[tuple[Stage, ...]] = ("boundary", "prefill")
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=TABLES[192][-1] / N)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

@@ -30,7 +30,7 @@ from vtr.ops.outliers import upper_fence
 from vtr.ops.parts import members, part_sum, topk_per_part
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Card, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Card, FrameOption, Geometry, Method, Observe, PositionOption, Remove, Selection, Signal, Stage, Step, View
 from vtr.types.signals import cls_row, keys
 
 NOTES = "tokencorr"  # density, priority and local chance of each token
@@ -107,6 +107,7 @@ class TokenCorr(Method):
     seed: int | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     takes_budget: ClassVar[bool] = True
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

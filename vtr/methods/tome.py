@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
 from vtr.registry import register_method
-from vtr.types import Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
+from vtr.types import Budget, Card, FrameOption, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
 from vtr.types.signals import keys
 
 
@@ -118,6 +118,7 @@ class ToMe(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("tower",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     card: ClassVar[Card] = Card(
         title="Token Merging: Your ViT But Faster",

@@ -155,5 +155,5 @@ class VidCom2(Method):
     def _select(self, view: View) -> Selection:
         frames = frames_of(view)
         like = likeness(frames, quiet_channels(frames, self.channel_ratio))
-        base = view.keep / view.real.sum(1).clamp_min(1)
+        base = view.keep.double() / view.real.sum(1).clamp_min(1)
         return Selection(keep=frames.flat(vidcom2(like, frames.real, base, view.keep, self.temperature)))

@@ -31,7 +31,22 @@ from vtr.ops.gather import left_align, take
 from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Merge, Method, PositionOption, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types import (
+    Boundary,
+    Budget,
+    Card,
+    FrameOption,
+    Geometry,
+    Merge,
+    Method,
+    PositionOption,
+    Selection,
+    Signal,
+    Stage,
+    Step,
+    View,
+    VtrError,
+)
 from vtr.types.signals import cls_row, keys, queries
 
 Sum = Literal["add", "mean"]
@@ -93,6 +108,7 @@ class VisionZip(Method):
     compat: Literal["authors"] | None = None
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 3)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

@@ -30,7 +30,7 @@ from torch import Tensor
 from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
-from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
+from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
 from vtr.types.signals import cls_row, keys, queries
 
 STEP = 8  # tokens removed per round; Theia-4869/VisPruner llava/model/llava_arch.py at aefa01a
@@ -98,6 +98,7 @@ class VisPruner(Method):
     important_ratio: float = 0.5
 
     stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    frames_unless_told: ClassVar[FrameOption] = "each"
     default_budget: ClassVar[Budget | None] = Budget(keep_ratio=128 / 576)
     published_positions: ClassVar[PositionOption] = "renumber"
     card: ClassVar[Card] = Card(

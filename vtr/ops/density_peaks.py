@@ -40,10 +40,30 @@ def density_peaks(
     """
     width = tokens.shape[1]
     most = min(most, width)
-    neighbours = clusters if neighbours is None else neighbours
+    score, distance = peak_scores(tokens, real, clusters if neighbours is None else neighbours, noise)
+    order = torch.arange(width, device=tokens.device)
+    center = score.argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, C)
+    taken = order[:most] < clusters[:, None]
+    to_center = distance.gather(2, center[:, None].expand(-1, width, -1)).masked_fill(~taken[:, None], torch.inf)
+    cluster = to_center.argmin(2)
+    spot = torch.where(taken, center, width)  # a center belongs to itself
+    own = order[:most].expand_as(center)
+    cluster = torch.cat([cluster, cluster[:, :1]], 1).scatter(1, spot, own)[:, :width]
+    return Peaks(center, taken, torch.where(real, cluster, -1))
+
+
+def peak_scores(tokens: Tensor, real: Tensor, neighbours: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns how good a centre each token makes, and the distances between tokens.
+
+    Args:
+        tokens, real, neighbours, noise: as for `density_peaks`.
+
+    Returns:
+        Score `(B, T)` float64, -inf where not real, and distance `(B, T, T)` float64, inf for pairs that are not real.
+    """
     pair = real[:, :, None] & real[:, None]
     distance = (euclidean(tokens) / tokens.shape[2] ** 0.5).masked_fill(~pair, torch.inf)
-    order = torch.arange(width, device=tokens.device)
+    order = torch.arange(tokens.shape[1], device=tokens.device)
     near = (order < neighbours[:, None])[:, None]
     squared = torch.where(near, distance.sort(dim=2).values.square(), 0).sum(2) / neighbours.clamp_min(1)[:, None]
     density = (-squared).exp()
@@ -53,15 +73,7 @@ def density_peaks(
     farthest = torch.where(pair, distance, 0).amax((1, 2), keepdim=True)
     apart = torch.where(denser & pair, distance, torch.inf).amin(2)
     apart = torch.where(apart.isinf(), farthest[..., 0], apart)
-    score = (apart * density).masked_fill(~real, -torch.inf)
-    center = score.argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, C)
-    taken = torch.arange(most, device=tokens.device) < clusters[:, None]
-    to_center = distance.gather(2, center[:, None].expand(-1, width, -1)).masked_fill(~taken[:, None], torch.inf)
-    cluster = to_center.argmin(2)
-    spot = torch.where(taken, center, width)  # a center belongs to itself
-    own = torch.arange(most, device=tokens.device).expand_as(center)
-    cluster = torch.cat([cluster, cluster[:, :1]], 1).scatter(1, spot, own)[:, :width]
-    return Peaks(center, taken, torch.where(real, cluster, -1))
+    return (apart * density).masked_fill(~real, -torch.inf), distance
 
 
 def cluster_means(tokens: Tensor, cluster: Tensor, clusters: int, eps: float = 0.0) -> Tensor:

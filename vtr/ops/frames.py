@@ -73,13 +73,14 @@ def by_frame(tokens: Tensor, real: Tensor, cells: Tensor, grids: Sequence[Grid],
     return Frames(values.unflatten(1, shape), found.unflatten(1, shape), spot.unflatten(1, shape), there, size)
 
 
-CHUNK = 2**24
-"""Numbers that are widened to float64 at a time."""
+CHUNK = 2**21
+"""Numbers that are widened to float64 at a time: what fits a CPU's caches; sixteen times as many elsewhere."""
 
 
 def stretches(tokens: Tensor) -> list[slice]:
     """Returns the frames of `tokens (G, T, P, D)` in stretches of at most `CHUNK` numbers, or of one frame."""
-    step = max(1, CHUNK // max(1, tokens.shape[0] * tokens.shape[2] * tokens.shape[3]))
+    limit = CHUNK if tokens.device.type == "cpu" else 16 * CHUNK
+    step = max(1, limit // max(1, tokens.shape[0] * tokens.shape[2] * tokens.shape[3]))
     return [slice(first, first + step) for first in range(0, tokens.shape[1], step)]
 
 
@@ -95,7 +96,7 @@ def frame_means(frames: Frames) -> Tensor:
 
 def norms(tokens: Tensor) -> Tensor:
     """Returns the Euclidean length of every token, `(G, T, P)` float64."""
-    return torch.cat([tokens[:, some].double().square().sum(-1) for some in stretches(tokens)], 1).sqrt()
+    return torch.cat([torch.linalg.vector_norm(tokens[:, some], dim=-1, dtype=torch.float64) for some in stretches(tokens)], 1)
 
 
 def products(tokens: Tensor, direction: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vtr.ops.attention_rows import attention_rows
+from vtr.ops.gather import take
 
 CHUNK = 128
 """Query rows at a time: below one layer's activations."""
@@ -72,3 +73,30 @@ def last_text(text_real: Tensor) -> Tensor:
         return torch.zeros(len(text_real), 1, dtype=torch.int64, device=text_real.device)
     order = torch.arange(text_real.shape[1], device=text_real.device)
     return torch.where(text_real, order, 0).amax(1, keepdim=True)
+
+
+def last_token_row(
+    visual_query: Tensor,
+    text_query: Tensor,
+    visual_key: Tensor,
+    text_key: Tensor,
+    real: Tensor,
+    text_real: Tensor,
+    row: Tensor,
+    *,
+    scaling: float | None = None,
+) -> Tensor:
+    """Attention weights, averaged over the heads, of the last text token of each prompt to the visual tokens of one image each.
+
+    Args:
+        visual_query, text_query: `(G, N, H, d)` and `(G, M, H, d)`, after the rotary embedding.
+        visual_key, text_key, real, text_real, row, scaling: as for `prompt_rows`.
+
+    Returns:
+        `(G, N)`; a prompt without text asks with its last visual token.
+    """
+    n = real.shape[1]
+    tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
+    index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)
+    last = take(torch.cat([visual_query, text_query], 1), index)  # (G, 1, H, d)
+    return prompt_rows(last, visual_key, text_key, real, text_real, row, scaling=scaling)[:, 0]

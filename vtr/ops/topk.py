@@ -34,6 +34,27 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     return (rank < keep[:, None]) & real
 
 
+def best_of_groups(score: Tensor, real: Tensor, group: Tensor, limit: Tensor) -> Tensor:
+    """Returns the best entries of every group of a row, as many as the group's limit; ties go to the lowest index.
+
+    Args:
+        score: `(B, N)`, higher is better.
+        real: `(B, N)` bool, candidates.
+        group: `(B, N)` int64 in `0 .. S - 1`.
+        limit: `(B, S)` int64.
+
+    Returns:
+        Mask `(B, N)` bool. Two sorts, no host sync.
+    """
+    own = torch.where(real, group, limit.shape[1])
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, own.gather(1, order).argsort(dim=1, stable=True))
+    size = torch.zeros(len(own), limit.shape[1] + 1, dtype=torch.int64, device=own.device).scatter_add_(1, own, torch.ones_like(own))
+    place = torch.arange(own.shape[1], device=own.device) - (size.cumsum(1) - size).gather(1, own.gather(1, order))
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    return real & (rank < limit.gather(1, group.clamp(0, limit.shape[1] - 1)))
+
+
 def quota(weight: Tensor, capacity: Tensor, total: Tensor) -> Tensor:
     """Shares a budget over parts by largest remainder, never above a part's capacity; what a full part cannot take goes to the others.
 

@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from vtr.hosts._versions import output_cache
-from vtr.reduction import apply, reduced
 from vtr.registry import create_method
 from vtr.testing.families import LAYERS
+from vtr.testing.given import apply, reduced
 from vtr.testing.subject import TINY, Broken, Subject, require, retained_of, without_images
 from vtr.testing.tiny_models import (
     ALL_KINDS,
@@ -121,10 +121,9 @@ def tokens_are_removed_and_not_masked(subject: Subject, kind: str) -> None:
     model, batch = model_of(kind), batch_of(kind)
     with reduced(model, subject.method(7, kind)) as reduction:
         cache = output_cache(model(**batch.inputs, use_cache=True))
-        report = reduction.report().to_dict()
+        report, wanted = reduction.report().to_dict(), reduction.report().cache_lengths
         lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
         after = output_cache(generate(model, batch, 4))
-    wanted = report["sequence_lengths"]
     require(lengths == wanted, subject, f"the KV cache must be as long as reported, {wanted}, got {lengths}")
     grown = [after.get_seq_length(layer) - 3 for layer in range(LAYERS)]
     require(grown == lengths, subject, f"decoding must add one entry per token to {lengths}, got {grown} without them")

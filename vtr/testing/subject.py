@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.reduction import apply, reduced
 from vtr.registry import list_methods, method_class
 from vtr.testing.families import LAYERS, PAD, SIDE
+from vtr.testing.given import apply, reduced
 from vtr.testing.tiny_models import ALL_KINDS, FAMILIES, PIXELS_OF, VIDEO_KINDS, WITH_TEXT_ONLY, Batch, batch_of, generate, model_of
 from vtr.types import BUDGETS, Geometry, Method, VtrError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.hosts._host import host_of
-from vtr.reduction import reduced
+from vtr.testing.given import reduced
 from vtr.testing.reference import (
     Expected,
     TowerValues,
@@ -88,6 +89,19 @@ def images_of(view: View) -> list[int]:
     return found
 
 
+def owners(batch: Batch, view: View) -> list[tuple[int, int]]:
+    """Returns, for each row of a View, the image that it belongs to and the patch id of that image at which its patch ids begin: 0, but for a
+    frame that a method sees as an image of its own."""
+    frames = [(i, sum(map(math.prod, grids[:v]))) for i, grids in enumerate(_grids(batch)) for v in range(len(grids))]
+    if view.only is None and len(view.keeps) == len(frames) > sum(map(len, batch.shots)):
+        return frames
+    return [(image, 0) for image in images_of(view)]
+
+
+def _grids(batch: Batch) -> list[list[tuple[int, int]]]:
+    return [FAMILIES[batch.kind].grids(shot) for row in batch.shots for shot in row]
+
+
 def expected_of(model: Any, batch: Batch, method: Method, answers: Sequence[Answer], geometry: Geometry) -> Expected:
     """Returns what the answers of a method must amount to in the unreduced model.
 
@@ -124,8 +138,8 @@ def expected_of(model: Any, batch: Batch, method: Method, answers: Sequence[Answ
 def _retained(batch: Batch, answer: Answer) -> list[list[int]]:
     """Patch ids that are left, per image."""
     retained: list[list[int]] = [[] for row in batch.shots for _ in row]
-    for group, image in enumerate(images_of(answer.view)):
-        retained[image] += answer.view.patch[group][answer.keep[group]].tolist()
+    for group, (image, first) in enumerate(owners(batch, answer.view)):
+        retained[image] += (answer.view.patch[group][answer.keep[group]] + first).tolist()
     return retained
 
 
@@ -133,11 +147,11 @@ def _llm_values(batch: Batch, answer: Answer, values: Tensor) -> tuple[Tensor, T
     """Which positions of the sequence get new values, and the values `(B, S, D)`."""
     changed, full = torch.zeros_like(batch.visual), values.new_zeros(*batch.visual.shape, values.shape[-1])
     places = spots(batch)
-    for group, image in enumerate(images_of(answer.view)):
+    for group, (image, first) in enumerate(owners(batch, answer.view)):
         spot = places[image]
         position = dict(zip(spot.patches.tolist(), spot.positions.tolist(), strict=True))
         for token in answer.keep[group].nonzero()[:, 0].tolist():
-            at = position[int(answer.view.patch[group, token])]
+            at = position[int(answer.view.patch[group, token]) + first]
             changed[spot.row, at], full[spot.row, at] = True, values[group, token]
     return changed, full
 
@@ -151,10 +165,10 @@ def _tower_values(batch: Batch, answer: Answer) -> TowerValues:
     values = tokens.new_zeros(*keep.shape, tokens.shape[-1])
     areas = areas_of(batch)
     first = [sum(map(len, areas[:image])) for image in range(len(areas))]
-    for group, image in enumerate(images_of(answer.view)):
-        offsets = torch.tensor([0, *areas[image]]).cumsum(0)
-        view = torch.searchsorted(offsets, answer.view.patch[group], right=True) - 1
-        place = answer.view.patch[group] - offsets[view]
+    for group, (image, begin) in enumerate(owners(batch, answer.view)):
+        offsets, patch = torch.tensor([0, *areas[image]]).cumsum(0), answer.view.patch[group] + begin
+        view = torch.searchsorted(offsets, patch, right=True) - 1
+        place = patch - offsets[view]
         for token in answer.view.real[group].nonzero()[:, 0].tolist():
             row, column = first[image] + view[token], place[token]
             target = -1 if assign is None else int(assign[group, token])
@@ -193,7 +207,12 @@ def removed_and_cached(method: Method, kind: str, new_tokens: int = 3, dtype: to
         answer = generate(model, batch, new_tokens, **{"suppress_tokens": [IMAGE], **family.generation})
     made = answer.sequences[:, -new_tokens:-1]
     whole = batch.followed_by(made)
-    full = masked_logits(model, whole, _longer(expected, made.shape[1]))[:, -new_tokens:]
+    longer = _longer(expected, made.shape[1])
+    if any(one.step.earlier_keys for one in chosen):  # new tokens do not see in earlier layers, either, what is gone
+        length = batch.valid.shape[1]
+        longer.unseen = torch.zeros(*whole.valid.shape, whole.valid.shape[1], dtype=torch.bool)
+        longer.unseen[:, length:, :length] = (batch.valid & ~keep)[:, None]
+    full = masked_logits(model, whole, longer)[:, -new_tokens:]
     return removed, largest(torch.stack(answer.logits, 1), full)
 
 

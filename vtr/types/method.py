@@ -32,6 +32,7 @@ class Card:
     needs_text: bool = False
     needs_anyres: bool = False
     needs_video: bool = False
+    needs_frame_scores: bool = False
     exact: bool = True
     ours: bool = False
     experimental: bool = False
@@ -71,6 +72,9 @@ class Method:
     frames_unless_told: ClassVar[FrameOption] = "all"
     """What `frames=None` means; `each` for methods whose memory grows with the square of the tokens, or that know one thumbnail."""
 
+    frames_only: ClassVar[FrameOption | None] = None
+    """The one choice of `frames` that has a meaning for the method; None = both have."""
+
     removes_all: ClassVar[bool] = False
     """Whether no visual token is left, which a method without a budget cannot say otherwise."""
 
@@ -87,6 +91,10 @@ class Method:
             raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
         if self.frames not in ("each", "all", None):
             raise ValueError(f"{self.name}: frames must be 'each' or 'all', got {self.frames!r}")
+        if self.frames is not None and self.frames_only not in (None, self.frames):
+            raise ValueError(
+                f"{self.name}: knows the places of one picture only, so that frames must be {self.frames_only!r}, got {self.frames!r}"
+            )
         if self.frames is not None and self.card.needs_video:
             raise ValueError(f"{self.name}: sees the frames of a video together, got frames={self.frames!r}; leave it out")
         given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k) is not None}

@@ -276,8 +276,9 @@ def test_a_video_may_keep_more_than_an_image_has():
 def test_limits_of_a_recipe():
     whole = forecast(Setup("qwen3-vl-8b"), Cell(None, replace(REMOTE, frames=256)))
     assert whole.retained == 12288, "all frames share the pixels"
-    small = forecast(Setup("qwen2.5-vl-7b", pixels=PixelLimits(max_pixels=100 * 784)), Cell(None, REMOTE))
-    assert small.retained == 300
+    for most, view in ((100 * 784, 7 * 13), (640 * 360, 12 * 22), (10**7, 13 * 23)):  # as the processor of Qwen2.5-VL makes of 640 x 360
+        small = forecast(Setup("qwen2.5-vl-7b", pixels=PixelLimits(max_pixels=most)), Cell(None, REMOTE))
+        assert small.retained == 3 * view
 
 
 def test_frames_as_images_cost_as_much_as_images():

@@ -132,10 +132,9 @@ class NewToken:
             step, signals = choice.item.step, {}
             for signal in step.needs:
                 at = signal_layer(signal, step)
-                weights = self.read[at][torch.tensor(choice.row, device=self.read[at].device)]
-                position = self._keys_of(choice, at)
-                rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1))
-                rows = rows.masked_fill(~choice.real[:, None], 0.0)
+                device = choice.gid.device
+                weights, position = self.read[at].to(device)[to_device(choice.row, device)], self._keys_of(choice, at).to(device)
+                rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1)).masked_fill(~choice.real[:, None], 0.0)
                 signals[signal] = rows if signal.heads else rows.mean(1)
             view = choice.view(signals)
             assert step.select is not None
@@ -213,15 +212,18 @@ def _mask_of(mask: Any, index: Tensor, real: Tensor, all_real: bool, query: Tens
     return own + additive(real[:, None, None], query.dtype)
 
 
-def check_cache(cache: Any, state: Any, name: str) -> None:
+def check_cache(cache: Any, state: Any, name: str, answered: bool) -> None:
     """Refuses a cache on which steps at new tokens, or the removal of earlier keys, cannot be followed.
 
     Args:
         cache: of the prompt, or None; state: what an earlier reduced call left in it; name: of the method.
+        answered: new tokens stand behind the prompt.
 
     Raises:
-        VtrError: it is static, or a turn with images or videos is in it already.
+        VtrError: it is static, there is none while an answer is made, or a turn with images or videos is in it already.
     """
+    if cache is None and answered:
+        raise VtrError(f"{name}: changes which keys of a cache are used, and there is none; generate with use_cache=True")
     if cache is not None and cache.is_compileable:
         raise VtrError(f"{name}: changes which keys of a cache are used, which a static cache cannot follow; use a dynamic cache")
     if state is not None and state.attending is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from vtr.eval.tasks import Sample, get_task
+from vtr.eval.tasks import get_task
 
 METRIC = "exact_match"
 
@@ -26,7 +26,7 @@ class VtrTask(ConfigurableMessagesTask):
         ours = get_task(config["dataset_path"])
         if config["dataset_name"] not in ours.families:
             raise ValueError(f"{config['task']}: dataset_name must be one of {', '.join(ours.families)}, got {config['dataset_name']!r}")
-        self.samples: dict[str, Sample] = {s.id: s for s in ours.samples(None) if s.family == config["dataset_name"]}
+        self.samples: dict[str, Any] = {s.id: s for s in ours.samples(None) if s.family == config["dataset_name"]}
         self.is_correct = ours.is_correct
         fixed = {
             "test_split": "test",

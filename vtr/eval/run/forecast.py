@@ -20,7 +20,7 @@ from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._host import Host, host_of, pooled_tower
 from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
 from vtr.models.pixels import check_frame_limits, check_limits
 from vtr.planning import plan
@@ -241,4 +241,9 @@ def _largest(setup: Setup, cell: Cell) -> Largest | None:
 
 
 def _planned(setup: Setup, cell: Cell) -> Plan:
-    return plan(sketch(setup), cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one
+    model = sketch(setup)
+    found = plan(model, cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one
+    host, cutter = host_of(model), found.cutter("video")
+    if cell.task.frames and cutter and host.pooling is not None:
+        raise pooled_tower(cutter, host.name)
+    return found

@@ -93,11 +93,18 @@ def largest_video(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
         return None if processor is None else replace(_of_clip(host, processor, (*_ASSUMED, frames)), assumed=True)
     joins = known.get("joins", 1)
     views, view = -(-frames // joins), round(known["per_frame"] * joins)
-    if setup.pixels.max_pixels and host.pixel_limits is not None:
-        view = min(view, setup.pixels.max_pixels // (host.tower.patch_size * math.isqrt(host.tower.joins)) ** 2)
+    unit = host.tower.patch_size * math.isqrt(host.tower.joins)
+    if setup.pixels.max_pixels and "of" in known and view * unit**2 > setup.pixels.max_pixels:
+        view = _shrunk(known["of"], unit, setup.pixels.max_pixels)
     view = min(view, known.get("most", views * view) // views)
     grid = host.tower.patch_grid if host.pooling is not None else None
     return Largest(views * view, (grid or (1, view),) * views, assumed="of" in known)
+
+
+def _shrunk(size: list[int], unit: int, most: int) -> int:
+    """Returns the tokens of `unit` pixels that a frame of `[height, width]` has when the processor of Qwen-VL has to make it smaller."""
+    scale = min(1.0, math.sqrt(most / (size[0] * size[1])))
+    return math.prod(max(1, math.floor(side * scale / unit)) for side in size)
 
 
 def _clips(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:

@@ -8,10 +8,8 @@ from typing import Any, Protocol
 
 
 class Sample(Protocol):
-    """One question; `image` may be drawn or read only when it is needed. A sample of several images has them as `images`, too.
-
-    Instead of `image`, a sample of one video has its `frames`, a list of images, and one of several videos, or of images and videos, has `visuals`,
-    a list of images and `vtr.data.frames.Video`.
+    """One question, and what it is about, which may be drawn or read only when it is needed: an `image`; several `images`; the `frames` of one video,
+    a list of images; or `visuals`, a list of images and `vtr.data.frames.Video`.
     """
 
     @property
@@ -22,8 +20,6 @@ class Sample(Protocol):
     def question(self) -> str: ...
     @property
     def answer(self) -> str: ...
-    @property
-    def image(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Task:
     version: str
     sha256: str
     families: tuple[str, ...]
-    samples: Callable[[int | None], Sequence[Sample]]
+    samples: Callable[[int | None], Sequence[Any]]
     is_correct: Callable[[str, str], bool]
     max_new_tokens: int
     remote: bool = False

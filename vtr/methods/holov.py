@@ -1,0 +1,212 @@
+"""HoloV: share the budget out over bands of the image by attention, and keep the best of every band.
+
+Paper: HoloV, NeurIPS 2025, arXiv 2510.02912, Section 4.1.
+Code:  github.com/obananas/HoloV at 1d2e65e, Apache-2.0: nothing copied, checked against its outputs.
+Stage: boundary. Reads: CLS row of the feature layer. Batch: any. Deterministic: yes.
+
+1. A token's score is the attention that CLS pays to it in the tower layer whose output is used, mean over heads.
+2. The tokens of an image are cut, in raster order, into C runs of equal length, the crops: C = 1024 N / (576 keep), rounded down.
+3. A crop's weight is its mean score to the power of tau.
+4. Crops share the budget in proportion to their weights, rounded down; what is left goes one each to the heaviest crops. A crop whose share is
+   more than it has keeps all its tokens, and the others share what is left anew.
+5. Every crop keeps its best tokens by score. `rule="holistic"` ranks them by H = A + V instead: score plus the variance of a token's cosines to
+   the rest of its crop, scaled to the mean score of the crop.
+
+Paper to code: K -> keep, N_c -> crops, tau -> tau, w_c -> the weights of `dealt`, H -> `holistic_score`.
+Departures: the released code ranks by attention alone, and its variance cancels out of the quotas too, so features have no influence on it:
+`rule="attention"` is what it does, `rule="holistic"` what the paper says. What a full crop cannot take is dealt again (the code fills the place up
+with zero vectors), crops of one token are like any other, kept tokens stay in position order (the code: crop by crop, by score). The budget of an
+AnyRes image is one, over thumbnail and canvas; its padding is no candidate. `scripts/replay/holov.py` has the code's versions. Refetching while
+decoding, in the paper's appendix, is not offered. Without a CLS token the score is the attention received from all tokens in the last tower layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtr.ops.canvas import on_device
+from vtr.ops.gather import left_align
+from vtr.ops.precision import widened
+from vtr.ops.split import Parts, gather_parts, join_mask
+from vtr.ops.topk import topk_mask
+from vtr.registry import register_method
+from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
+from vtr.types.signals import cls_row, received
+
+Rule = Literal["attention", "holistic"]
+
+
+def crop_count(tokens: int, keep: int, crops: int | None = None) -> int:
+    """Returns into how many crops an image of so many tokens is cut: `crops` if given, else 1024 N / (576 keep); 1 to N."""
+    wanted = 1024 * tokens // (576 * max(keep, 1)) if crops is None else crops
+    return min(max(wanted, 1), max(tokens, 1))
+
+
+def bands(real: Tensor, crops: Tensor, most: int, width: int) -> Parts:
+    """Cuts the real tokens of each row into runs of equal length; the first ones are longer by one where it does not come out even.
+
+    Args:
+        real: `(G, N)` bool.
+        crops: `(G,)` int64, runs of each row, 1 to `real.sum(1)`.
+        most: `crops.max()` or more.
+        width: at least the longest run.
+
+    Returns:
+        Parts with `token` and `real (G, most, width)`; `keep` is the length of each run. No host sync.
+    """
+    device, count = real.device, real.sum(1)[:, None]
+    crop = torch.arange(most, device=device)
+    base, longer = count // crops[:, None], count % crops[:, None]
+    size = torch.where(crop < crops[:, None], base + (crop < longer), 0)  # (G, C)
+    within = torch.arange(width, device=device)
+    place = (crop * base + torch.minimum(crop, longer))[..., None] + within
+    order, _ = left_align(real, real.shape[1])
+    index = order.gather(1, place.clamp_max(real.shape[1] - 1).flatten(1)).view_as(place)
+    return Parts(index, within < size[..., None], size)
+
+
+def dealt(weight: Tensor, size: Tensor, keep: Tensor, rounds: int) -> Tensor:
+    """Shares a budget over crops: rounded down, the rest to the heaviest, and again without crops that are full.
+
+    Args:
+        weight: `(G, C)` float64, non-negative; crops without weight share alike when no other is open.
+        size: `(G, C)` int64, tokens of each crop.
+        keep: `(G,)` int64, at most `size.sum(1)`.
+        rounds: one more than crops that can be full, a Python int.
+
+    Returns:
+        `(G, C)` int64 that sum to `keep`; ties go to the first crop. `O(rounds C log C)`, no host sync.
+    """
+    open_ = size > 0
+    for _ in range(rounds):
+        left = (keep - torch.where(open_, 0, size).sum(1))[:, None]
+        mine = torch.where(open_, weight, 0)
+        mine = torch.where(mine.sum(1, keepdim=True) > 0, mine, open_.to(mine))
+        part = left * mine / mine.sum(1, keepdim=True).clamp_min(1e-300)
+        floor = part.floor().long()
+        rest = left - floor.sum(1, keepdim=True)
+        share = floor + topk_mask(mine, open_, rest[:, 0]).long()
+        open_ = open_ & (share <= size)
+    return torch.where(open_, share, size)
+
+
+def holistic_score(score: Tensor, features: Tensor, real: Tensor) -> Tensor:
+    """Score plus rescaled variance of similarity, both of one crop.
+
+    Args:
+        score: `(P, W)`, one row per crop.
+        features: `(P, W, D)`, any float dtype; cosines in float32 at least.
+        real: `(P, W)` bool.
+
+    Returns:
+        `(P, W)`; in a crop of one token its score.
+    """
+    wide = widened(features).nan_to_num()
+    wide = (wide / (wide.norm(dim=-1, keepdim=True) + 1e-6)).masked_fill(~real[..., None], 0)
+    itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    similarity = (wide @ wide.mT).masked_fill(itself, 0)  # (P, W, W)
+    number = real.sum(1, keepdim=True)
+    others = (number - 1).clamp_min(1)
+    mean = similarity.sum(2) / others
+    spread = torch.where(real[:, None], (similarity - mean[..., None]).square(), 0).sum(2) / others
+    spread = torch.where(real, spread, 0)
+    own = torch.where(real, score, 0).to(spread.dtype)
+    scaled = spread * own.abs().sum(1, keepdim=True) / (spread.sum(1, keepdim=True) + 1e-6 * number.clamp_min(1))
+    return torch.where(number > 1, own + scaled, own)
+
+
+def holov(
+    score: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    counts: Sequence[int],
+    keeps: Sequence[int],
+    crops: int | None = None,
+    tau: float = 1.0,
+    features: Tensor | None = None,
+) -> Tensor:
+    """Keeps the best tokens of every crop.
+
+    Args:
+        score: `(G, N)`, non-negative, higher is better; any float dtype.
+        real: `(G, N)` bool, candidates.
+        keep: `(G,)` int64, `keep <= real.sum(1)`.
+        counts, keeps: `real.sum(1)` and `keep` as Python ints, so that nothing here waits for the device.
+        crops: how many crops; None = by the budget.
+        tau: power of a crop's mean score.
+        features: `(G, N, D)` for `rule="holistic"`; None for `rule="attention"`.
+
+    Returns:
+        Keep mask `(G, N)` bool with exactly `keep` True per row; ties go to the lowest index. `O(N log N)`, with features `O(N W D)` for crops
+        of W tokens.
+    """
+    number = [crop_count(n, k, crops) for n, k in zip(counts, keeps, strict=True)]
+    width = max(-(-n // c) for n, c in zip(counts, number, strict=True))
+    rounds = max(min(c, k // max(n // c, 1)) for n, k, c in zip(counts, keeps, number, strict=True)) + 1
+    cut = bands(real, on_device([number], real.device)[0], max(number), width)
+    own = gather_parts(widened(score).nan_to_num().clamp_min(0), cut)  # (G * C, W)
+    there = cut.real.flatten(0, 1)
+    mean = torch.where(there, own.double(), 0).sum(1) / there.sum(1).clamp_min(1)
+    quota = dealt(mean.view(cut.keep.shape) ** tau, cut.keep, keep, rounds)
+    ranked = own if features is None else holistic_score(own, gather_parts(features, cut), there)
+    return join_mask(topk_mask(ranked, there, quota.flatten()), cut, real.shape[1])
+
+
+@register_method("holov")
+@dataclass(frozen=True, kw_only=True)
+class HoloV(Method):
+    """Attention quotas over bands; the default budget is the code's 64 of 576. Positions are renumbered as the authors do."""
+
+    rule: Rule = "attention"
+    crops: int | None = None
+    tau: float = 1.0
+    compat: Literal["authors"] | None = None
+
+    stages: ClassVar[tuple[Stage, ...]] = ("boundary",)
+    default_budget: ClassVar[Budget | None] = Budget(keep_ratio=1 / 9)
+    published_positions: ClassVar[PositionOption] = "renumber"
+    card: ClassVar[Card] = Card(
+        title="Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
+        paper="HoloV, 2025",
+        venue="NeurIPS 2025",
+        arxiv="2510.02912",
+        code="github.com/obananas/HoloV",
+        signals="CLS attention of the feature layer; without CLS attention received in the last tower layer",
+        cost="one q_cls K product and sorts of N; rule='holistic' adds the cosines inside every crop",
+        settings={
+            "rule": "attention: the best of a crop by attention, as released; holistic: by attention and variance of similarity, the paper's",
+            "crops": "runs of the raster order that share the budget; None: 1024 N / (576 keep)",
+            "tau": "power of a crop's mean score in its share",
+            "compat": "'authors': places of full crops filled with zero vectors, order by crop; pure functions and replay only",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule not in ("attention", "holistic"):
+            raise ValueError(f"holov: rule must be 'attention' or 'holistic', got {self.rule!r}")
+        if self.crops is not None and self.crops < 1:
+            raise ValueError(f"holov: crops must be 1 or more, got {self.crops}; the paper uses 16, 8 and 5 at 64, 128 and 192 tokens")
+        if self.tau < 0:
+            raise ValueError(f"holov: tau must be 0 or more, got {self.tau}; the released code has 1")
+        if self.compat not in (None, "authors"):
+            raise ValueError(f"holov: compat must be None or 'authors', got {self.compat!r}")
+
+    def steps(self, geometry: Geometry) -> tuple[Step, ...]:
+        if self.compat == "authors":
+            raise VtrError(
+                "holov: compat='authors' puts zero vectors in the place of tokens that full crops do not have; it runs in scripts/replay only; "
+                "leave compat out to reduce a model"
+            )
+        score = cls_row(geometry.feature_layer) if geometry.has_cls else received(geometry.tower_layers - 1)
+        return (Remove(Boundary(), lambda view: self._select(view, score), (score,)),)
+
+    def _select(self, view: View, score: Signal) -> Selection:
+        features = view.tokens if self.rule == "holistic" else None
+        kept = holov(view.signals[score], view.real, view.keep, view.counts, view.keeps, self.crops, self.tau, features)
+        return Selection(keep=kept)

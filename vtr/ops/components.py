@@ -1,0 +1,33 @@
+"""Principal components over the tokens of a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RANK = 1e-12
+"""Share of the largest eigenvalue below which a component is rounding."""
+
+
+def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
+    """Returns how much each token weighs in the first principal components: absolute entries of the left singular vectors of the rows.
+
+    Args:
+        rows: `(G, N, C)`, one row per token, centred as the caller wants it; any float dtype.
+        real: `(G, N)` bool; what is not real weighs nothing.
+        most: number of components.
+
+    Returns:
+        `(G, N, most)` float64, largest component first; components beyond the rank of the rows are zero. Exact, from the eigenvectors of the
+        smaller of the Gram matrices `(N, N)` and `(C, C)`: `O(N C min(N, C) + min(N, C)^3)`; on CUDA the solver waits for the device.
+    """
+    wide = torch.where(real[..., None], rows.double(), 0)
+    tall = wide.shape[1] > wide.shape[2]
+    gram = wide.mT @ wide if tall else wide @ wide.mT
+    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    values, vectors = values.flip(1)[:, :most], vectors.flip(2)[..., :most]
+    some = values > RANK * values[:, :1].clamp_min(1e-300)
+    if tall:
+        vectors = wide @ vectors / torch.where(some, values, 1).clamp_min(1e-300).sqrt()[:, None]
+    weights = torch.where(some[:, None] & real[..., None], vectors.abs(), 0)
+    return torch.nn.functional.pad(weights, (0, most - weights.shape[2]))
