@@ -141,7 +141,7 @@ class VScan(Method):
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         early = round(geometry.tower_layers * 5 / 24) if self.shallow is None else self.shallow
-        if early >= geometry.tower_layers:
+        if early >= max(geometry.tower_layers, 1):
             raise ValueError(
                 f"vscan: shallow={early} is not one of the tower's layers 0 to {geometry.tower_layers - 1}; the paper's 6th is 5"
             )
