@@ -56,8 +56,9 @@ OF_VIDEOS = {name for name in NAMES if method_class(name).card.needs_video}
 
 
 def quick(name: str, kind: str) -> bool:
-    """Whether the quick suite has the method on a kind; of videos beside its home only one whose frames have a grid and a time of their own."""
-    return kind == home(name) or (name in REPRESENTATIVES and (name not in OF_VIDEOS or kind == "qwen3_vl_clips"))
+    """Whether the quick suite has the method on a kind: all at home, one per mechanism on one kind per mechanism of hosts; of videos that is one
+    whose frames have a grid and a time of their own."""
+    return kind == home(name) or (name in REPRESENTATIVES and kind in (*tiny_models.KINDS, "qwen3_vl_clips"))
 
 
 PAIRS = [

@@ -45,13 +45,13 @@ def test_other_families_eager(name, kind):
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("kind", [slow_unless(("llava_next",), kind) for kind in tiny_models.KINDS])
 def test_sdpa_in_float32(name, kind):
     check(name, Setup(kind, dtype=FP32))
 
 
 @pytest.mark.parametrize("name", [name for name in ORACLES if name not in ONLY_SDPA])
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("kind", [slow_unless(("llava_siglip", "llava_next"), kind) for kind in tiny_models.KINDS])
 def test_eager_in_float32(name, kind):
     check(name, Setup(kind, "eager", FP32))
 
