@@ -10,7 +10,20 @@ import vtr
 
 LIMIT_MS = 20
 """The promise; measured 4 to 10 ms, after a first call that imports the host. A pass over the weights would take seconds.
-The least of five counts: what the code costs is at most that, and a machine that others share adds to single ones."""
+The least of five counts: what the code costs is at most that, and a machine that others share adds to single ones. On a slower machine the
+promise is as much longer as `yardstick` takes there."""
+YARDSTICK_MS = 8
+"""What `yardstick` takes on the machine that the promise is about."""
+
+
+def yardstick() -> float:
+    """Milliseconds of CPU time of a loop in Python, the least of five."""
+    took = []
+    for _ in range(5):
+        started = time.process_time()
+        sum(i * i for i in range(100_000))
+        took.append(1e3 * (time.process_time() - started))
+    return min(took)
 
 
 @pytest.fixture(scope="module")
@@ -30,4 +43,5 @@ def test_applying_and_removing_is_quick(large, name):
         started = time.process_time()
         vtr.apply(large, name, keep=64).remove()
         took.append(1e3 * (time.process_time() - started))
-    assert min(took) < LIMIT_MS, took
+    limit = LIMIT_MS * max(1.0, yardstick() / YARDSTICK_MS)
+    assert min(took) < limit, (took, limit)

@@ -132,7 +132,9 @@ def test_it_says_what_it_does(model):
 
 def test_both_ways_show_the_same_arguments():
     assert inspect.signature(vtr.reduced) == inspect.signature(vtr.apply)
-    assert list(inspect.signature(vtr.reduced).parameters) == ["model", "method", "history", "processor", "question", "settings"]
+    assert list(inspect.signature(vtr.reduced).parameters) == [
+        *("model", "method", "history", "processor", "question", "frame_scores", "visuals", "settings")
+    ]
 
 
 def test_the_model_is_looked_at_again_when_a_block_begins():

@@ -84,7 +84,7 @@ def test_the_factor_reaches_the_method(name, monkeypatch):
     for layer in model.model.language_model.layers:
         layer.self_attn.scaling = MULTIPLIER
     module = importlib.import_module(f"vtr.methods.{name}")
-    function = {"flowcut": "last_row"}.get(name, "prompt_rows")
+    function = {"flowcut": "last_row", "pyramiddrop": "last_token_row"}.get(name, "prompt_rows")
     real = getattr(module, function)
 
     def watched(*args, **kwargs):

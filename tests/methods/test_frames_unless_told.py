@@ -20,6 +20,11 @@ EACH = {
     "prumerge": "view by view",
     "prumerge_plus": "view by view",
     "fastervlm": "view by view",
+    "hiprune": "knows one grid",
+    "mmtok": "(N, N) cosines",
+    "prunesid": "(N, N) cosines",
+    "scope": "(N, N) cosines",
+    "vscan": "knows one grid",
 }
 
 

@@ -42,7 +42,8 @@ class CleanCopies:
         changed, ours = [], range(self._first, RemovableHandle.next_id)
         for module, before in self._before:
             now = vars(module)
-            hooked = any(hooks and max(hooks) in ours for hooks in (now["_forward_pre_hooks"], now["_forward_hooks"]))
+            before_it, behind_it = now["_forward_pre_hooks"], now["_forward_hooks"]
+            hooked = (before_it and max(before_it) in ours) or (behind_it and max(behind_it) in ours)
             if not hooked and len(now) == len(before) and all(map(is_, now.values(), before.values())):
                 continue
             swapped = {n: before.get(n, _ABSENT) for n in now.keys() | before.keys() if now.get(n) is not before.get(n)}

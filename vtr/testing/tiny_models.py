@@ -153,7 +153,9 @@ class Batch:
     @property
     def visual(self) -> Tensor:
         """`(B, S)` bool: placeholders, newlines included."""
-        return (self.inputs["input_ids"] == IMAGE) | (self.inputs["input_ids"] == VIDEO)
+        ids = self.inputs["input_ids"]
+        videos = any(isinstance(shot, Clip) for row in self.shots for shot in row)  # without one the id is text
+        return (ids == IMAGE) | (ids == VIDEO) if videos else ids == IMAGE
 
     @property
     def positions(self) -> Tensor:
