@@ -46,20 +46,28 @@ class Sizes:
 FULL_SIZES = Sizes()
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES, next_: bool = False):
-    """A LLaVA (or LLaVA-NeXT) with random weights."""
-    tower = CLIPVisionConfig(
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The ids of the tokens that pad, begin and end, as configurations name them."""
+    return dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+
+
+def tower_config(sizes: Sizes, pixels: int) -> CLIPVisionConfig:
+    """The tower of both models, for square images of so many pixels a side."""
+    return CLIPVisionConfig(
         hidden_size=sizes.width,
         intermediate_size=4 * sizes.width,
         num_hidden_layers=sizes.tower_layers,
         num_attention_heads=sizes.heads,
-        image_size=PIXELS,
+        image_size=pixels,
         patch_size=PATCH,
         hidden_act="gelu_pytorch_tanh",
         projection_dim=sizes.width,
     )
-    ids = dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    llm = LlamaConfig(
+
+
+def llm_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlamaConfig:
+    """The LLM of both models."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.width,
         intermediate_size=sizes.intermediate,
@@ -68,11 +76,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES, n
         num_key_value_heads=sizes.heads,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
-        **ids,
+        **special_ids(tokenizer),
     )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES, next_: bool = False):
+    """A LLaVA (or LLaVA-NeXT) with random weights."""
+    ids = special_ids(tokenizer)
     settings = dict(
-        vision_config=tower,
-        text_config=llm,
+        vision_config=tower_config(sizes, PIXELS),
+        text_config=llm_config(tokenizer, sizes),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
-    CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -21,7 +19,7 @@ from vtr.data.scenes import Dice
 from vtr.data.shapes_video import FAMILIES, MOVING_PICTURES, STREAMS
 
 from .batches import IGNORED, Packer, normalised
-from .model import FULL_SIZES, GRID, Sizes, grid_positions, tower_pass
+from .model import FULL_SIZES, GRID, Sizes, grid_positions, llm_config, special_ids, tower_config, tower_pass
 from .tokenizer import PATCH, VIDEO, VIDEO_PINPOINTS, VIDEO_PIXELS
 
 CELLS = VIDEO_PIXELS // PATCH  # 12 x 12 patches
@@ -35,31 +33,10 @@ WAYS = {"up": "above", "down": "below", "before": "left", "after": "right", "tim
 
 def build_video(tokenizer: PreTrainedTokenizerFast, sizes: Sizes = FULL_SIZES) -> LlavaNextVideoForConditionalGeneration:
     """A LLaVA-NeXT-Video with random weights."""
-    ids = dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    tower = CLIPVisionConfig(
-        hidden_size=sizes.width,
-        intermediate_size=4 * sizes.width,
-        num_hidden_layers=sizes.tower_layers,
-        num_attention_heads=sizes.heads,
-        image_size=VIDEO_PIXELS,
-        patch_size=PATCH,
-        hidden_act="gelu_pytorch_tanh",
-        projection_dim=sizes.width,
-    )
-    llm = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        intermediate_size=sizes.intermediate,
-        num_hidden_layers=sizes.llm_layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        **ids,
-    )
+    ids = special_ids(tokenizer)
     config = LlavaNextVideoConfig(
-        vision_config=tower,
-        text_config=llm,
+        vision_config=tower_config(sizes, VIDEO_PIXELS),
+        text_config=llm_config(tokenizer, sizes),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
         vision_feature_layer=-2,

@@ -195,7 +195,8 @@ class Encoding(Shrinking):
         rows = [False] * len(self.image)
         if known and self.host.tower.by_views:  # a group that keeps all keeps its padding patches too: it runs as in the full model
             untouched = [k == n for k, n in zip(view.keeps, view.counts, strict=True)]
-            rows = untouched if len(untouched) == len(self.image) else [untouched[image] for image in self.image]
+            by_views = spots.groups is not None and spots.groups.view is not None
+            rows = untouched if by_views else [untouched[image] for image in self.image]
         gid = self.tokens.gid()
         alive = (gid >= 0) & images.alive[gid.clamp_min(0)]
         stays = keep & (alive | (gid >= 0) & to_device(rows, gid.device, torch.bool)[:, None]) if any(rows) else keep & alive
