@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,20 @@ def part(path: Path) -> str:
     return path.relative_to(ROOT / "vtr").parts[0].removesuffix(".py")
 
 
+@cache
+def parsed(path: Path) -> tuple[list[ast.stmt], list[ast.AST]]:
+    """Statements at module level, and every import and call of a file."""
+    module = ast.parse(path.read_text())
+    return module.body, [node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call))]
+
+
+@cache
 def imports(path: Path, everywhere: bool = True) -> list[str]:
     """Dotted names that a file imports, or only those at module level; `from vtr.ops import x` is `vtr.ops.x`."""
     package = path.relative_to(ROOT).parent.parts
-    module = ast.parse(path.read_text())
+    body, nodes = parsed(path)
     found = []
-    for node in ast.walk(module) if everywhere else module.body:
+    for node in nodes if everywhere else body:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -119,12 +128,12 @@ def test_a_file_keeps_the_rules(path: Path) -> None:
         kernels = {"triton"} if path.name.startswith("_triton") else set()
         assert libraries <= {"torch", "vtr"} | kernels | sys.stdlib_module_names, "vtr/ops uses torch only, and Triton in _triton_*.py"
 
-    assert me == "cli" or not prints(source), f"print in lines {prints(source)}: only vtr/cli and entry points in scripts/ print"
+    assert me == "cli" or not prints(path), f"print in lines {prints(path)}: only vtr/cli and entry points in scripts/ print"
 
 
-def prints(source: str) -> list[int]:
+def prints(path: Path) -> list[int]:
     """Lines that call `print`."""
-    return [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
+    return [node.lineno for node in parsed(path)[1] if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
 
 
 @pytest.mark.parametrize("path", UPKEEP, ids=lambda p: str(p.relative_to(ROOT)))
@@ -137,7 +146,7 @@ def test_a_file_of_the_upkeep_keeps_the_rules(path: Path) -> None:
     assert not forbidden, f"scripts/{me} must not import vtr.{', vtr.'.join(sorted(forbidden))}"
     others = {name.split(".")[1] for name in imports(path) if name.startswith("scripts.")} - {me}
     assert not others, f"scripts/{me} must not import scripts.{', scripts.'.join(sorted(others))}"
-    assert not prints(source), f"print in lines {prints(source)}: only entry points print"
+    assert not prints(path), f"print in lines {prints(path)}: only entry points print"
 
 
 def file_of(name: str) -> Path | None:

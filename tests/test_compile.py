@@ -23,7 +23,8 @@ def plan(names: list[str]) -> list[vtr.Method]:
     return [vtr.create_method(name, keep=keep) for name, keep in zip(names, (20, 12, 7), strict=False)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "boundary" else pytest.mark.slow) for name in PREFILLS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PREFILLS)
 @torch.no_grad()
 def test_a_compiled_prefill_equals_an_eager_one(name):
     """Compiled before the reduction comes; two prompts of different length after another under it (one in the quick suite, as each is traced
@@ -58,7 +59,11 @@ DECODED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, KINDS[0]) for name in DECODED), *(("boundary and prefill", kind) for kind in KINDS[1:])]
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if (name, kind) == ("renumbered, ragged, frozen", KINDS[0]) else pytest.mark.slow)
+        for name, kind in [*((name, KINDS[0]) for name in DECODED), *(("boundary and prefill", kind) for kind in KINDS[1:])]
+    ],
 )
 @torch.no_grad()
 def test_the_compiled_decode_step_is_one_graph(name, kind):

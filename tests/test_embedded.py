@@ -16,6 +16,14 @@ from vtr.eval.run.asking import encode
 MODELS = Path(__file__).parents[1] / "models"
 KEEP = {"tiny-llava": 64, "tiny-llava-next": 320}
 SYSTEMS = ("flowcut", "dart", "todre", "globalcom2")
+PAIRS = [
+    pytest.param(
+        name, system, marks=() if (name, system) in (("tiny-llava", "flowcut"), ("tiny-llava-next", "globalcom2")) else pytest.mark.slow
+    )
+    for name in KEEP
+    for system in SYSTEMS
+]
+"""The quick suite has a method of each kind on one checkpoint; tiny models of the same architectures have all of them."""
 NEW = 3
 
 
@@ -52,8 +60,7 @@ def full(name: str) -> tuple[Tensor, Tensor]:
     return answer(loaded(name)[0], prompts(name)[1])
 
 
-@pytest.mark.parametrize("name", KEEP)
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("name", "system"), PAIRS)
 def test_identity_is_the_full_model_and_removal_restores_it(name, system):
     model, _ = loaded(name)
     inputs = prompts(name)[1]
@@ -71,8 +78,7 @@ def model_tokens(model: Any) -> int:
     return {"llava": 576, "llava_next": 2880}[model.config.model_type]
 
 
-@pytest.mark.parametrize("name", KEEP)
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("name", "system"), PAIRS)
 def test_budgets_are_exact_and_a_batch_is_its_rows(name, system):
     model, _ = loaded(name)
     both, *alone = prompts(name)
@@ -89,8 +95,7 @@ def test_budgets_are_exact_and_a_batch_is_its_rows(name, system):
     assert all(count == KEEP[name] or (system == "todre" and count == 0) for count in left)  # ToDRE may drop all in its second stage
 
 
-@pytest.mark.parametrize("name", KEEP)
-@pytest.mark.parametrize("system", ["todre", "globalcom2", "flowcut"])
+@pytest.mark.parametrize(("name", "system"), [pair for pair in PAIRS if pair.values[1] != "dart"])
 @torch.no_grad()
 def test_cached_decoding_is_recomputing(name, system):
     """Where the choice does not look at text, to which recomputing adds the answer: without DART and FlowCut's step in the LLM."""

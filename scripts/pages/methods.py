@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from vtr.eval.examples import Example, answer_examples
+from vtr.eval.measured import Measured
 from vtr.eval.report.marked import has_block, with_block
-from vtr.eval.report.section import Section
 from vtr.eval.run.asking import encode, seen_of, to_model
 from vtr.eval.run.results import write_atomic
-from vtr.eval.summary import percent
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, list_methods, method_class
 from vtr.testing.given import reduced
@@ -71,22 +70,19 @@ def draw_videos(model: Any, processor: Any, sample: Any, folder: Path) -> list[P
     return written
 
 
-def measured_table(name: str, sections: Sequence[Section]) -> str:
+def measured_table(name: str, lines: Sequence[Measured]) -> str:
     """Returns a Markdown table of a method's rows over all models, macro accuracy in percent with 95 % intervals; empty where it never ran."""
     body = []
-    for section in sections:
-        for row in sorted((r for r in section.rows if r.method == name), key=lambda r: -(r.keep or 0)):
-            random, full = section.random(row), section.full(row)
-            cells = [section.title, row.budget or "-", percent(row.macro), percent(random.macro) if random and random is not row else "-"]
-            cells += [percent(full.macro) if full else "-", *(_number(row.means.get(key)) for key in ("retained", "average_tokens"))]
-            body.append(cells)
+    for one in (own for own in lines if own.method == name):
+        others = (one.random or "-", one.pool or "-", one.full or "-", one.tokens, one.average, one.families_no_better)
+        body.append([one.on, one.setting or "-", one.score, *others])
     if not body:
         return ""
-    head = ["measured on", "budget", "macro accuracy", "`random` there", "full", "tokens left", "average over the LLM"]
-    return markdown_table(head, body)
+    head = ["measured on", "budget", "macro accuracy", "`random` there", "`pool`", "full", "tokens left", "average over the LLM"]
+    return markdown_table([*head, "not better than `random` or `pool` on"], body)
 
 
-def update_page(page: Path, sections: Sequence[Section], picture: Path | None, question: str, asked: str = "") -> bool:
+def update_page(page: Path, lines: Sequence[Measured], picture: Path | None, question: str, asked: str = "") -> bool:
     """Writes the block between the marks of a page, `asked` being the question about a video; False where the page has no marks."""
     text = page.read_text(encoding="utf-8")
     if not has_block(text, "measured"):
@@ -98,12 +94,8 @@ def update_page(page: Path, sections: Sequence[Section], picture: Path | None, q
         what = f'tiny-llava-video, "{asked}", {KEEP_OF_VIDEO} of 288 tokens' if video else f'tiny-llava, "{question}"'
         merged = ", and merged tokens are tinted like their pivot, in whichever frame that is" if video else ""
         parts.append(f"![what {page.stem} retains](../{place.as_posix()})\n\n{what}: what is retained; the rest is dimmed{merged}.")
-    if table := measured_table(page.stem, sections):
+    if table := measured_table(page.stem, lines):
         parts.append(f"Every method beside it: [results](../results.md).\n\n{table}")
-    block = "\n\n".join(parts)
+    block = "\n\n".join(parts) or "Not measured yet."
     write_atomic(page, with_block(text, "measured", block))
     return True
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

@@ -31,6 +31,7 @@ def on_a_page(rows):
     return page.page([("cpu", make_record("model", facts, model=model, counts=None, refused={}, cells=[cell]))]), cell
 
 
+@pytest.mark.slow
 def test_every_row_is_one_graph_on_a_cache_of_its_length(ran):
     model, pool, rows = ran
     done = []

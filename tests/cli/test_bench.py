@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scripts import speed_page
-from tests.embedded import random_internvl, random_qwen
+from tests.embedded import random_checkpoint, random_internvl, random_qwen
 from vtr.cli import app
 
 
@@ -54,7 +54,7 @@ def test_evaluation_libraries_are_not_needed(tmp_path):
     command = [
         "bench",
         "--model",
-        "llava-tiny",
+        str(random_checkpoint()),
         "--methods",
         "uniform",
         "--keep",
@@ -63,8 +63,6 @@ def test_evaluation_libraries_are_not_needed(tmp_path):
         "1",
         "--new-tokens",
         "1",
-        "--schedule",
-        "own",
     ]
     code = f"import sys; [sys.modules.__setitem__(m, None) for m in {absent}]; from vtr.cli import app; app({command})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

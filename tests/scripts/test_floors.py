@@ -1,5 +1,6 @@
 """`scripts/floors.py` on a checkpoint with random weights, which misses them."""
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ def run(*arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_floors_are_written_to_the_card(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# tiny\n")

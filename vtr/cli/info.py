@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +25,13 @@ SHARED = {
 
 
 @reported
-def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr list`.")]) -> None:
-    """Explain one method: paper, stage, signals, settings, cost."""
+def info(
+    method: Annotated[str, typer.Argument(help="Name of a method, see `vtr list`.")],
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder of vtr eval or sweep to show in place of what comes with vtr; repeatable.")
+    ] = None,
+) -> None:
+    """Explain one method: paper, stage, signals, settings, cost, and what was measured of it."""
     from rich.table import Table
 
     cls = method_class(method)
@@ -43,10 +49,39 @@ def info(method: Annotated[str, typer.Argument(help="Name of a method, see `vtr 
         settings.add_row(name, "" if default is None else str(default), meanings.get(name, ""))
     out.print()
     out.print(settings)
+    _print_measured(cls.name, results or [])
     out.print()
     budget = " --keep 64" if cls.takes_budget else ""
     shown = "tiny-llava-video --video" if cls.card.needs_video else "tiny-llava --image"
     out.print(f"vtr run --model {shown} FILE --question TEXT --method {cls.name}{budget}", style="dim", soft_wrap=True)
+
+
+def _print_measured(method: str, folders: list[Path]) -> None:
+    """Prints what was measured of a method, in the folders or in the file that comes with vtr; nothing where nothing was."""
+    from rich.table import Table
+
+    from vtr.eval.measured import measured_in, read_measured
+    from vtr.eval.report import read_folders
+    from vtr.eval.report.build import sections_of
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"info: no folder {str(folder)!r}; fill one with vtr eval --out first")
+    lines = [one for section in sections_of(read_folders(folders)[0]) for one in measured_in(section)] if folders else read_measured()
+    own = [one for one in lines if one.method == method]
+    out.print()
+    if not own:
+        where = f"in {', '.join(map(str, folders))}" if folders else "on the embedded checkpoints"
+        out.print(f"measured: nothing of {method} {where}", style="dim", soft_wrap=True)
+        return
+    table = Table(
+        "measured on", "budget", "macro accuracy", "random", "pool", "full", "tokens", "average", "not better than random or pool on"
+    )
+    table.box, table.pad_edge, table.header_style = None, False, "bold"
+    for one in own:
+        others = (one.random, one.pool, one.full, one.tokens, one.average, one.families_no_better)
+        table.add_row(one.on, one.setting, one.score, *others)
+    out.print(table)
 
 
 def _lines(row: dict[str, Any], code: str, budget: Any) -> list[tuple[str, str]]:

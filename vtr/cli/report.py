@@ -47,6 +47,8 @@ def report(
         raise ValueError(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
     timed, more = _read([times], quiet) if times else ([], [])
     document = build(cells, timed, [*problems, *more], timings, bool(plots) or form == "html", records)
+    for line in document.guards:
+        err.print(f"note: {line}", soft_wrap=True, markup=False, emoji=False)
     for warning in document.warnings:
         _warn(warning)
     if plots:

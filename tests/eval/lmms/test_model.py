@@ -226,7 +226,7 @@ def refuse(*_arguments):
     raise AssertionError("reached for the network")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "fastv" else pytest.mark.slow) for name in METHODS])
 def test_the_score_per_sample_is_that_of_vtr_eval_and_no_network_is_needed(lmms, embedded, name, monkeypatch):
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager

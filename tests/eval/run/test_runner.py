@@ -151,8 +151,14 @@ class Wrong(vtr.Method):
         return vtr.Selection(keep=view.real & (rank <= (view.keep[:, None] if len(self.calls) <= self.right else self.kept)))
 
 
-@pytest.mark.parametrize("share_tower", [False, True])
-@pytest.mark.parametrize(("kept", "right"), [(10, 0), (100, 0), (63, 4)], ids=["few", "many", "wrong in the last batch"])
+@pytest.mark.parametrize(
+    ("kept", "right", "share_tower"),
+    [
+        (10, 0, True),
+        (63, 4, False),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((10, 0, False), (100, 0, True), (63, 4, True))),
+    ],
+)
 def test_a_method_that_keeps_another_number_ends_its_cell_and_leaves_no_result(tmp_path, kept, right, share_tower):
     Wrong.calls.clear()
     setup = Setup(str(random_checkpoint()), "cpu", batch_size=1, share_tower=share_tower)

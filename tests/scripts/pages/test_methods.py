@@ -7,6 +7,7 @@ from scripts.pages.methods import SIDE, draw_pictures, measured_table, update_pa
 from tests.embedded import random_checkpoint
 from tests.eval.report.made import table
 from vtr.eval.examples import load_examples
+from vtr.eval.measured import measured_in
 from vtr.eval.report.build import sections_of
 from vtr.models.loading import load_model
 
@@ -20,15 +21,18 @@ def sections():
 
 def test_a_method_stands_beside_random_and_full_at_its_budget(sections):
     (section,) = sections
-    lines = measured_table("fastv", sections).splitlines()
+    measured = measured_in(section)
+    lines = measured_table("fastv", measured).splitlines()
     rows = sorted((row for row in section.rows if row.method == "fastv"), key=lambda row: -row.keep)  # the largest budget first
     assert len(lines) == 2 + len(rows) and lines[0].startswith("| measured on | budget |")
     for line, row in zip(lines[2:], rows, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:2] == [section.title, row.budget]
-        shown = [f"{100 * one.macro.value:.1f} " for one in (row, section.random(row), section.full(row))]
-        assert all(cell.startswith(value) for cell, value in zip(cells[2:5], shown, strict=True))
-    assert measured_table("nothing of that name", sections) == ""
+        others = (row, section.random(row), section.partner(row, "pool"), section.full(row))
+        shown = [f"{100 * one.macro.value:.1f}" for one in others]
+        assert all(cell.startswith(value) for cell, value in zip(cells[2:6], shown, strict=True))
+        assert cells[-1] == "existence, text"  # 30 % right where random and pool have 60
+    assert measured_table("nothing of that name", measured) == ""
 
 
 def test_only_what_is_between_the_marks_changes(tmp_path, sections):
@@ -38,13 +42,14 @@ def test_only_what_is_between_the_marks_changes(tmp_path, sections):
     picture = tmp_path / "figures" / "fastv.png"
     picture.parent.mkdir()
     Image.new("RGB", (2, 2)).save(picture)
+    measured = measured_in(sections[0])
     for _ in range(2):  # again and again
-        assert update_page(page, sections, picture, "how many?")
+        assert update_page(page, measured, picture, "how many?")
         text = page.read_text()
         assert text.startswith(f"before\n{BEGIN}\n![what fastv retains](../figures/fastv.png)") and text.endswith(f"{END}\nafter\n")
-        assert "old" not in text and measured_table("fastv", sections) in text
+        assert "old" not in text and measured_table("fastv", measured) in text
     page.write_text("no marks")
-    assert not update_page(page, sections, None, "") and page.read_text() == "no marks"
+    assert not update_page(page, measured, None, "") and page.read_text() == "no marks"
 
 
 def test_pictures_are_small_and_of_methods_that_work(tmp_path):

@@ -137,6 +137,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(llava, tmp_path: Path):
         torch.testing.assert_close(again.model.state_dict()[name], value, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_a_checkpoint_that_answers(llava, tmp_path: Path):
     stages = tuple(replace(stage, steps=10_000, batch=2) for stage in qwen_recipe.STAGES)
     begun = time.time()

@@ -32,6 +32,7 @@ def small(tokenizer, next_: bool = False):
     return build_model(tokenizer, SMALL, next_).eval()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tokenizer, tmp_path: Path):
     whole = recipe.Trainer(small(tokenizer), tokenizer, tmp_path / "whole", SHORT, save_every_s=0)
     whole_heads = {name: value.clone() for name, value in whole.heads.state_dict().items()}
@@ -59,6 +60,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tokenizer, tmp_path: Pa
         torch.testing.assert_close(again.model.state_dict()[name], value, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_writes_two_checkpoints(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run, "build_model", lambda tokenizer, next_=False: small(tokenizer, next_).train())
     monkeypatch.setattr(run, "KEEPS", (None, 64, 0))
@@ -165,6 +167,7 @@ def test_intervals_hold_the_score():
     assert low_mid_high[1] == pytest.approx(45.6, abs=0.1) and low_mid_high[2] == pytest.approx(54.4, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_deadline_that_is_over_ends_every_stage_at_once(tokenizer, tmp_path: Path):
     trainer = recipe.Trainer(small(tokenizer), tokenizer, tmp_path, SHORT)
     trainer.deadline = 1.0

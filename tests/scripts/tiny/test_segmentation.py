@@ -58,6 +58,7 @@ def test_batches_are_reproducible_and_show_what_they_say():
     assert set(one["classes"].unique().tolist()) <= set(range(len(CLASSES))) and (one["classes"] == CLASSES.index("sign")).any()
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_a_checkpoint_of_at_most_8_megabytes(tmp_path: Path, llava):
     out = tmp_path / "tiny-vit-seg"
     segmentation.train(out, tmp_path / "state", llava, stages=SHORT, count=5)

@@ -148,6 +148,7 @@ def test_whole_frames_and_single_tokens_are_pruned(tokenizer, tmp_path: Path):
     assert (single.diff(dim=1) > 0).all() and 28 <= single.shape[1] <= 288
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_writes_a_checkpoint_that_answers(llava, tmp_path: Path, sample):
     whole = video_run.trainer(tmp_path / "whole", llava, stages=SHORT, sizes=SMALL)
     tower = {name: value.clone() for name, value in whole.model.model.vision_tower.state_dict().items()}
@@ -193,6 +194,7 @@ def test_choices_of_frames():
     assert list(video_check.choices(16)) == ["full", "random 288", "random 144", "random 72"]
 
 
+@pytest.mark.slow
 def test_floors_are_measured_as_the_plain_model_answers(tokenizer):
     model, processor = small(tokenizer), build_video_processor()
     samples = split_samples("validation", limit=1)[:3]

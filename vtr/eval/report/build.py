@@ -9,6 +9,7 @@ from typing import Any
 from vtr.eval.report.averages import average_part
 from vtr.eval.report.checks import check, check_models, check_speed
 from vtr.eval.report.document import Document, Part
+from vtr.eval.report.guard import guard
 from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
@@ -82,6 +83,7 @@ def build(
     """
     sections = sections_of(cells, times, speed)
     warnings, parts = [*problems, *(check_speed(sections, speed) if timings else [])], []
+    guards = [line for section in sections for line in guard(section)]
     by_model: dict[str, list[Section]] = {}
     for index, section in enumerate(sections):
         by_model.setdefault(section.name, []).append(section)
@@ -102,7 +104,7 @@ def build(
         *([SPEED_LEGEND] if timings and speed else []),
         "blank: not measured in that run",
     ]
-    return Document(warnings, parts, legend)
+    return Document(warnings, parts, legend, guards)
 
 
 def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = (), speed: Sequence[Speed] = ()) -> list[Section]:

@@ -56,11 +56,16 @@ class Part:
 
 @dataclass
 class Document:
-    """A whole report: what to be careful with, the parts, and what the columns mean."""
+    """A whole report: what to be careful with, the parts, what the columns mean, and which methods are no better than chance."""
 
     warnings: list[str]
     parts: list[Part]
     legend: list[str]
+    guards: list[str] = field(default_factory=list)
+
+    def notices(self) -> list[tuple[str, list[str]]]:
+        """Returns what stands in front of the tables: a heading and its lines, without empty ones."""
+        return [(head, lines) for head, lines in (("No better than chance", self.guards), ("Warnings", self.warnings)) if lines]
 
 
 def number(value: float | None, scale: float = 1.0) -> Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from html import escape
 
 from vtr.eval.report.document import Cell, Document, Figure, Part, Table
@@ -55,7 +54,8 @@ def html(document: Document, title: str = "vtr report") -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1><nav>{links}</nav>",
-            _warnings(document.warnings),
+            *map(_notice, document.notices()),
+            "" if document.warnings else '<p class="legend">No check found anything to warn about.</p>',
             *(_part(index, part) for index, part in enumerate(document.parts)),
             '<h2>What the columns mean</h2><ul class="legend">',
             *(f"<li>{escape(line)}</li>" for line in document.legend),
@@ -64,11 +64,10 @@ def html(document: Document, title: str = "vtr report") -> str:
     )
 
 
-def _warnings(lines: Sequence[str]) -> str:
-    if not lines:
-        return '<p class="legend">No check found anything to warn about.</p>'
+def _notice(notice: tuple[str, list[str]]) -> str:
+    head, lines = notice
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<details class="warnings" open><summary>Warnings: {len(lines)}</summary><ul>{items}</ul></details>'
+    return f'<details class="warnings" open><summary>{head}: {len(lines)}</summary><ul>{items}</ul></details>'
 
 
 def _part(index: int, part: Part) -> str:

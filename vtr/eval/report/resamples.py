@@ -30,9 +30,10 @@ class Resamples:
     def __contains__(self, row: Row | None) -> bool:
         return row in self._column
 
-    def difference(self, row: Row, other: Row) -> Interval:
-        """Returns the macro accuracy of `row` minus that of `other`."""
-        return interval(row.macro.value - other.macro.value, self._of(row) - self._of(other))
+    def difference(self, row: Row, other: Row, family: str | None = None) -> Interval:
+        """Returns the accuracy of `row` minus that of `other`: of one family, macro without."""
+        first, second = (one.macro if family is None else one.families[family] for one in (row, other))
+        return interval(first.value - second.value, self._of(row, family) - self._of(other, family))
 
     def relative(self, row: Row, full: Row) -> Interval | None:
         """Returns the macro accuracy of `row` over that of `full`; None where `full` has none right."""
@@ -49,8 +50,7 @@ class Resamples:
 
         O(RESAMPLES x rows^2).
         """
-        table = self._macro if family is None else self._families[family]
-        means = table[:, [self._column[row] for row in rows]]
+        means = self._table(family)[:, [self._column[row] for row in rows]]
         values = np.asarray([(row.macro if family is None else row.families[family]).value for row in rows])
         found = []
         for index, value in enumerate(values):
@@ -60,5 +60,8 @@ class Resamples:
             found.append(Interval(rank, min(rank, float(low)), max(rank, float(high))))
         return found
 
-    def _of(self, row: Row) -> np.ndarray:
-        return self._macro[:, self._column[row]]
+    def _of(self, row: Row, family: str | None = None) -> np.ndarray:
+        return self._table(family)[:, self._column[row]]
+
+    def _table(self, family: str | None) -> np.ndarray:
+        return self._macro if family is None else self._families[family]

@@ -107,8 +107,12 @@ class Section:
 
     def random(self, row: Row) -> Row | None:
         """Returns the row `random` at the budget of `row`."""
+        return self.partner(row, "random")
+
+    def partner(self, row: Row, method: str) -> Row | None:
+        """Returns the row of another method at the budget of `row` that it is compared with; None where there is none on the same samples."""
         key = budget_key(row)
-        others = [other for other in self.budgets[key] if other.method == "random"] if key is not None else []
+        others = [other for other in self.budgets[key] if other.method == method] if key is not None else []
         return self._partner(row, others)
 
     def measured(self, row: Row) -> dict[str, float]:

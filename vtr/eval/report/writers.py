@@ -28,8 +28,8 @@ def markdown(document: Document, pictures: str = "") -> str:
         pictures: folder of the plots as seen from the file, none = no pictures.
     """
     blocks = []
-    if document.warnings:
-        blocks.append("\n".join(["**Warnings**", "", *(f"- {_md(line)}" for line in document.warnings)]))
+    for head, lines in document.notices():
+        blocks.append("\n".join([f"**{head}**", "", *(f"- {_md(line)}" for line in lines)]))
     for part in document.parts:
         blocks += [f"## {_md(part.title)}", _md(part.scope)]
         for table in part.tables:
@@ -48,13 +48,13 @@ def _md(text: str) -> str:
 def comma_separated(document: Document) -> str:
     """Returns one line for every number: model, table, row, column, text, value and the ends of its interval; empty = not measured.
 
-    Warnings come first, as lines whose table is `warning`.
+    What stands in front comes first, as lines whose table is `no better than chance` or `warnings`.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("part", "table", "row", "column", "text", "value", "low", "high"))
-    for line in document.warnings:
-        writer.writerow(("", "warning", "", "", _safe(line), "", "", ""))
+    for head, lines in document.notices():
+        writer.writerows(("", head.lower(), "", "", _safe(line), "", "", "") for line in lines)
     for part in document.parts:
         for table in part.tables:
             for row in table.rows:
@@ -72,7 +72,7 @@ def _safe(text: str) -> str:
 
 def latex(document: Document) -> str:
     """`table` environments with booktabs rules, warnings as comments; `\\input` it into a paper that loads booktabs and graphicx."""
-    blocks = [f"% warning: {_flat(line)}" for line in document.warnings]
+    blocks = [f"% {head.lower()}: {_flat(line)}" for head, lines in document.notices() for line in lines]
     for part in document.parts:
         for table in part.tables:
             rows = [_latex_row([_tex(cell.text) for cell in row]) for row in table.rows]
