@@ -59,7 +59,7 @@ def check_stage(method: Method, host: Host | DenseHost) -> None:
     if isinstance(host, DenseHost):
         raise VtrError(f"{asked} host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'")
     way = "use a method such as 'divprune'"
-    if host.pixel_limits is not None and "input" in method.stages:
+    if (host.pixel_limits is not None or host.token_budgets) and "input" in method.stages:
         way = "its processor makes images smaller: give --max-pixels, or that limit to the processor"
     raise VtrError(f"{asked} {host.name!r} can be reduced at the {' and the '.join(host.stages)} only; {way}")
 
@@ -157,10 +157,6 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
-    if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
-        raise VtrError(
-            f"{name}: merges between attention and MLP, whose output the blocks of {host.name!r} scale; use a method that acts elsewhere"
-        )
     if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
         raise VtrError(
             f"{name}: gives merged patches back, which the tower of {host.name!r} cannot take (it joins patches, or takes all images as one "

@@ -91,7 +91,8 @@ class TowerHooks:
         if run_attention is not None and (tower.by_views or any(s.step.proportional for s in self.layer_steps)):
             undo.append(TAPS.detour(tower.attention(block), run_attention))
         if items := self.plan.at("tower", i, at="mlp"):
-            undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, partial(self._shorten_all, items))
+            shorten = partial(self._shorten_all, items)
+            undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, shorten, tower.added)
         return undo
 
     def _wrap_encode(self, kind: Kind) -> Any:

@@ -50,6 +50,7 @@ class Host:
         as_frames: the images of a prompt are the frames of one video, see `with_frames`.
         pooling: of videos, None where their patches become tokens as those of images do.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
+        token_budgets: most pixels of an image -> its most visual tokens, ascending, where the image processor has a few such budgets to choose from.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Host:
     per_token: tuple[str, ...] = ()
     next_positions: Callable[[Tensor], Tensor] | None = None
     pixel_limits: tuple[str, str] | None = None
+    token_budgets: Mapping[int, int] = field(default_factory=dict)
     pooling: Pooling | None = None
     as_frames: bool = False
 
@@ -139,7 +141,7 @@ class Host:
             tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
-            text_config={n: getattr(config, n, None) for n in names},
+            text_config={n: value_of(config, n) for n in names},
             patch_norm=partial(patch_norm, tower.module),
         )
 
@@ -234,6 +236,14 @@ class Host:
         kinds = getattr(config, "layer_types", None)
         slides = any("sliding" in k for k in kinds) if kinds else bool(getattr(config, "use_sliding_window", window is not None))
         return int(window) if window and slides else None
+
+
+def value_of(config: Any, name: str) -> Any:
+    """Returns a value of an LLM's configuration, None where there is none, or where it differs between layers (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # `AmbiguousGlobalPerLayerAttributeError` of transformers
+        return None
 
 
 @torch.no_grad()

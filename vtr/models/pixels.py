@@ -41,7 +41,7 @@ OWN_LIMITS = PixelLimits()
 
 
 def check_limits(host: Any, limits: PixelLimits) -> None:
-    """Refuses limits where the processor of a model has none.
+    """Refuses limits where the processor of a model has none, or none that is so small.
 
     Args:
         host: of the model.
@@ -50,10 +50,33 @@ def check_limits(host: Any, limits: PixelLimits) -> None:
     Raises:
         ValueError: naming the limit and the way out.
     """
-    if limits.given and getattr(host, "pixel_limits", None) is None:
+    if not limits.given or getattr(host, "pixel_limits", None) is not None:
+        return
+    budgets = getattr(host, "token_budgets", None)
+    if not budgets:
         name, value = next(iter(limits.given.items()))
         other = ", or give the method 'resize' a budget" if isinstance(host, Host) and "input" in host.stages else ""
         raise ValueError(f"{name}: the processor of {host.name!r} has no such limit, got {value}; leave it out{other}")
+    if limits.min_pixels is not None:
+        raise ValueError(
+            f"min_pixels: the processor of {host.name!r} brings every image to the size of a budget, got {limits.min_pixels}; give max_pixels alone"
+        )
+    if limits.max_pixels is not None and limits.max_pixels < min(budgets):
+        known = ", ".join(f"{pixels} ({tokens} tokens)" for pixels, tokens in budgets.items())
+        raise ValueError(
+            f"max_pixels: the processor of {host.name!r} has budgets of its own, got {limits.max_pixels}, below the smallest; give one of {known}"
+        )
+
+
+def budget_within(host: Any, limits: PixelLimits) -> int | None:
+    """Returns the largest budget of visual tokens that limits allow, where the processor of a model has a few; None where it is left as it is.
+
+    Args:
+        host: of the model.
+        limits: what is asked for, checked.
+    """
+    most = limits.max_pixels
+    return max(tokens for pixels, tokens in host.token_budgets.items() if pixels <= most) if host.token_budgets and most else None
 
 
 def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
@@ -65,10 +88,14 @@ def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
         limits: what is asked for.
 
     Raises:
-        ValueError: it has no such limits, or the fewest pixels would be more than the most.
+        ValueError: it has no such limits or none so small, or the fewest pixels would be more than the most.
     """
     check_limits(host, limits)
     if not limits.given:
+        return
+    budget = budget_within(host, limits)
+    if budget is not None:
+        getattr(processor, "image_processor", processor).max_soft_tokens = budget
         return
     videos = getattr(processor, "video_processor", None) if host.name in FRAMES_LIKE_IMAGES else None
     for settings in filter(None, (getattr(processor, "image_processor", processor), videos)):
