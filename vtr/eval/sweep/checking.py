@@ -67,6 +67,7 @@ def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
         yield (*prefix, "seeds"), seeds
         if isinstance(budgets, Budgets):
             yield from (((*prefix, "budgets", kind), getattr(budgets, kind)) for kind in BUDGETS)
+    yield from ((("models", n, "methods"), entry.methods) for n, entry in enumerate(file.models) if entry.methods)
     for method, grids in file.settings.items():
         yield from ((("settings", method, setting), values) for grid in grids for setting, values in grid.items())
 

@@ -121,6 +121,7 @@ class ModelEntry(_Part):
     """One model; what is left out is as for the whole sweep."""
 
     model: Annotated[str, AfterValidator(_known_model)]
+    methods: Annotated[list[MethodName], Field(min_length=1), Listed] | None = None
     budgets: Budgets | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
