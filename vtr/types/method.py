@@ -43,6 +43,8 @@ class Card:
 class Method:
     """Base of every method: the budget and the options that all share. Settings are flat; `asdict` round-trips.
 
+    A method that can act as its authors' released code does has a setting `compat: Literal["authors"] | None = None`.
+
     Args:
         keep, keep_ratio, average_keep: the budget, at most one given; none given means `default_budget`.
         position_ids: `keep` = survivors keep their original positions; `renumber` = 0, 1, 2, ... after every removal; None = what was published
@@ -85,6 +87,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines", "frames"))
+        if getattr(self, "compat", None) not in (None, "authors"):
+            raise ValueError(f"{self.name}: compat must be None or 'authors', got {getattr(self, 'compat', None)!r}")
         if self.position_ids not in ("keep", "renumber", None):
             raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):
