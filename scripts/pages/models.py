@@ -81,7 +81,7 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
         if not cls.__module__.startswith("vtr.methods.") or (cls.card.needs_video and not host.has_video):
             continue
         settings: dict[str, Any] = {"keep_ratio": 0.5} if cls.takes_budget else {}
-        settings |= {"layers": [host.with_keys[0]]} if name == "shortv" else {}
+        settings |= cls.timed_settings(host.llm_layers)
         try:
             scores: Any = [] if cls.card.needs_frame_scores else None
             vtr.plan(model, create_method(name, **settings), question="", frame_scores=scores)

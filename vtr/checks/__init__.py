@@ -152,7 +152,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             "'divprune'"
         )
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
-        raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+        raise VtrError(
+            f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}; use a method that acts at the "
+            f"{' or the '.join(host.stages)}"
+        )
     if step.action == "freeze" and isinstance(host, Host) and host.hybrid:
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):

@@ -133,6 +133,11 @@ class Method:
         """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)
 
+    @classmethod
+    def timed_settings(cls, llm_layers: int) -> dict[str, Any]:
+        """Returns settings beside the budget that `vtr bench` gives the method where nobody does: what times need and no default can know."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the name and every setting as plain JSON types; `vtr.method_from` makes the method again, also from JSON or YAML."""
         return json.loads(json.dumps({"name": self.name, **asdict(self)}, default=str))
