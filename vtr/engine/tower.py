@@ -28,6 +28,7 @@ from vtr.hosts._layout import Kind, Layout, runs_of
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 
 class TowerHooks:
@@ -173,7 +174,7 @@ class TowerHooks:
             return
         layers = feature_layers(asked, len(self.host.tower.blocks))
         if layers != self.host.tower.feature_layers:
-            raise ValueError(
+            raise WrongValue(
                 f"vtr: vision_feature_layer={asked} reads tower layers {layers}, but the reduction was applied for {self.host.tower.feature_layers}; "
                 "set it in the config before vtr.apply"
             )

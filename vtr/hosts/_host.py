@@ -17,6 +17,7 @@ from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
+from vtr.types.errors import WrongType
 from vtr.types.naming import closest
 
 
@@ -318,7 +319,7 @@ def host_of(model: nn.Module) -> Any:
         VtrError: no host for this model type, several models inside a wrapper, or a model that is not built as its type says.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
+        raise WrongType(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
     inner = wrapped(model)
     if len(inner) > 1:
         raise VtrError(f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them")

@@ -27,6 +27,7 @@ from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 TEXT_TOKENS = 40
 """Assumed for the text of a prompt; the visual tokens outweigh it."""
@@ -110,7 +111,7 @@ def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
     if found:
         reasons = list(dict.fromkeys(str(error) for _, error in found))
         more = len(reasons) - 1
-        raise ValueError(reasons[0] + (f" (and {more} more)" if more else ""))
+        raise WrongValue(reasons[0] + (f" (and {more} more)" if more else ""))
 
 
 def forecast(setup: Setup, cell: Cell) -> Forecast | None:
