@@ -10,7 +10,7 @@ from torch import nn
 
 from vtr.checks import check_frame_scores, check_plan, check_positions, check_question, check_stage, check_step, check_steps
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host, host_of, with_frames
+from vtr.hosts._protocol import Host, host_of, with_frames
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.markdown import markdown_table
 from vtr.models.devices import synchronize
 from vtr.ops.clusters import cluster, hard_labels, tiles_of

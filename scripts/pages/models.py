@@ -6,8 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 import vtr
-from vtr.hosts._host import Host
 from vtr.hosts._not_hosted import NOT_HOSTED
+from vtr.hosts._protocol import Host
 from vtr.hosts._towers import JoinedTower, PackedTower
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, method_class

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.embedded import random_checkpoint, random_gemma4, random_internvl, random_qwen
 from vtr.eval.run.asking import encode
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.encoders import is_encoder
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits, pixels_of

@@ -13,7 +13,7 @@ from vtr.bench.compiled import run_compiled
 from vtr.bench.measure import Row, run_cell
 from vtr.bench.record import environment, make_record
 from vtr.bench.schedule import decides_itself, forced, measure_shares, scaled
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.planning import make_plan
 from vtr.plans import Plan
 from vtr.registry import create_method, list_methods, method_class

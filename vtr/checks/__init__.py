@@ -8,8 +8,8 @@ from typing import Any
 
 from vtr.checks.dense import check_dense, check_restoring
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host, closed_tower
 from vtr.hosts._probe import check_keywords, keywords_of
+from vtr.hosts._protocol import Host, closed_tower
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.types import Geometry, Method, Signal, Step, VtrError
 from vtr.types.errors import SettingError, WrongType, WrongValue

@@ -14,8 +14,8 @@ from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import scaling_of, tower_signal
 from vtr.engine.tokens import Groups, Places, Spots, Tokens
 from vtr.engine.views import by_image, by_view, groups_of, make_view, quotas
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid, Kind, Layout
+from vtr.hosts._protocol import Host
 from vtr.ops.hashing import checksum
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import Selection, View, VtrError

@@ -23,8 +23,8 @@ from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host, closed_tower, feature_layers, pooled_tower
 from vtr.hosts._layout import Kind, Layout, runs_of
+from vtr.hosts._protocol import Host, closed_tower, feature_layers, pooled_tower
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import VtrError

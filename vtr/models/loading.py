@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import PixelLimits, limit_pixels
 from vtr.models.recipes import Recipe, find_recipe, list_recipes
 from vtr.registry import find_host, list_hosts

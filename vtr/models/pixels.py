@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vtr.hosts._host import Host
+from vtr.hosts._protocol import Host
 from vtr.types.errors import WrongValue
 
 

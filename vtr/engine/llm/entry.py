@@ -15,8 +15,8 @@ from torch import Tensor
 from vtr.engine.clock import Clock
 from vtr.engine.images import Images
 from vtr.engine.signals import Tap
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind
+from vtr.hosts._protocol import Host
 from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
 from vtr.types.errors import WrongValue

@@ -23,7 +23,7 @@ from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, Shown, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
 from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model, together, visuals_of
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
 from vtr.reduction import apply

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from vtr.data.frames import Video, video_of
-from vtr.hosts._host import host_of
 from vtr.hosts._layout import Layout
+from vtr.hosts._protocol import host_of
 from vtr.models.devices import synchronize
 from vtr.types import VtrError
 from vtr.types.errors import WrongValue

@@ -15,7 +15,7 @@ from PIL import Image
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.data.frames import Video
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits, check_frame_limits
 from vtr.reduction import reduced
 from vtr.types import Method, VtrError

@@ -20,7 +20,7 @@ from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
-from vtr.hosts._host import Host, host_of, pooled_tower
+from vtr.hosts._protocol import Host, host_of, pooled_tower
 from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
 from vtr.models.pixels import check_frame_limits, check_limits
 from vtr.planning import plan

@@ -13,8 +13,8 @@ from PIL import Image
 from vtr.data.frames import video_of
 from vtr.eval.run.asking import encode, seen_of, visuals_of
 from vtr.eval.tasks import Task
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid
+from vtr.hosts._protocol import Host
 from vtr.models.loading import Checkpoint, stored_checkpoint
 from vtr.models.pixels import PixelLimits, budget_within, limit_pixels, pixels_of
 from vtr.models.recipes import Recipe

@@ -19,7 +19,7 @@ from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits
 from vtr.planning import plan
 from vtr.reduction import reduced
