@@ -52,6 +52,17 @@ def test_flowcut_can_finish_in_the_tower_and_meet_a_mean(model):
     assert vtr.plan(model, "flowcut", keep=1000).counts(N)[1:3] == [N, 1000], "no more than there are"
 
 
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_5_vl_clips", "qwen3_vl_mixed", "mistral3"])
+@pytest.mark.parametrize("keep", [1, 5, 7])
+def test_flowcut_keeps_its_counts_on_images_and_videos(kind, keep):
+    model, batch = model_of(kind), batch_of(kind)
+    with torch.no_grad(), vtr.reduced(model, "flowcut", keep=keep) as reduction:
+        model(**batch.inputs)
+    for image in reduction.report().images:
+        n = image.visual_tokens
+        assert image.per_layer == [min(n, 2 * keep)] * 2 + [min(n, keep)] * 3
+
+
 @pytest.mark.parametrize("ratio, left", [(1 / 3, 432), (2 / 9, 288), (1 / 9, 144)])
 def test_fastv_and_dart_cut_at_layer_2(model, ratio, left):
     fastv, dart = vtr.plan(model, "fastv", keep_ratio=ratio), vtr.plan(model, "dart", keep_ratio=ratio)

@@ -256,7 +256,8 @@ class FlowCut(Method):
         if remaining % self.interval != 0:
             return None
         available = members(part, view.real, parts).sum(-1)
-        target = view_targets((wider * view.memory[KEEP]).minimum(available.sum(1)), available, final)
+        asked = view.keep if remaining == 0 and final else (wider * view.memory[KEEP]).minimum(available.sum(1))
+        target = view_targets(asked, available, final)
         authors = self.compat == "authors"
         amount = prune_amount(paid, part, view.real, target, remaining, 1e-7 if authors and not cls else None)
         if authors:
