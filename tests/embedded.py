@@ -79,6 +79,31 @@ def random_internvl() -> Path:
 
 
 @cache
+def random_gemma4() -> Path:
+    """A Gemma 4 folder: 8 pixels to a patch, 2 x 2 patches to a token, a budget of 280 tokens an image unless its processor is told otherwise."""
+    import transformers
+
+    from vtr.testing.joined import Gemma4
+
+    marks = ("<boi>", "<soft>", "<eoi>", "<sound>", "<boa>", "<eoa>")
+    names = ("boi_token", "image_token", "eoi_token", "audio_token", "boa_token", "eoa_token")
+    tokenizer, size = _tokenizer(marks, dict(zip(names, marks, strict=True))), {"patch_size": 8, "pooling_kernel_size": 2}
+    processor = transformers.Gemma4Processor(
+        feature_extractor=transformers.Gemma4AudioFeatureExtractor(),
+        image_processor=transformers.Gemma4ImageProcessor(**size),
+        tokenizer=tokenizer,
+        video_processor=transformers.Gemma4VideoProcessor(**size),
+        chat_template=_template("<soft>"),
+    )
+    kind, config = Gemma4().unbuilt(
+        text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    config.boi_token_id, config.image_token_id, config.eoi_token_id = tokenizer.convert_tokens_to_ids(list(marks[:3]))
+    config.audio_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids([marks[3], processor.video_token])
+    return _saved("random-gemma4", kind, config, processor)
+
+
+@cache
 def random_next_video() -> Path:
     """A LLaVA-NeXT-Video folder: frames of 48 x 48 pixels, 6 x 6 patches that become 3 x 3 tokens; images are AnyRes."""
     import transformers

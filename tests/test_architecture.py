@@ -24,7 +24,6 @@ EVERYTHING = ENGINE | {
     "hosts",
     "markdown",
     "methods",
-    "mistakes",
     "models",
     "ops",
     "recipes",
@@ -35,7 +34,7 @@ EVERYTHING = ENGINE | {
     "testing",
     "versions",
 }
-TOOLS = ENGINE | {"models", "mistakes", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
+TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
     "__init__": {"planning", "plans", "reduction", "report", "hosts", "registry", "types", "methods", "viz"},
     "__main__": {"cli"},
@@ -56,7 +55,6 @@ MAY_IMPORT = {
     "hosts": {"ops", "types", "registry"},
     "methods": {"recipes", "registry", "types", "ops"},
     "markdown": set(),
-    "mistakes": {"registry"},
     "recipes": set(),
     "registry": {"types"},
     "cost": {"types"},

@@ -62,6 +62,27 @@ def test_sdpa_in_bfloat16(name, kind):
     check(name, Setup(kind, dtype=BF16))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ORACLES if name not in DISCRETE])
+@pytest.mark.parametrize("kind", ["internvl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
+def test_other_families_in_bfloat16(name, kind):
+    check(name, Setup(kind, dtype=BF16))
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "qwen3_5", "glm4v"])
+def test_merging_in_bfloat16_rounds_as_the_masked_model_does(kind):
+    """The reduced model is about as far from its float64 result as the masked model is from its own: what O9b finds there is rounding."""
+    plan = [probes.MergePairs(stage="tower", layer=0), probes.MergePairs(stage="tower", layer=1), EveryNth(stride=2)]
+    found = {}
+    for dtype in (FP64, BF16):
+        setup = Setup(kind, dtype=dtype)
+        run = oracles.run(setup, plan, setup.batch())
+        masked = reference.masked_logits(setup.model, setup.batch(), oracles.expected_of(setup.batch(), run.choices))
+        found[dtype] = [logits[:, -3:].double() for logits in (run.logits, masked)]  # text behind the last image
+    reduced, masked = (float((half - exact).square().mean().sqrt()) for half, exact in zip(found[BF16], found[FP64], strict=True))
+    assert 0 < reduced < 1.5 * masked
+
+
 @pytest.mark.parametrize("newlines", ["rows", "all", "none"])
 @pytest.mark.parametrize("plan", [[EveryNth(stride=5)], [EveryNth(stride=3), EveryNth(stage="prefill", layer=2, stride=4)]])
 def test_newlines_follow_their_option(newlines, plan):

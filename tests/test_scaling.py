@@ -10,7 +10,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForCond
 import vtr
 from tests.methods.handmade import LLAVA
 from tests.tiny_models import IMAGE, batch_of, build
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.methods.flowcut import last_row
 from vtr.methods.sparsevlm_plus import Rotary, gravity, rotary_of
 from vtr.ops.prompt_rows import prompt_rows

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtr.hosts._host import host_of
+    from vtr.hosts._protocol import host_of
     from vtr.methods._score import ScoreMethod
     from vtr.planning import plan
     from vtr.plans import Plan

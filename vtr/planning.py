@@ -10,11 +10,12 @@ from torch import nn
 
 from vtr.checks import check_frame_scores, check_plan, check_positions, check_question, check_stage, check_step, check_steps
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host, host_of, with_frames
+from vtr.hosts._protocol import Host, host_of, with_frames
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from
 from vtr.types import Method, VtrError, check_choices, steps_of_method, with_named_signals
+from vtr.types.errors import WrongType, WrongValue, as_refusals
 
 Visuals = Literal["each", "prompt"]
 """Whether images are images, or those of a prompt the frames of one video."""
@@ -64,7 +65,7 @@ def host_for(model: nn.Module, visuals: Visuals) -> Host | DenseHost:
         VtrError: no host knows the model, or its images are no frames.
     """
     if visuals not in ("each", "prompt"):
-        raise ValueError(f"vtr.apply: visuals must be 'each' or 'prompt', got {visuals!r}")
+        raise WrongValue(f"vtr.apply: visuals must be 'each' or 'prompt', got {visuals!r}")
     host = host_of(model)
     if visuals == "each":
         return host
@@ -88,7 +89,7 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
     for number, one in enumerate(methods):
         check_stage(one, host)
         check_choices(one, one.name)
-        with steps_of_method(one.name):
+        with steps_of_method(one.name), as_refusals():
             steps = check_steps(one.name, one.steps(geometry))
         for change in changes:
             steps = check_steps(one.name, change(one, tuple(steps)))
@@ -113,7 +114,7 @@ def methods_of(method: Methods, settings: Mapping[str, Any]) -> list[Method]:
         return [create_method(method, **settings)]
     if isinstance(method, Method):
         if settings:
-            raise ValueError(
+            raise WrongValue(
                 f"vtr.apply: settings live on the method instance, got {', '.join(settings)} beside it; "
                 "use dataclasses.replace or vtr.create_method"
             )
@@ -126,8 +127,8 @@ def methods_of(method: Methods, settings: Mapping[str, Any]) -> list[Method]:
         given = method
     if isinstance(given, (list, tuple)) and given and all(isinstance(m, (Method, Mapping)) for m in given):
         if settings:
-            raise ValueError(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
+            raise WrongValue(f"vtr.apply: the settings of a plan live on its methods, got {', '.join(settings)} beside a list")
         return [m if isinstance(m, Method) else method_from(m) for m in given]
     name = next((m for m in given if isinstance(m, str)), None) if isinstance(given, (list, tuple)) else None
     hint = "see vtr.list_methods()" if name is None else f"a plan holds instances: give vtr.create_method({name!r}, ...) for each name"
-    raise TypeError(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; {hint}")
+    raise WrongType(f"vtr.apply: method must be a name, a method or a non-empty list of methods, got {method!r}; {hint}")

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from vtr.types import FrameOption, Geometry, Kind, Method, NewlineOption, PositionOption, Signal, Step
-from vtr.types.errors import SettingError
+from vtr.types.errors import SettingError, WrongValue
 
 Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
 
@@ -92,7 +92,7 @@ class Plan:
             ValueError: `map` changed its steps, which cannot be written down.
         """
         if self.changes:
-            raise ValueError("Plan.to_dict: steps that Plan.map changed cannot be written down; call it on the plan before the change")
+            raise WrongValue("Plan.to_dict: steps that Plan.map changed cannot be written down; call it on the plan before the change")
         return {"host": self.host, "methods": [method.to_dict() for method in self.methods]}
 
     def map(self, change: Change) -> Plan:

@@ -19,6 +19,7 @@ from vtr.planning import Visuals
 from vtr.plans import Plan
 from vtr.report import Report
 from vtr.types import Method, VtrError
+from vtr.types.errors import WrongType
 
 _LOCK = threading.RLock()  # reductions are installed and removed one at a time
 _INSTALLED: weakref.WeakSet[Reduction] = weakref.WeakSet()  # each is kept alive by the model that it is installed on
@@ -182,10 +183,10 @@ class Reduction(ContextDecorator):
             TypeError: not a function, or one whose body runs only after it has returned.
         """
         if not callable(function) or isinstance(function, type):
-            raise TypeError(f"vtr.reduced: decorates a function, got {type(function).__name__}; call the model itself inside `with`")
+            raise WrongType(f"vtr.reduced: decorates a function, got {type(function).__name__}; call the model itself inside `with`")
         if any(is_(function) for is_ in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)):
             name = getattr(function, "__name__", function)
-            raise TypeError(f"vtr.reduced: {name!r} is a generator or async, whose body runs later; use `with` inside it")
+            raise WrongType(f"vtr.reduced: {name!r} is a generator or async, whose body runs later; use `with` inside it")
         return super().__call__(function)
 
     def _append(self, report: Report) -> None:
@@ -283,7 +284,7 @@ def remove(model: nn.Module) -> None:
         model: what was given to `vtr.apply` or `vtr.reduced`; a wrapper around it will do.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"vtr.remove: model must be a torch module, got {type(model).__name__}")
+        raise WrongType(f"vtr.remove: model must be a torch module, got {type(model).__name__}")
     for reduction in _sharing(model):
         reduction.remove()
 

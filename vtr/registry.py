@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from vtr.types import STAGES, Card, Method, check_choices
+from vtr.types.errors import WrongType, WrongValue, as_refusals
 from vtr.types.naming import closest
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def register_method(name: str) -> Callable[[M], M]:
 
     def decorate(cls: M) -> M:
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise TypeError(f"register_method: {name!r} must decorate a class that extends vtr.Method, got {cls!r}")
+            raise WrongType(f"register_method: {name!r} must decorate a class that extends vtr.Method, got {cls!r}")
         _check_class(name, cls)
         _add(_METHODS, "method", name, cls)
         cls.name = name
@@ -72,7 +73,7 @@ def list_methods(pattern: str | None = None, stage: str | None = None) -> list[s
         stage: only methods that act at this stage (a method matches each of its stages).
     """
     if stage is not None and stage not in STAGES:
-        raise ValueError(f"list_methods: unknown stage {stage!r}; one of {', '.join(STAGES)}")
+        raise WrongValue(f"list_methods: unknown stage {stage!r}; one of {', '.join(STAGES)}")
     _load("methods")
     wanted = "*" if pattern is None else pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     return sorted(n for n, cls in _METHODS.items() if fnmatch.fnmatch(n, wanted) and (stage is None or stage in cls.stages))
@@ -86,10 +87,10 @@ def method_class(name: str) -> type[Method]:
     """
     _load("methods")
     if not isinstance(name, str):
-        raise TypeError(f"method_class: name must be a string, got {name!r}")
+        raise WrongType(f"method_class: name must be a string, got {name!r}")
     found = _METHODS.get(_ALIASES.get(name.lower(), name))
     if found is None:
-        raise ValueError(f"unknown method {name!r}{closest(name, list(_METHODS))}; see vtr.list_methods()")
+        raise WrongValue(f"unknown method {name!r}{closest(name, list(_METHODS))}; see vtr.list_methods()")
     return found
 
 
@@ -108,8 +109,9 @@ def create_method(name: str, **settings: Any) -> Method:
     known = [f.name for f in fields(cls)]
     for setting in settings:
         if setting not in known:
-            raise ValueError(f"{cls.name}: unknown setting {setting!r}{closest(setting, known)}; settings: {', '.join(known)}")
-    method = cls(**settings)
+            raise WrongValue(f"{cls.name}: unknown setting {setting!r}{closest(setting, known)}; settings: {', '.join(known)}")
+    with as_refusals():
+        method = cls(**settings)
     check_choices(method, cls.name)
     return method
 
@@ -128,7 +130,7 @@ def method_from(content: Mapping[str, Any]) -> Method:
         >>> vtr.method_from({"name": "fastv", "keep": 64})
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
-        raise TypeError(f"method_from: content must map 'name' to the name of a method, beside its settings, got {content!r}")
+        raise WrongType(f"method_from: content must map 'name' to the name of a method, beside its settings, got {content!r}")
     return create_method(**content)
 
 
@@ -144,25 +146,20 @@ def list_hosts() -> list[str]:
     return sorted(_HOSTS)
 
 
-def registering_packages() -> set[str]:
-    """Returns the top-level packages of everything that is registered so far, `vtr` always."""
-    return {"vtr", *(entry.__module__.partition(".")[0] for entry in (*_METHODS.values(), *_HOSTS.values()))}
-
-
 def _check_class(name: str, cls: type[Method]) -> None:
     """Refuses a class whose settings, card or stages could not be read later; says what is missing."""
     who = f"register_method: {name!r}"
     if "__dataclass_params__" not in vars(cls):
-        raise TypeError(
+        raise WrongType(
             f"{who} must decorate a frozen dataclass, got {cls!r}; write @dataclass(frozen=True, kw_only=True) below the decorator"
         )
     if not isinstance(cls.card, Card):
-        raise TypeError(f"{who} needs a vtr.Card as its card, got {cls.card!r}")
+        raise WrongType(f"{who} needs a vtr.Card as its card, got {cls.card!r}")
     if not isinstance(cls.stages, tuple):
-        raise TypeError(f'{who} needs a tuple as its stages, got {cls.stages!r}; write stages = ("boundary",)')
+        raise WrongType(f'{who} needs a tuple as its stages, got {cls.stages!r}; write stages = ("boundary",)')
     for stage in cls.stages:
         if stage not in STAGES:
-            raise ValueError(f"{who} has an unknown stage {stage!r}{closest(stage, list(STAGES))}")
+            raise WrongValue(f"{who} has an unknown stage {stage!r}{closest(stage, list(STAGES))}")
     missing = [what for what, there in (("stages", cls.stages), ("card", cls.card.title)) if not there]
     if missing:
         _log.warning(
@@ -177,10 +174,10 @@ def _add(table: dict[str, Any], kind: str, name: str, value: Any) -> None:
     else:
         valid = name.replace("-", "_").isidentifier() and name == name.lower()
     if not valid:
-        raise ValueError(f"register_{kind}: name must be a lower-case identifier, got {name!r}")
+        raise WrongValue(f"register_{kind}: name must be a lower-case identifier, got {name!r}")
     old = table.get(name)
     if old is not None and (old.__module__, old.__qualname__) != (value.__module__, value.__qualname__):
-        raise ValueError(f"register_{kind}: {name!r} is taken by {old.__module__}.{old.__qualname__}; choose another name")
+        raise WrongValue(f"register_{kind}: {name!r} is taken by {old.__module__}.{old.__qualname__}; choose another name")
     table[name] = value
 
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, clock_name, peak_bytes
 from vtr.cost import GIGA, TransformerShape, clustering_flops, encoder_flops, matching_flops
+from vtr.hosts._protocol import host_of
 from vtr.markdown import markdown_table
 from vtr.models.devices import synchronize
 from vtr.ops.clusters import cluster, hard_labels, tiles_of
 from vtr.ops.reconstruct import are_few
 from vtr.ops.sharpness import LADDER, SKETCH, auto_tau
 from vtr.reduction import reduced
+from vtr.registry import method_from
 from vtr.types.naming import FULL
 
 Variant = tuple[str, dict[str, Any]]
@@ -149,13 +151,13 @@ def flops(vit: Any, pixels: Tensor, report: Any | None) -> float:
         return encoder_flops(shape, [patches + prefix] * shape.layers, patches, values)
     method = report.methods[0]
     lengths = [n + prefix for n in report.tokens_per_block]
-    if method["name"] == "tome":  # merges between attention and MLP
+    if any(step.at == "mlp" for step in method_from(method).steps(host_of(vit).geometry())):  # merges between attention and MLP
         merged = report.assignment[:1]
         left = [*report.tokens_per_block[1:], len(set(merged[0])) if merged else report.tokens_per_block[-1]]
         merging = [n for n, rest in zip(report.tokens_per_block, left, strict=True) if rest < n]
         return encoder_flops(shape, lengths, patches, values, [n + prefix for n in left]) + matching_flops(shape, merging)
     extra = 0.0
-    if method["name"] == "expedit":
+    if "iterations" in method:  # of a clustering
         tiles = tiles_of(report.grid, report.small_grid, method["window"], torch.device("cpu"))
         clusters = report.small_grid[0] * report.small_grid[1]
         compared, tried = tiles.bias.numel() / patches, len(LADDER) if method["tau"] == "auto" else 0

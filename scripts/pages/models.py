@@ -6,8 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 import vtr
-from vtr.hosts._host import Host
 from vtr.hosts._not_hosted import NOT_HOSTED
+from vtr.hosts._protocol import Host
 from vtr.hosts._towers import JoinedTower, PackedTower
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, method_class
@@ -81,7 +81,7 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
         if not cls.__module__.startswith("vtr.methods.") or (cls.card.needs_video and not host.has_video):
             continue
         settings: dict[str, Any] = {"keep_ratio": 0.5} if cls.takes_budget else {}
-        settings |= {"layers": [host.with_keys[0]]} if name == "shortv" else {}
+        settings |= cls.timed_settings(host.llm_layers)
         try:
             scores: Any = [] if cls.card.needs_frame_scores else None
             vtr.plan(model, create_method(name, **settings), question="", frame_scores=scores)

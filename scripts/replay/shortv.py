@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from scripts.replay import ReplayError, Vector, close, same_index
 from vtr.calibrate.shortv import layer_contribution, layer_order
 from vtr.engine.llm.hooks import LlmHooks
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Layout
+from vtr.hosts._protocol import Host
 from vtr.hosts._towers import RowTower, Stack, transformers_blocks
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.methods.shortv import ShortV

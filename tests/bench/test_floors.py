@@ -12,7 +12,7 @@ from tests.tiny_models import Shot, batch_of, model_of
 from vtr.bench import floors, schedule
 from vtr.bench.measure import image_span
 from vtr.bench.shapes import build, find_shape, prompts
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.types import Boundary, Budget, Layer, Remove, Selection, Tower
 
 

@@ -16,7 +16,7 @@ from tests.embedded import random_checkpoint
 from tests.tiny_models import snapshot
 from vtr.calibrate.expedit import TIMES, search
 from vtr.cli import app
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.methods.expedit import read_tau
 from vtr.models.encoders import load_encoder
 from vtr.models.loading import load_model

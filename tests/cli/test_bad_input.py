@@ -1,7 +1,10 @@
 """Bad input: one clear line on stderr, an exit code that scripts can rely on, never a traceback."""
 
 import json
+import re
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +16,7 @@ from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli._common import EXIT_CODES, parse_list, parse_settings
 from vtr.cli.eval import method_settings
+from vtr.types.errors import Refusal, WrongType, WrongValue
 
 
 @pytest.fixture
@@ -207,6 +211,7 @@ def module_that(name, source):
         ("vtr.eval.run.compare", "int('x')", ValueError),
         ("vtr.eval.run.compare", "len(1)", TypeError),
         ("vtr.eval.run.compare", "raise KeyError('raise')", KeyError),
+        ("vtr.eval.run.compare", "raise ValueError('a plain one is no check')", ValueError),
     ],
 )
 def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
@@ -218,12 +223,69 @@ def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
     assert result.exit_code == 1 and "error:" not in result.output
 
 
-def test_a_check_of_a_registered_package_is_the_users_mistake(scene, monkeypatch):
-    theirs = module_that("their_methods.tau", "raise ValueError('their_method: tau must be above 0, got -1; give a positive one')")
-    monkeypatch.setattr("vtr.eval.run.compare.compare", theirs.broken)
-    cls = type("Theirs", (vtr.Method,), {"__module__": "their_methods.tau"})
-    monkeypatch.setitem(vtr.registry._METHODS, "their_method", cls)
-    run(2, "their_method: tau must be above 0, got -1; give a positive one", scene, "--method", "random")
+@dataclass(frozen=True, kw_only=True)
+class Theirs(vtr.Method):
+    """A method of another package, which raises plain errors where it looks at its settings."""
+
+    tau: float = 1.0
+    layers: tuple = ()
+
+    stages = ("boundary",)
+    default_budget = vtr.Budget(keep=5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tau < 0:
+            raise ValueError(f"theirs: tau must be above 0, got {self.tau}; give a positive one")
+        if self.tau == 0:
+            raise TypeError("theirs: tau must be another number")
+
+    def steps(self, geometry):
+        if self.tau > 5:
+            raise ValueError(f"theirs: tau must be at most 5 on {geometry.host}, got {self.tau}")
+        return (vtr.Remove(vtr.Boundary(), lambda view: int("x")),)
+
+
+@pytest.mark.parametrize(
+    ("tau", "message"),
+    [
+        (-1, "theirs: tau must be above 0, got -1; give a positive one"),
+        (0, "theirs: tau must be another number"),
+        (9, "theirs: tau must be at most 5 on llava, got 9"),
+        ('"x"', "theirs: tau must be a number, got 'x'"),
+    ],
+)
+def test_a_check_of_a_method_of_another_package_is_the_users_mistake(scene, monkeypatch, tau, message):
+    monkeypatch.setitem(vtr.registry._METHODS, "theirs", Theirs)
+    monkeypatch.setattr(Theirs, "name", "theirs")
+    run(2, message, scene, "--method", "theirs", "--set", f"tau={tau}")
+
+
+def test_what_such_a_method_raises_while_it_runs_is_a_bug(scene, monkeypatch):
+    monkeypatch.setitem(vtr.registry._METHODS, "theirs", Theirs)
+    monkeypatch.setattr(Theirs, "name", "theirs")
+    arguments = ["run", "--model", random_checkpoint(), "--image", scene, "--question", "?", "--method", "theirs", "--out", scene.parent]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert type(result.exception) is ValueError and "invalid literal" in str(result.exception) and "error:" not in result.output
+
+
+def test_checks_are_told_from_bugs_by_their_class():
+    """No check of vtr raises a plain error where a command would take it for a bug; methods are checked where they are made."""
+    for made in (
+        lambda: vtr.create_method("fastv", layer=0),
+        lambda: vtr.create_method("fastv", keep=0),
+        lambda: vtr.create_method("fast-v"),
+    ):
+        with pytest.raises(ValueError) as error:
+            made()
+        assert isinstance(error.value, WrongValue)
+    with pytest.raises(TypeError) as error:
+        vtr.create_method("fastv", layer="two")
+    assert isinstance(error.value, WrongType) and isinstance(error.value, Refusal)
+    plain = re.compile(r"raise (ValueError|TypeError)\b")
+    exempt = ("methods", "ops", "cost.py", "errors.py")
+    files = [path for path in (Path(vtr.__file__).parent).rglob("*.py") if not set(exempt) & set(path.parts)]
+    assert not [path.name for path in files if plain.search(path.read_text())], "raise WrongValue or WrongType of vtr.types.errors"
 
 
 def test_values_are_json_where_they_can_be():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.embedded import random_checkpoint, random_internvl, random_qwen
+from tests.embedded import random_checkpoint, random_gemma4, random_internvl, random_qwen
 from vtr.cli import app
 from vtr.eval.run import results
 from vtr.registry import list_methods
@@ -237,7 +237,13 @@ def test_info_says_when_each_image_decides():
 
 @pytest.mark.parametrize(
     ("folder", "arguments", "before", "kept"),
-    [(random_qwen, (), 24, 7), (random_qwen, ("--max-pixels", 48 * 48), 6, 5), (random_internvl, (), 45, 7)],
+    [
+        (random_qwen, (), 24, 7),
+        (random_qwen, ("--max-pixels", 48 * 48), 6, 5),
+        (random_internvl, (), 45, 7),
+        (random_gemma4, (), 260, 7),
+        (random_gemma4, ("--max-pixels", 70 * 16 * 16), 60, 7),
+    ],
 )
 def test_run_on_images_of_any_size(scene, folder, arguments, before, kept):
     place = ("--out", scene.parent / "pictures", "--model", folder(), "--image", scene, "--question", "what is this?")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import vtr
 from tests.dense_models import images, model_of, outputs, timm_model
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.methods.pool import pooled_grid
 from vtr.ops.clusters import cell_means
 

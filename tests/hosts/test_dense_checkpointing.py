@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import vtr
 from tests import windowed_models
 from tests.dense_models import MODELS, images
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 
 REFUSED = r"gradient checkpointing runs layers twice.* switch it off"
 COARSE = {"alpha": 2, "grid": (4, 4), "tau": 0.1, "neighbours": 4}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import vtr
 from tests.dense_models import COARSE, MODELS, SHARP, images, model_of, outputs, timm_model
 from tests.tiny_models import snapshot
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 
 everywhere = pytest.mark.parametrize("kind", MODELS)
 

@@ -14,7 +14,7 @@ import vtr
 from tests.dense_models import images, model_of
 from vtr import Budget, Card, Geometry, Merge, Restore, Selection, Step, Tower, View
 from vtr.engine.dense_run import DenseRun
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

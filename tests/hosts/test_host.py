@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtr.hosts._host import feature_layers
+from vtr.hosts._protocol import feature_layers
 
 
 @pytest.mark.parametrize(("asked", "layers"), [(-1, (5,)), (-2, (4,)), (1, (0,)), (6, (5,)), ([-2, 3], (2, 4)), ((-4, -2), (2, 4))])

@@ -34,7 +34,7 @@ def test_a_budget_is_that_of_an_image_in_every_stage(method, call):
     ]
 
 
-@pytest.mark.parametrize("name", ["visionzip", "fastervlm", "prumerge", "tokencorr", "fastv"])
+@pytest.mark.parametrize("name", ["visionzip", "fastervlm", "prumerge", "tokencorr", "fastv", "tome"])
 def test_methods_leave_what_the_masked_model_sees(name):
     removed, cached = removed_and_cached(vtr.create_method(name, keep=5), "internvl")
     assert removed < 1e-6 and cached < 1e-6
@@ -71,7 +71,6 @@ def test_what_it_cannot_do_is_refused_by_name():
     for name, reason in [
         ("globalcom2", "tiles"),
         ("hired", "tiles"),
-        ("tome", "scale"),
         ("resize", "stage 'input'"),
         ("expedit", "gives merged patches back"),
     ]:

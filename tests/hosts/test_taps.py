@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 import vtr
 from tests.probes import ByAttention, Observe
 from tests.tiny_models import ONE, batch_of, build, model_of, snapshot
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.hosts._taps import TAPS, project_kv, project_qkv
 
 

@@ -11,7 +11,7 @@ import vtr
 from tests.dense_models import model_of as dense_of
 from tests.tiny_models import IMAGE, ONE, batch_of, build, generate, model_of, snapshot
 from vtr.engine.direct import DirectCalls
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

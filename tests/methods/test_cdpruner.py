@@ -101,7 +101,7 @@ def test_settings_are_checked():
         CDPruner(sign=0)
     with pytest.raises(ValueError, match=r"theta must be in \[0, 1\), got 1"):
         CDPruner(theta=1)
-    with pytest.raises(ValueError, match="compat must be 'authors' or None"):
+    with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         CDPruner(compat="paper")
     with pytest.raises(vtr.VtrError, match="compat='authors' is for the replay of vectors"):
         CDPruner(compat="authors").steps(LLAVA)

@@ -113,7 +113,7 @@ def test_settings_are_checked():
     for name in ("rho", "beta"):
         with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\], got 0"):
             CoreMatching(**{name: 0})
-    with pytest.raises(ValueError, match="compat must be 'authors' or None"):
+    with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         CoreMatching(compat="paper")
     with pytest.raises(vtr.VtrError, match="zeroes cached keys and values instead of removing tokens"):
         CoreMatching(compat="authors").steps(LLAVA)

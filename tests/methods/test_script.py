@@ -88,7 +88,7 @@ def test_settings_are_checked():
         Script(redundant=2)
     with pytest.raises(ValueError, match="tau must be a cosine"):
         Script(tau=3)
-    with pytest.raises(ValueError, match="compat must be 'authors' or None"):
+    with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         Script(compat="paper")
     with pytest.raises(vtr.VtrError, match="compat='authors' is for the replay of vectors"):
         Script(compat="authors").steps(LLAVA)

@@ -118,7 +118,7 @@ def test_averages_take_a_table_within_reach():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="table must be one of 192, 128, 96, 64, got 100"):
         SparseVLM(table=100)
-    with pytest.raises(ValueError, match="compat must be 'authors' or None"):
+    with pytest.raises(ValueError, match="compat must be None or 'authors'"):
         SparseVLM(compat="paper")
     with pytest.raises(ValueError, match="is a budget already"):
         SparseVLM(counts=(3, 2, 1), keep_ratio=0.5)

@@ -8,7 +8,7 @@ import pytest
 import vtr
 from tests import probes
 from tests.tiny_models import batch_of, model_of
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.planning import make_plan
 from vtr.types import Boundary, Budget, Geometry, Layer, Place, Remove, Signal
 from vtr.types.signals import attention, cls_row, keys

@@ -16,7 +16,7 @@ from torch import Tensor
 from vtr.bench.floors import next_token
 from vtr.bench.measure import Row, answer
 from vtr.bench.stopwatch import choosing_in_process_time
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.models.devices import synchronize
 from vtr.reduction import reduced
 from vtr.types import VtrError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtr.bench.schedule import Schedule
-from vtr.hosts._host import Host
+from vtr.hosts._protocol import Host
 from vtr.hosts._towers import RowTower
 from vtr.hosts._versions import cache_keyword
 from vtr.types import VtrError

@@ -19,7 +19,7 @@ from vtr.bench.record import FLOOR, KEPT, METHOD
 from vtr.bench.schedule import Schedule, Watch, kept_schedule
 from vtr.bench.stopwatch import Stopwatch, choosing_in_process_time, peak_bytes
 from vtr.engine.llm.entry import swap
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.hosts._versions import cache_keyword, output_cache
 from vtr.models.devices import synchronize
 from vtr.plans import Plan

@@ -15,6 +15,7 @@ import torch
 
 import vtr
 from vtr.bench.stopwatch import clock_name
+from vtr.types.errors import WrongValue
 
 FORMAT, SCHEMA = "vtr-bench", 1
 KEPT, FLOOR, METHOD = "kept floor", "schedule floor", "method"
@@ -66,9 +67,9 @@ def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"bench: {path.name} is not complete JSON ({error}); measure it again") from None
+            raise WrongValue(f"bench: {path.name} is not complete JSON ({error}); measure it again") from None
         if not is_record(content):
-            raise ValueError(f"bench: {path.name} is not a result of vtr bench with schema {SCHEMA}; measure it again or take it away")
+            raise WrongValue(f"bench: {path.name} is not a result of vtr bench with schema {SCHEMA}; measure it again or take it away")
         found.append((path.stem, content))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.planning import plan
 from vtr.plans import Change, Plan
 from vtr.reduction import reduced

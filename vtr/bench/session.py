@@ -13,15 +13,13 @@ from vtr.bench.compiled import run_compiled
 from vtr.bench.measure import Row, run_cell
 from vtr.bench.record import environment, make_record
 from vtr.bench.schedule import decides_itself, forced, measure_shares, scaled
-from vtr.hosts._host import Host, host_of
+from vtr.hosts._protocol import Host, host_of
 from vtr.planning import make_plan
 from vtr.plans import Plan
 from vtr.registry import create_method, list_methods, method_class
 from vtr.types import Method, VtrError
 
 ALL = "all"
-FROZEN_SHARE = 0.6
-"""ShortV without a published list: this share of the layers, the last ones, is frozen (the paper's share; which ones does not change times)."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ def make(name: str, keep: int, asked: Asked, layers: int) -> Method:
     """Returns a method with a budget and the user's settings."""
     cls = method_class(name)
     settings = dict(asked.settings.get(name, {}))
-    if name == "shortv" and not settings and ALL in asked.methods:
-        settings["layers"] = tuple(range(layers - round(FROZEN_SHARE * layers), layers))
+    if not settings and ALL in asked.methods:
+        settings = cls.timed_settings(layers)
     return create_method(name, **({"keep": keep} if cls.takes_budget else {}), **settings)
 
 

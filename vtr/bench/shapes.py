@@ -10,6 +10,7 @@ import torch
 
 from vtr.cost import TransformerShape, kv_bytes
 from vtr.models.recipes import find_recipe
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 GIB = 2**30
@@ -76,12 +77,12 @@ def find_shape(name: str) -> Shape:
     if name in _FROM_RECIPES:
         recipe = find_recipe(name)
         if recipe is None:
-            raise ValueError(f"bench: the recipe of shape {name!r} is missing; run inside the repository or install it with its models/")
+            raise WrongValue(f"bench: the recipe of shape {name!r} is missing; run inside the repository or install it with its models/")
         tower, llm = _FROM_RECIPES[name]
         side, patch = recipe.image["size"][0], recipe.image["patch"]
         return Shape(name, tower, llm, recipe.host == "llava_next", side, patch, vocabulary=32064, dtype=recipe.dtype)
     if name not in SHAPES:
-        raise ValueError(f"bench: unknown shape {name!r}{closest(name, SHAPES)}; or give a folder or a hub id")
+        raise WrongValue(f"bench: unknown shape {name!r}{closest(name, SHAPES)}; or give a folder or a hub id")
     return replace(_OWN[name.rpartition("-")[2]], name=name, anyres="-next-" in name)
 
 
@@ -180,7 +181,7 @@ def check_fits(shape: Shape, dtype: torch.dtype, device: str, batch: int, new_to
     needed, free = needed_gib(shape, dtype, batch, new_tokens), free_gib(device)
     if needed > free:
         name = str(dtype).removeprefix("torch.")
-        raise ValueError(
+        raise WrongValue(
             f"bench: {shape.name} at batch {batch} in {name} needs about {needed:.1f} GiB, {free:.1f} GiB are free on {device}; "
             "take a smaller batch or shape, or --dtype float16"
         )

@@ -23,6 +23,7 @@ from vtr.planning import plan
 from vtr.reduction import reduced
 from vtr.registry import create_method
 from vtr.types import Geometry, Method, Selection, Step, Tower, View
+from vtr.types.errors import WrongValue
 
 Inputs = Tensor | Mapping[str, Any]
 Grid = tuple[int, int] | float
@@ -136,13 +137,13 @@ def search(
     """
     inputs = list(batches)
     if not inputs:
-        raise ValueError("calibrate expedit: needs at least one image, got none")
+        raise WrongValue("calibrate expedit: needs at least one image, got none")
     methods: list[Any] = [create_method("expedit", alpha=alpha, grid=grid, window=window) for alpha, grid in product(alphas, grids)]
     full = _Watch(method=methods[0], full=True)
     geometry, full_ms = _run(model, full, inputs, advance)
     variance = [float((one - one.mean(0)).square().sum()) for one in full.seen]
     if 0 in variance:
-        raise ValueError("calibrate expedit: needs images in which tokens differ, got one without; give pictures with something on them")
+        raise WrongValue("calibrate expedit: needs images in which tokens differ, got one without; give pictures with something on them")
 
     def tried(watch: _Watch, tau: float | None) -> Candidate:
         merge, restore = watch.method.steps(geometry)
@@ -162,7 +163,7 @@ def search(
     few = [one for one in found if one.tau is not None and one.tokens <= most_tokens]
     if not few:
         least = min(one.tokens for one in found)
-        raise ValueError(
+        raise WrongValue(
             f"calibrate expedit: no candidate has at most {most_tokens:g} of the tokens, the fewest are {least:.2f}; "
             "try a smaller alpha or grid as well"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtr.reduction import reduced
+from vtr.types.errors import WrongValue
 
 Direction = Literal["frozen||full", "full||frozen"]
 
@@ -32,9 +33,9 @@ def layer_contribution(full: Tensor, frozen: Tensor, direction: Direction = "fro
         ValueError: shapes that do not belong together, or an unknown direction.
     """
     if full.ndim != 2 or frozen.ndim != 3 or frozen.shape[::2] != full.shape:
-        raise ValueError(f"layer_contribution: needs full (S, V) and frozen (S, L, V), got {tuple(full.shape)} and {tuple(frozen.shape)}")
+        raise WrongValue(f"layer_contribution: needs full (S, V) and frozen (S, L, V), got {tuple(full.shape)} and {tuple(frozen.shape)}")
     if direction not in ("frozen||full", "full||frozen"):
-        raise ValueError(f"layer_contribution: direction must be 'frozen||full' or 'full||frozen', got {direction!r}")
+        raise WrongValue(f"layer_contribution: direction must be 'frozen||full' or 'full||frozen', got {direction!r}")
     ordinary = (full if full.dtype.itemsize > 4 else full.float()).log_softmax(-1)[:, None]
     changed = (frozen if frozen.dtype.itemsize > 4 else frozen.float()).log_softmax(-1)
     over, against = (changed, ordinary) if direction == "frozen||full" else (ordinary, changed)
@@ -72,5 +73,5 @@ def measure(model: Any, prompts: Iterable[Mapping[str, Any]], advance: Callable[
         rows.append(layer_contribution(full, torch.stack(frozen, 1)).cpu())
         advance(1)
     if not rows:
-        raise ValueError("measure: needs at least one prompt, got none; give samples with images")
+        raise WrongValue("measure: needs at least one prompt, got none; give samples with images")
     return torch.cat(rows)

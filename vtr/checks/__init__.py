@@ -8,11 +8,11 @@ from typing import Any
 
 from vtr.checks.dense import check_dense, check_restoring
 from vtr.hosts._dense import DenseHost
-from vtr.hosts._host import Host, closed_tower
 from vtr.hosts._probe import check_keywords, keywords_of
+from vtr.hosts._protocol import Host, closed_tower
 from vtr.plans import Plan, signal_layer, untapped
 from vtr.types import Geometry, Method, Signal, Step, VtrError
-from vtr.types.errors import SettingError
+from vtr.types.errors import SettingError, WrongType, WrongValue
 
 
 def check_plan(plan: Plan, host: Host | DenseHost) -> None:
@@ -43,7 +43,7 @@ def check_steps(name: str, steps: Any) -> Sequence[Step]:
     """
     wrong = [steps] if not isinstance(steps, (tuple, list)) else [s for s in steps if not isinstance(s, Step)]
     if wrong:
-        raise TypeError(f"{name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")
+        raise WrongType(f"{name}: steps must return a tuple of vtr.Step, got {wrong[0]!r}; return (step,) for one step")
     return steps
 
 
@@ -59,7 +59,7 @@ def check_stage(method: Method, host: Host | DenseHost) -> None:
     if isinstance(host, DenseHost):
         raise VtrError(f"{asked} host {host.name!r} has no LLM; use a tower method such as 'expedit' or 'tome'")
     way = "use a method such as 'divprune'"
-    if host.pixel_limits is not None and "input" in method.stages:
+    if (host.pixel_limits is not None or host.token_budgets) and "input" in method.stages:
         way = "its processor makes images smaller: give --max-pixels, or that limit to the processor"
     raise VtrError(f"{asked} {host.name!r} can be reduced at the {' and the '.join(host.stages)} only; {way}")
 
@@ -82,11 +82,11 @@ def check_question(plan: Plan, question: str | Sequence[str] | None, processor: 
         ValueError: neither a question nor a processor.
     """
     if question is not None and not isinstance(question, str) and not all(isinstance(one, str) for one in question):
-        raise TypeError(f"vtr.apply: question must be a string or a list of one string per prompt, got {question!r}")
+        raise WrongType(f"vtr.apply: question must be a string or a list of one string per prompt, got {question!r}")
     tokenizer = getattr(processor, "tokenizer", processor)
     for item in plan.steps:
         if question is None and tokenizer is None and any(signal.kind == "text_embedding" for signal in item.step.needs):
-            raise ValueError(f"{item.name}: needs the question as text, got neither; give processor= or question= beside the method")
+            raise WrongValue(f"{item.name}: needs the question as text, got neither; give processor= or question= beside the method")
 
 
 def check_frame_scores(plan: Plan, scores: Any) -> None:
@@ -97,9 +97,9 @@ def check_frame_scores(plan: Plan, scores: Any) -> None:
     """
     readers = [item.name for item in plan.steps for signal in item.step.needs if signal.kind == "frame_score"]
     if readers and scores is None:
-        raise ValueError(f"{readers[0]}: needs the relevance of every frame, got none; give frame_scores= beside the method")
+        raise WrongValue(f"{readers[0]}: needs the relevance of every frame, got none; give frame_scores= beside the method")
     if scores is not None and not readers:
-        raise ValueError(f"vtr.apply: no method of {plan.described()} reads frame_scores; leave them out")
+        raise WrongValue(f"vtr.apply: no method of {plan.described()} reads frame_scores; leave them out")
 
 
 def check_keys(name: str, step: Step, host: Host) -> None:
@@ -152,15 +152,14 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             "'divprune'"
         )
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
-        raise VtrError(f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}")
+        raise VtrError(
+            f"{name}: host {host.name!r} does not do action {step.action!r} at stage {step.stage!r}; use a method that acts at the "
+            f"{' or the '.join(host.stages)}"
+        )
     if step.action == "freeze" and isinstance(host, Host) and host.hybrid:
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
-    if step.at == "mlp" and isinstance(host, Host) and host.tower.scaled:
-        raise VtrError(
-            f"{name}: merges between attention and MLP, whose output the blocks of {host.name!r} scale; use a method that acts elsewhere"
-        )
     if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
         raise VtrError(
             f"{name}: gives merged patches back, which the tower of {host.name!r} cannot take (it joins patches, or takes all images as one "
@@ -171,14 +170,14 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
     if step.stage in ("prefill", "decode"):
         deepest, least = geometry.llm_layers - 1, int(step.stage == "decode")
         if not least <= step.layer <= deepest:
-            raise ValueError(
+            raise WrongValue(
                 f"{name}: layer must be {least} to {deepest} in an LLM of {geometry.llm_layers} layers, got {step.layer} "
                 f"(0-based, gone from its input; papers that count from 1 or say 'after layer {step.layer}' call it {step.layer + 1})"
             )
     if step.stage == "tower":
         deepest = min(host.feature_layers) + (step.action == "restore")
         if not 0 <= step.layer <= deepest:
-            raise ValueError(
+            raise WrongValue(
                 f"{name}: tower layer {step.layer} must be 0 to {deepest}, the layer whose output becomes features "
                 f"(vision_feature_layer reads layers {', '.join(map(str, host.feature_layers))})"
             )
@@ -197,7 +196,7 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
             raise VtrError(f"{name}: {signal.kind} of an LLM layer is not known at the boundary; read the tower or prune at prefill")
         if not 0 <= layer <= deepest_read:
             place = "tower" if tower else "LLM"
-            raise ValueError(
+            raise WrongValue(
                 f"{name}: signal {signal.kind} of {place} layer {layer} is not known at layer {step.layer}; layers 0 to {deepest_read} are"
             )
         if signal.kind == "rows" and signal.queries == "visual" and getattr(host, "bidirectional", False):
@@ -228,7 +227,7 @@ def _check_full(name: str, signal: Signal, layer: int, host: Host) -> None:
     """
     if signal.kind in ("rows", "q", "k", "v", "next_q", "next_k") and host.linear(layer):
         near = sorted(sorted(host.with_keys, key=lambda i: abs(i - layer))[:2])
-        raise ValueError(
+        raise WrongValue(
             f"{name}: reads {signal.kind} of LLM layer {layer}, whose attention is linear and has none on {host.name!r}; read a layer of full "
             f"attention, nearest are {' and '.join(map(str, near))} (by default a step at layer {near[0] + 1} reads layer {near[0]})"
         )
@@ -242,11 +241,11 @@ def check_budgets(plan: Plan, host: Host | DenseHost) -> None:
     """
     averaged = [method.name for method in plan.methods if method.budget is not None and method.budget.average_keep is not None]
     if averaged and not plan.llm_layers:
-        raise ValueError(
+        raise WrongValue(
             f"{averaged[0]}: average_keep is a mean over the layers of an LLM, and {host.name!r} has none; give keep or keep_ratio"
         )
     if len(averaged) > 1:
-        raise ValueError(
+        raise WrongValue(
             f"vtr.apply: average_keep is the mean over the layers of the whole plan, so one method can have it, got {' and '.join(averaged)}; "
             "give the others keep or keep_ratio"
         )
@@ -285,7 +284,7 @@ def _check_effect(plan: Plan, host: Host | DenseHost) -> None:
         if all(final[n] >= left[n] for n in sizes) and left[most] < most:
             given = next((k, v) for k, v in vars(budget).items() if v is not None)
             asked = ("" if getattr(method, given[0]) is not None else "its default ") + f"{given[0]}={given[1]:.6g}"
-            raise ValueError(
+            raise WrongValue(
                 f"{method.name}: {asked} removes nothing, {left[most]} tokens are left by the methods that act before it"
                 + (" (a ratio is of the image's original tokens)" if given[0] == "keep_ratio" else "")
                 + f"; lower it or leave {method.name} out"

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.mistakes import is_refusal
 from vtr.types import VtrError
+from vtr.types.errors import Refusal, WrongValue
 from vtr.types.settings import setting_value
 
 P = ParamSpec("P")
@@ -49,9 +49,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            if not is_refusal(error):
-                raise
+        except Refusal as error:
             fail(error, 2)
         except (VtrError, OSError) as error:
             fail(error, 1)
@@ -91,7 +89,7 @@ def refuse_unused(context: typer.Context, mode: str, used: Collection[str], inst
     ignored = [p.opts[0] for p in context.command.params if p.name and p.name not in used and is_given(context, p.name)]
     if ignored:
         out_of_it = "them" if len(ignored) > 1 else "it"
-        raise ValueError(f"{context.info_name}: {mode} does not use {', '.join(ignored)}; leave {out_of_it} out{instead}")
+        raise WrongValue(f"{context.info_name}: {mode} does not use {', '.join(ignored)}; leave {out_of_it} out{instead}")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -105,9 +103,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         name, mark, value = pair.partition("=")
         name = name.strip()
         if not mark or not name:
-            raise ValueError(f"--set: must look like key=value, got {pair!r}")
+            raise WrongValue(f"--set: must look like key=value, got {pair!r}")
         if name in settings:
-            raise ValueError(f"--set: {name!r} is given twice")
+            raise WrongValue(f"--set: {name!r} is given twice")
         settings[name] = setting_value(value.strip())
     return settings
 
@@ -122,7 +120,7 @@ def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
     for name, value in parse_settings(pairs).items():
         method, dot, setting = name.partition(".")
         if not dot or not setting or not method:
-            raise ValueError(f"--set: must look like method.key=value here, got {name}={value}")
+            raise WrongValue(f"--set: must look like method.key=value here, got {name}={value}")
         found.setdefault(method, {})[setting] = value
     return found
 
@@ -138,7 +136,7 @@ def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
         try:
             found.append(kind(part.strip()))
         except ValueError:
-            raise ValueError(f"{option}: must be a list of {kind.__name__} separated by commas, got {text!r}") from None
+            raise WrongValue(f"{option}: must be a list of {kind.__name__} separated by commas, got {text!r}") from None
     return list(dict.fromkeys(found))
 
 

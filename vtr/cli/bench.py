@@ -22,6 +22,7 @@ from vtr.cli._common import (
     reported,
     spinner,
 )
+from vtr.types.errors import WrongValue
 
 SAMPLES = 5
 USED = {
@@ -76,13 +77,13 @@ def bench(
     from vtr.models.pixels import PixelLimits
 
     if model is None and not ops:
-        raise ValueError("bench: nothing to do; give --model or --ops")
+        raise WrongValue("bench: nothing to do; give --model or --ops")
     if ops and model is not None:
-        raise ValueError(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
+        raise WrongValue(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
     mode, way = ("--ops", "; methods are timed on a model, with --model") if ops else ("--model", "")
     refuse_unused(context, mode, USED[mode], way)
     if file is not None and not file.parent.is_dir():
-        raise ValueError(f"--json: no folder {str(file.parent)!r}; make it first")
+        raise WrongValue(f"--json: no folder {str(file.parent)!r}; make it first")
     if threads:
         torch.set_num_threads(threads)
     place = check_device(device)
@@ -99,9 +100,9 @@ def bench(
     )
     for name in asked.settings:
         if name not in asked.names:
-            raise ValueError(f"--set: {name!r} is not among the methods that are run ({', '.join(asked.names)}); leave it out")
+            raise WrongValue(f"--set: {name!r} is not among the methods that are run ({', '.join(asked.names)}); leave it out")
     if compiled and max(asked.new_tokens) < 2:
-        raise ValueError(f"--compiled: an answer of one token has no decode step, got --new-tokens {new_tokens}; give a longer one")
+        raise WrongValue(f"--compiled: an answer of one token has no decode step, got --new-tokens {new_tokens}; give a longer one")
     if ops:
         _ops(place, dtype, repeats, longest, file, quiet)
     if model is not None:
@@ -122,7 +123,7 @@ def _model(
     counts = None
     if name in shapes.SHAPES:
         for option, value in limits.given.items():
-            raise ValueError(f"{option}: shape {name!r} has images of one size, got {value}; leave it out, or give a checkpoint")
+            raise WrongValue(f"{option}: shape {name!r} has images of one size, got {value}; leave it out, or give a checkpoint")
         shape = shapes.find_shape(name)
         chosen = dtype_of(dtype, device, shape.dtype)
         shapes.check_fits(shape, chosen, device, max(asked.batches), max(asked.new_tokens))
@@ -139,7 +140,7 @@ def _model(
                 del trained
     else:
         if schedule is not None:
-            raise ValueError(f"--schedule: is for shapes with random weights, got --model {name}, which counts for itself; leave it out")
+            raise WrongValue(f"--schedule: is for shapes with random weights, got --model {name}, which counts for itself; leave it out")
         model, processor = _trained(name, device, dtype, attention, limits)
         pool = lambda size: _real_prompts(model, processor, size, _pool_size(asked))  # noqa: E731
         tokens = tokens_of(model, pool(1)[0])
@@ -231,7 +232,7 @@ def _print_table(head: list[str], body: list[list[str]]) -> None:
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     found = parse_list(text, int, option)
     if min(found) < 1:
-        raise ValueError(f"{option}: numbers must be at least 1, got {text!r}")
+        raise WrongValue(f"{option}: numbers must be at least 1, got {text!r}")
     return tuple(found)
 
 

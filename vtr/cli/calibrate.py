@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import Attention, Device, Dtype, Model, Quiet, is_given, out, progress, reported
+from vtr.types.errors import WrongValue
 
 app = typer.Typer(help="Learn a method's settings from a few samples.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -39,7 +40,7 @@ def shortv(
 
     questions = _validation(samples)
     if not 0 < share <= 1:
-        raise ValueError(f"--share: must be in (0, 1], got {share}; the paper freezes 0.6 of the layers")
+        raise WrongValue(f"--share: must be in (0, 1], got {share}; the paper freezes 0.6 of the layers")
     loaded, processor = load_model(model, device=device, dtype=dtype, attention=attention)
     with progress(quiet) as bars:
         task = bars.add_task("calibrating", total=len(questions))
@@ -92,11 +93,11 @@ def expedit(
     from vtr.models.recipes import with_settings
 
     if is_given(context, "attention") and is_encoder(model):
-        raise ValueError(f"--attention: an encoder has one way to attend, got --attention {attention} for {model!r}; leave it out")
+        raise WrongValue(f"--attention: an encoder has one way to attend, got --attention {attention} for {model!r}; leave it out")
     pictures = [q.image for q in _validation(samples)] if images is None else _pictures(images, samples)
     alphas, grids = [None] if alpha is None else [_depth(word) for word in alpha.split(",")], [_clusters(word) for word in grid.split(",")]
     if not 0 < most_tokens <= 1:
-        raise ValueError(f"--most-tokens: must be in (0, 1], got {most_tokens}; 0.7 leaves 7 of 10 tokens, averaged over the blocks")
+        raise WrongValue(f"--most-tokens: must be in (0, 1], got {most_tokens}; 0.7 leaves 7 of 10 tokens, averaged over the blocks")
     before = target.read_text(encoding="utf-8") if target.is_file() else ""
     with_settings(before, "expedit", {})  # refuses a file that is no recipe before anything is loaded
     loaded, batches = _inputs(model, pictures, device, dtype, attention)
@@ -144,7 +145,7 @@ def _depth(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise ValueError(f"--alpha: must be a number of blocks, or several with commas between, got {word!r}; 5 or 4,5,6") from None
+        raise WrongValue(f"--alpha: must be a number of blocks, or several with commas between, got {word!r}; 5 or 4,5,6") from None
 
 
 def _clusters(word: str) -> tuple[int, int] | float:
@@ -152,7 +153,7 @@ def _clusters(word: str) -> tuple[int, int] | float:
     try:
         return float(word) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
     except ValueError:
-        raise ValueError(f"--grid: must be ROWSxCOLS or a share in (0, 1], got {word!r}; 28x28 or 0.7") from None
+        raise WrongValue(f"--grid: must be ROWSxCOLS or a share in (0, 1], got {word!r}; 28x28 or 0.7") from None
 
 
 def _inputs(model: str, pictures: list[Any], device: str | None, dtype: str, attention: str) -> tuple[Any, Any]:
@@ -176,11 +177,11 @@ def _pictures(folder: Path, samples: int) -> list[Any]:
     from vtr.data.pictures import open_image
 
     if samples < 1:
-        raise ValueError(f"--samples: must be at least 1, got {samples}")
+        raise WrongValue(f"--samples: must be at least 1, got {samples}")
     known = Image.registered_extensions()
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in known)[:samples]
     if not files:
-        raise ValueError(f"--images: needs a folder with pictures, got {str(folder)!r}; .png and .jpg among others are known")
+        raise WrongValue(f"--images: needs a folder with pictures, got {str(folder)!r}; .png and .jpg among others are known")
     return [open_image(file) for file in files]
 
 
@@ -190,5 +191,5 @@ def _validation(samples: int) -> list[Any]:
 
     most = PER_FAMILY * len(FAMILIES)
     if not 1 <= samples <= most:
-        raise ValueError(f"--samples: must be from 1 to {most}, got {samples}")
+        raise WrongValue(f"--samples: must be from 1 to {most}, got {samples}")
     return split_samples("validation", limit=-(-samples // len(FAMILIES)))[:samples]

@@ -14,6 +14,7 @@ import typer
 
 from vtr.cli._common import Quiet, out, parse_list, parse_settings, reported, spinner
 from vtr.registry import create_method, method_class
+from vtr.types.errors import WrongValue
 
 
 @reported
@@ -54,7 +55,7 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"--import: {module!r} cannot be imported: {type(error).__name__}: {said}; give the name of a module") from error
+        raise WrongValue(f"--import: {module!r} cannot be imported: {type(error).__name__}: {said}; give the name of a module") from error
 
 
 def _show(results: Sequence[Any]) -> None:

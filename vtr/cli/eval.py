@@ -26,6 +26,7 @@ from vtr.cli._common import (
 from vtr.cli._watching import Watcher
 from vtr.registry import method_class
 from vtr.types import BUDGETS, VtrError
+from vtr.types.errors import WrongValue
 from vtr.types.settings import default_settings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def eval(
     for option in (name for name in ("keep", "keep_ratio", "seeds") if is_given(context, name)):
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
-            raise ValueError(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
+            raise WrongValue(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
     setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels))
     contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
@@ -108,7 +109,7 @@ def run_cells(cells: Sequence[Any], setup: Setup, folder: Path, quiet: bool) -> 
     from vtr.eval.run.workers import Job, LocalPool
 
     if setup.batch_size < 1:
-        raise ValueError(f"--batch-size: must be at least 1, got {setup.batch_size}")
+        raise WrongValue(f"--batch-size: must be at least 1, got {setup.batch_size}")
     check_locks("eval")
     results.prepare_folder(folder)
     pool = LocalPool(lambda setup: load(setup.model, setup.device, setup.dtype, setup.attention, quiet, setup.pixels))
@@ -132,7 +133,7 @@ def parse_budgets(keep: str | None, keep_ratio: str | None) -> list[Any]:
     from vtr.types import Budget
 
     if keep is not None and keep_ratio is not None:
-        raise ValueError(f"budget: give --keep or --keep-ratio, not both (got keep={keep}, keep_ratio={keep_ratio})")
+        raise WrongValue(f"budget: give --keep or --keep-ratio, not both (got keep={keep}, keep_ratio={keep_ratio})")
     if keep is not None:
         return [Budget(keep=count) for count in parse_list(keep, int, "--keep")]
     if keep_ratio is not None:

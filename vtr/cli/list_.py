@@ -10,6 +10,7 @@ import typer
 from vtr.cli._common import out, reported
 from vtr.markdown import markdown_table
 from vtr.registry import list_methods, method_class
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 COLUMNS = ("method", "stage", "title", "paper", "reads", "needs", "exact budget", "mark")
@@ -24,10 +25,10 @@ def list_(
 ) -> None:
     """List methods."""
     if as_json and markdown:
-        raise ValueError("list: give --json or --markdown, not both")
+        raise WrongValue("list: give --json or --markdown, not both")
     names = list_methods(pattern, stage)
     if pattern is not None and not names:
-        raise ValueError(f"list: no method matches {pattern!r}{closest(pattern, list_methods(stage=stage))}; `vtr list` shows all")
+        raise WrongValue(f"list: no method matches {pattern!r}{closest(pattern, list_methods(stage=stage))}; `vtr list` shows all")
     rows = [facts(name) for name in names]
     if as_json:
         out.print_json(json.dumps(rows))

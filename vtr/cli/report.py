@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vtr.cli._common import Quiet, err, out, progress, refuse_unused, reported
+from vtr.types.errors import WrongValue
 
 
 @reported
@@ -44,7 +45,7 @@ def report(
     if not cells:
         for problem in problems:
             _warn(problem)
-        raise ValueError(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
+        raise WrongValue(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
     timed, more = _read([times], quiet) if times else ([], [])
     document = build(cells, timed, [*problems, *more], timings, bool(plots) or form == "html", records)
     for line in document.guards:
@@ -73,7 +74,7 @@ def _read(folders: list[Path], quiet: bool) -> tuple[list[Any], list[str]]:
 
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"report: no folder {str(folder)!r}; fill one with vtr eval --out first")
+            raise WrongValue(f"report: no folder {str(folder)!r}; fill one with vtr eval --out first")
     with progress(quiet) as bars:
         bar = bars.add_task("reading results", total=sum(1 for folder in folders for _ in folder.glob("*.json")))
         return read_folders(folders, lambda: bars.advance(bar))

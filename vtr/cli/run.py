@@ -30,6 +30,7 @@ from vtr.cli._common import (
 from vtr.data.frames import Video, read_video
 from vtr.registry import create_method, method_class
 from vtr.types import Method, VtrError
+from vtr.types.errors import WrongValue
 
 
 @reported
@@ -66,7 +67,7 @@ def run(
     from vtr.models.pixels import PixelLimits
 
     if not question.replace(MARK, "").replace(VIDEO_MARK, "").strip():
-        raise ValueError(f"--question: must not be empty, got {question!r}; ask something about the image")
+        raise WrongValue(f"--question: must not be empty, got {question!r}; ask something about the image")
     _check_given(context, image, video)
     images, pixels = [_open(path) for path in image or ()], PixelLimits(min_pixels, max_pixels)
     prepare_folder(folder)
@@ -107,9 +108,9 @@ def run(
 def _check_given(context: typer.Context, image: list[str] | None, video: list[str] | None) -> None:
     """Refuses neither or both of images and videos, and a number of frames without a video."""
     if image and video:
-        raise ValueError(f"run: give --image or --video, not both, got {len(image)} and {len(video)}; leave one out")
+        raise WrongValue(f"run: give --image or --video, not both, got {len(image)} and {len(video)}; leave one out")
     if not image and not video:
-        raise ValueError("run: needs --image or --video, got neither; give a file")
+        raise WrongValue("run: needs --image or --video, got neither; give a file")
     if image and is_given(context, "frames"):
         refuse_unused(context, "--image", [p.name for p in context.command.params if p.name and p.name != "frames"])
 
@@ -138,7 +139,7 @@ def _open(path: str) -> Any:
     try:
         return open_image(path)
     except VtrError as error:
-        raise ValueError(str(error)) from error
+        raise WrongValue(str(error)) from error
 
 
 def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int | None, pairs: list[str]) -> Method:
@@ -152,7 +153,7 @@ def make_method(name: str, keep: int | None, keep_ratio: float | None, seed: int
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option in settings:
-            raise ValueError(f"--set: {option!r} is given by --{option.replace('_', '-')} already")
+            raise WrongValue(f"--set: {option!r} is given by --{option.replace('_', '-')} already")
     return create_method(method_class(name).name, **given, **settings)
 
 

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from vtr.types.errors import WrongValue
+
 from .questions import print_text
 from .scenes import (
     COLORS,
@@ -198,7 +200,7 @@ def compose_clip(dice: Dice, frames: int = TICKS, free: bool = False) -> Clip:
         ValueError: a number of frames that is no multiple of 8.
     """
     if frames < TICKS or frames % TICKS:
-        raise ValueError(f"compose_clip: frames must be a multiple of {TICKS}, got {frames}")
+        raise WrongValue(f"compose_clip: frames must be a multiple of {TICKS}, got {frames}")
     sign, at = Sign(print_text(dice, free), dice.pick(tuple(SIGNS))), dice.below(frames)  # once: as often in crowded frames
     for _ in range(MOST_TRIES):
         clip = _arrange(dice, frames // TICKS, sign, at)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtr.data.pictures import as_shown, open_image, whole_files
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNKNOWN_FPS = 2.0
@@ -77,7 +78,7 @@ def video_of(frames: Sequence[Image.Image], most: int | None = None, fps: float 
         VtrError: a picture that cannot be shown.
     """
     if not frames:
-        raise ValueError("video: must have at least one frame, got none; give some")
+        raise WrongValue("video: must have at least one frame, got none; give some")
     indices = evenly(len(frames), _checked(len(frames) if most is None else most))
     return _made([as_shown(frames[index]) for index in indices], indices, len(frames), fps, "given frames")
 
@@ -97,7 +98,7 @@ def read_video(path: str | Path, count: int) -> Video:
     if path.is_dir():
         video = _from_folder(path, count)
     elif not path.is_file():
-        raise ValueError(f"video: no file or folder {str(path)!r}; check the path")
+        raise WrongValue(f"video: no file or folder {str(path)!r}; check the path")
     elif path.suffix.lower() in PICTURES:
         video = _from_picture(path, count)
     else:
@@ -109,7 +110,7 @@ def read_video(path: str | Path, count: int) -> Video:
 
 def _checked(count: int) -> int:
     if count < 1:
-        raise ValueError(f"video: frames must be at least 1, got {count}; ask for one or more")
+        raise WrongValue(f"video: frames must be at least 1, got {count}; ask for one or more")
     return count
 
 
@@ -117,7 +118,7 @@ def _made(frames: list[Image.Image], indices: Sequence[int], total: int, fps: fl
     for index, frame in zip(indices, frames, strict=True):
         if frame.size != frames[0].size:
             sizes = " and ".join(f"{one.width} x {one.height}" for one in (frames[0], frame))
-            raise ValueError(f"video: frames must have one size, got {sizes} (number {index}) in {what}; resize them first")
+            raise WrongValue(f"video: frames must have one size, got {sizes} (number {index}) in {what}; resize them first")
     return Video(tuple(frames), tuple(indices), total, fps)
 
 
@@ -130,13 +131,13 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 def _from_folder(path: Path, count: int) -> Video:
     files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()]
     if not files:
-        raise ValueError(f"video: folder {str(path)!r} has no pictures ({', '.join(PICTURES)}), got none; give a folder of frames")
+        raise WrongValue(f"video: folder {str(path)!r} has no pictures ({', '.join(PICTURES)}), got none; give a folder of frames")
     files.sort(key=_natural)
     indices = evenly(len(files), count)
     try:
         frames = [open_image(files[index]) for index in indices]
     except VtrError as error:
-        raise ValueError(f"video: folder {str(path)!r}: {error}; replace or remove that file") from None
+        raise WrongValue(f"video: folder {str(path)!r}: {error}; replace or remove that file") from None
     return _made(frames, indices, len(files), None, f"folder {str(path)!r}")
 
 
@@ -155,9 +156,9 @@ def _from_picture(path: Path, count: int) -> Video:
                     frames.append(as_shown(ImageOps.exif_transpose(image)))
         frames = frames or [open_image(path)]
     except UnidentifiedImageError:
-        raise ValueError(f"video: {str(path)!r} is not a picture or animation that Pillow can read; give another file") from None
+        raise WrongValue(f"video: {str(path)!r} is not a picture or animation that Pillow can read; give another file") from None
     except (*_BROKEN, Image.DecompressionBombError, VtrError) as error:
-        raise ValueError(f"video: {str(path)!r} is damaged or cannot be shown ({error}); give another file") from None
+        raise WrongValue(f"video: {str(path)!r} is damaged or cannot be shown ({error}); give another file") from None
     return _made(frames, indices, total, total / duration if duration else None, repr(str(path)))
 
 
@@ -172,11 +173,11 @@ def _from_file(path: Path, count: int) -> Video:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f"video: {str(path)!r} has no video stream, got {_streams(container)}; give another file")
+                raise WrongValue(f"video: {str(path)!r} has no video stream, got {_streams(container)}; give another file")
             stream = container.streams.video[0]
             found = _packets(container, stream)
             if "mov" in container.format.name and found.there < stream.frames:
-                raise ValueError(f"video: {str(path)!r} is cut short, {found.there} of {stream.frames} frames are there; give a whole file")
+                raise WrongValue(f"video: {str(path)!r} is cut short, {found.there} of {stream.frames} frames are there; give a whole file")
             fps, indices = _fps(stream, found.times), evenly(len(found.times), count)
             frames = _jumped(container, stream, [found.times[index] for index in indices], found.keys)
         total = len(found.times)
@@ -185,11 +186,11 @@ def _from_file(path: Path, count: int) -> Video:
             indices = evenly(total, count)
             frames = [_upright(frame) for index, frame in enumerate(_decoded(av, path)) if index in indices]
     except av.error.FFmpegError as error:
-        raise ValueError(f"video: {str(path)!r} cannot be decoded ({error.strerror or error}); give another file") from None
+        raise WrongValue(f"video: {str(path)!r} cannot be decoded ({error.strerror or error}); give another file") from None
     if not total:
-        raise ValueError(f"video: {str(path)!r} has no frames, got a video stream without any; give another file")
+        raise WrongValue(f"video: {str(path)!r} has no frames, got a video stream without any; give another file")
     if len(frames) < len(indices):
-        raise ValueError(f"video: {str(path)!r} is damaged, {len(frames)} of {len(indices)} frames could be decoded; give another file")
+        raise WrongValue(f"video: {str(path)!r} is damaged, {len(frames)} of {len(indices)} frames could be decoded; give another file")
     return _made(frames, indices, total, fps, repr(str(path)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 _WHITE = (255, 255, 255)
 _SIXTEEN_BITS = 65535
@@ -39,7 +40,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"image: no file {str(path)!r}")
+        raise WrongValue(f"image: no file {str(path)!r}")
     most = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         with warnings.catch_warnings():
@@ -53,7 +54,7 @@ def open_image(path: str | Path) -> Image.Image:
     except VtrError as error:
         raise VtrError(f"image: {str(path)!r}: {str(error).removeprefix('image: ')}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
+        raise WrongValue(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
     except UnidentifiedImageError:
         raise VtrError(f"image: {str(path)!r} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for truncated and broken files

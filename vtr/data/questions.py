@@ -7,6 +7,8 @@ asked about a scene; the benchmark and the training recipe choose from the lists
 from collections import Counter
 from dataclasses import dataclass
 
+from vtr.types.errors import WrongValue
+
 from .scenes import CANVAS, COLORS, SHAPES, SIGNS, SIZES, Dice, Item, Scene, Sign, arrange
 
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
@@ -163,4 +165,4 @@ def compose(dice: Dice, size: int = CANVAS, free: bool = False, more_signs: int 
         scene = arrange(dice, size, sorted(wanted, key=lambda kind: kind[2]), plates)  # large ones first
         if scene:
             return scene
-    raise ValueError(f"compose: size must leave room for a sign and {count} items, got {size} pixels; use {CANVAS // 2} or more")
+    raise WrongValue(f"compose: size must leave room for a sign and {count} items, got {size} pixels; use {CANVAS // 2} or more")

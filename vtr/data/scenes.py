@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from vtr.types.errors import WrongValue
+
 from . import glyphs
 
 CANVAS = 384
@@ -174,7 +176,7 @@ def mask(shape: str, radius: int) -> np.ndarray:
         return np.minimum(abs(x), abs(y)) * 3 <= radius
     if shape == "ring":
         return (x * x + y * y <= radius * radius) & (9 * (x * x + y * y) >= 4 * radius * radius)
-    raise ValueError(f"mask: unknown shape {shape!r}; choose from {SHAPES}")
+    raise WrongValue(f"mask: unknown shape {shape!r}; choose from {SHAPES}")
 
 
 def background(dice: Dice, size: int) -> np.ndarray:

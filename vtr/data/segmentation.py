@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vtr.types.errors import WrongValue
+
 from .scenes import SHAPES, Scene, mask
 from .shapes import FAMILIES, PER_FAMILY, test_samples
 
@@ -76,7 +78,7 @@ def test_scenes(count: int = 200) -> Sequence[Scene]:
         ValueError: another count.
     """
     if count % len(FAMILIES) or not 0 < count <= MOST_TEST_SCENES:
-        raise ValueError(
+        raise WrongValue(
             f"test_scenes: count must be a multiple of {len(FAMILIES)} from {len(FAMILIES)} to {MOST_TEST_SCENES}, got {count}"
         )
     return [sample.scene for sample in test_samples(limit=count // len(FAMILIES))]

@@ -13,6 +13,8 @@ from functools import cache
 
 from PIL import Image
 
+from vtr.types.errors import WrongValue
+
 from .questions import ASKERS, MOST_COUNTED, Question, compose
 from .scenes import COLORS, SHAPES, Dice, Scene, draw
 
@@ -71,11 +73,11 @@ def split_samples(split: str, family: str | None = None, limit: int | None = Non
         ValueError: unknown split or family, or a limit outside 1 to 500.
     """
     if split not in STREAMS:
-        raise ValueError(f"shapes: unknown split {split!r}; choose from {', '.join(STREAMS)}")
+        raise WrongValue(f"shapes: unknown split {split!r}; choose from {', '.join(STREAMS)}")
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"shapes: unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+        raise WrongValue(f"shapes: unknown family {family!r}; choose from {', '.join(FAMILIES)}")
     if limit is not None and not 1 <= limit <= PER_FAMILY:
-        raise ValueError(f"shapes: limit must be from 1 to {PER_FAMILY}, got {limit}")
+        raise WrongValue(f"shapes: limit must be from 1 to {PER_FAMILY}, got {limit}")
     return [s for name in ([family] if family else FAMILIES) for s in _family(split, name, limit or PER_FAMILY)]
 
 

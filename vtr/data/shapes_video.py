@@ -15,6 +15,8 @@ from functools import cache
 
 from PIL import Image
 
+from vtr.types.errors import WrongValue
+
 from .clip_questions import ASKERS
 from .clips import DIRECTIONS, MOST_BLINKS, TICKS, Clip, compose_clip, draw_clip
 from .scenes import Dice
@@ -81,13 +83,13 @@ def split_samples(split: str, family: str | None = None, limit: int | None = Non
         ValueError: unknown split or family, a limit outside 1 to 200, or another number of frames than 8 or 16.
     """
     if split not in STREAMS:
-        raise ValueError(f"shapes-video: unknown split {split!r}; choose from {', '.join(STREAMS)}")
+        raise WrongValue(f"shapes-video: unknown split {split!r}; choose from {', '.join(STREAMS)}")
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"shapes-video: unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+        raise WrongValue(f"shapes-video: unknown family {family!r}; choose from {', '.join(FAMILIES)}")
     if limit is not None and not 1 <= limit <= PER_FAMILY:
-        raise ValueError(f"shapes-video: limit must be from 1 to {PER_FAMILY}, got {limit}")
+        raise WrongValue(f"shapes-video: limit must be from 1 to {PER_FAMILY}, got {limit}")
     if frames not in FRAMES:
-        raise ValueError(f"shapes-video: frames must be 8 or 16, got {frames}")
+        raise WrongValue(f"shapes-video: frames must be 8 or 16, got {frames}")
     return [s for name in ([family] if family else FAMILIES) for s in _family(split, name, limit or PER_FAMILY, frames)]
 
 

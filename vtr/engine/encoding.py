@@ -14,11 +14,12 @@ from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import scaling_of, tower_signal
 from vtr.engine.tokens import Groups, Places, Spots, Tokens
 from vtr.engine.views import by_image, by_view, groups_of, make_view, quotas
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid, Kind, Layout
+from vtr.hosts._protocol import Host
 from vtr.ops.hashing import checksum
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import Selection, View, VtrError
+from vtr.types.errors import WrongValue
 
 
 class Encoding(Shrinking):
@@ -70,7 +71,7 @@ class Encoding(Shrinking):
         shares = [tower.pixel_rows(layout) for layout in self.layouts]
         if len(pixels) != sum(shares):
             what = f"{sum(shares)} {'views' if tower.by_views else 'patches'}"
-            raise ValueError(f"vtr: pixel_values must hold the {what} of the images, got {len(pixels)}; pass all outputs of the processor")
+            raise WrongValue(f"vtr: pixel_values must hold the {what} of the images, got {len(pixels)}; pass all outputs of the processor")
         images = Images.of(self.layouts, device)
         counts = torch.tensor(shares)
         owner = torch.arange(len(shares)).repeat_interleave(counts, output_size=sum(shares))

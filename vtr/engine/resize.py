@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine.encoding import Encoding
-from vtr.hosts._host import Host
 from vtr.hosts._layout import by_patch
+from vtr.hosts._protocol import Host
 
 Grid = tuple[int, int]
 

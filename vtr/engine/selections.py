@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtr.ops.gather import index_to_mask
 from vtr.types import Selection, View, VtrError
+from vtr.types.errors import WrongType, WrongValue
 
 
 def check_selection(name: str, selection: Selection, view: View) -> None:
@@ -19,22 +20,22 @@ def check_selection(name: str, selection: Selection, view: View) -> None:
         ValueError: a wrong shape or an index out of range.
     """
     if not isinstance(selection, Selection):
-        raise TypeError(
+        raise WrongType(
             f"{name}: select must return a vtr.Selection, got {type(selection).__name__}; wrap the keep mask in Selection(keep=...)"
         )
     groups, n = view.real.shape
     keep, index = selection.keep, selection.index
     if keep is not None and (keep.dtype != torch.bool or keep.shape != view.real.shape):
-        kind = TypeError if keep.dtype != torch.bool else ValueError
+        kind = WrongType if keep.dtype != torch.bool else WrongValue
         raise kind(
             f"{name}: keep must be a bool mask {(groups, n)}, got {keep.dtype} {tuple(keep.shape)}; return one entry per token of the view"
         )
     if index is not None:
         if index.dtype != torch.int64 or index.ndim != 2 or len(index) != groups:
-            raise ValueError(f"{name}: index must be int64 ({groups}, K), got {index.dtype} {tuple(index.shape)}; return one row per group")
+            raise WrongValue(f"{name}: index must be int64 ({groups}, K), got {index.dtype} {tuple(index.shape)}; return one row per group")
         looked = index.device.type == "cpu" and not torch.compiler.is_compiling()
         if looked and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < n:
-            raise ValueError(
+            raise WrongValue(
                 f"{name}: index must be 0 to {n - 1}, got {int(index.min())} to {int(index.max())}; it counts tokens of the view"
             )
 

@@ -23,11 +23,12 @@ from vtr.engine.merge import merge_hooks
 from vtr.engine.resize import embed_hooks, plan_resize
 from vtr.engine.restore import restored, spread
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host, closed_tower, feature_layers, pooled_tower
 from vtr.hosts._layout import Kind, Layout, runs_of
+from vtr.hosts._protocol import Host, closed_tower, feature_layers, pooled_tower
 from vtr.hosts._taps import TAPS
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 
 class TowerHooks:
@@ -91,7 +92,8 @@ class TowerHooks:
         if run_attention is not None and (tower.by_views or any(s.step.proportional for s in self.layer_steps)):
             undo.append(TAPS.detour(tower.attention(block), run_attention))
         if items := self.plan.at("tower", i, at="mlp"):
-            undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, partial(self._shorten_all, items))
+            shorten = partial(self._shorten_all, items)
+            undo += merge_hooks(block, tower.before_mlp(block), tower.mlp(block), i, self.run, shorten, tower.added)
         return undo
 
     def _wrap_encode(self, kind: Kind) -> Any:
@@ -172,7 +174,7 @@ class TowerHooks:
             return
         layers = feature_layers(asked, len(self.host.tower.blocks))
         if layers != self.host.tower.feature_layers:
-            raise ValueError(
+            raise WrongValue(
                 f"vtr: vision_feature_layer={asked} reads tower layers {layers}, but the reduction was applied for {self.host.tower.feature_layers}; "
                 "set it in the config before vtr.apply"
             )

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vtr.types.errors import WrongValue
+
 Z95 = 1.959963984540054
 RESAMPLES = 4000
 _AT_ONCE = 4_000_000  # random numbers drawn together
@@ -31,7 +33,7 @@ def wilson(correct: int, total: int) -> Interval:
         ValueError: no samples, or more correct ones than samples.
     """
     if not 0 <= correct <= total or total < 1:
-        raise ValueError(f"wilson: needs 0 <= correct <= total and total >= 1, got correct={correct}, total={total}")
+        raise WrongValue(f"wilson: needs 0 <= correct <= total and total >= 1, got correct={correct}, total={total}")
     share = correct / total
     scale = 1 + Z95**2 / total
     middle = (share + Z95**2 / (2 * total)) / scale
@@ -48,7 +50,7 @@ def accuracy(outcomes: Sequence[float] | np.ndarray, key: str = "") -> Interval:
     """
     values = np.atleast_2d(np.asarray(outcomes, dtype=float))
     if not values.size:
-        raise ValueError("accuracy: every group needs at least one sample, got an empty one")
+        raise WrongValue("accuracy: every group needs at least one sample, got an empty one")
     return accuracies([values], keys=[key])[0]
 
 
@@ -90,7 +92,7 @@ def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[
         ValueError: the two do not have the same samples.
     """
     if {g: set(s) for g, s in first.items()} != {g: set(s) for g, s in second.items()}:
-        raise ValueError("paired_difference: both need outcomes of the same samples; evaluate both on the same task and limit")
+        raise WrongValue("paired_difference: both need outcomes of the same samples; evaluate both on the same task and limit")
     differences = {g: np.asarray([[samples[i] - second[g][i] for i in samples]]) for g, samples in first.items()}
     means = np.mean([resampled_means([values], name)[:, 0] for name, values in differences.items()], axis=0)
     return interval(float(np.mean([values.mean() for values in differences.values()])), means)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import patch_norm
+from vtr.hosts._protocol import patch_norm
 from vtr.ops.rotary import cell_rotation
 from vtr.types import Geometry, VtrError
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vtr.types.errors import WrongValue
+
 Grid = tuple[int, int]
 Kind = Literal["image", "video"]
 
@@ -96,7 +98,7 @@ def frames_of_one_video(images: Sequence[Layout]) -> Layout:
         ValueError: an image has several views.
     """
     if any(layout.views > 1 for layout in images):
-        raise ValueError(f"an image has {max(layout.views for layout in images)} views, where each must be one frame")
+        raise WrongValue(f"an image has {max(layout.views for layout in images)} views, where each must be one frame")
     patches, lines, slots, count = [], [], 0, 0
     for layout in images:
         patches.append(torch.where(layout.patch >= 0, layout.patch + slots, -1))

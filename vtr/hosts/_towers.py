@@ -57,7 +57,7 @@ class Tower(Stack):
         joins: patches of a unit.
         embeddings: the module that makes patches of pixel values, with `interpolate_pos_encoding`; None = there is none.
         restore: modules whose output must have a row for every unit again.
-        scaled: a block scales the output of its MLP before it adds it to the stream, so that nothing can be merged in between.
+        added: `(block, output of its MLP) -> what the block adds to the stream`, where that is not the output itself.
     """
 
     feature_layers: tuple[int, ...]
@@ -68,7 +68,7 @@ class Tower(Stack):
     joins: int = 1
     embeddings: Any = None
     restore: tuple[Any, ...] = ()
-    scaled: bool = False
+    added: Callable[[Any, Tensor], Tensor] | None = None
 
     by_views: ClassVar[bool] = True
     """Whether every row is one view."""

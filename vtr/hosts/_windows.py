@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vtr.hosts._dense import DenseHost, Grid
 from vtr.ops.windows import from_windows, to_windows
 from vtr.types import Geometry, VtrError
+from vtr.types.errors import WrongValue
 
 Swaps = Iterable[tuple[Any, str, Any]]
 
@@ -56,7 +57,7 @@ class WindowedHost(DenseHost):
                 "use 'pool' with grid=(k, k), or 'expedit'"
             )
         if small[0] != small[1]:
-            raise ValueError(
+            raise WrongValue(
                 f"{method}: grid must be square for the windows of {self.name}, {self.window} x {self.window}, got {small}; give (k, k)"
             )
         return [swap for block in self.blocks[first:end] for swap in self.shrink(block, small[0])]

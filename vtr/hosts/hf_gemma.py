@@ -2,7 +2,8 @@
 
 Internals used: `model.model.{vision_tower, multi_modal_projector, language_model}`, `vision_tower.{encoder.layers, post_layernorm}`,
 `config.{mm_tokens_per_image, image_token_id}`, and the masks by type of layer that the base model hands to its language model; of Gemma 4
-`embed_vision`, `text_config.{use_bidirectional_attention, num_kv_shared_layers, hidden_size_per_layer_input}` and the language model's argument
+`embed_vision`, `vision_config.{patch_size, pooling_kernel_size}`, `text_config.{use_bidirectional_attention, num_kv_shared_layers,
+hidden_size_per_layer_input}` and the language model's argument
 `per_layer_inputs`. Read at transformers 5.17, 5.23 and 5.24.
 """
 
@@ -12,11 +13,14 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
+from vtr.hosts._protocol import Host, check_layer_kinds
 from vtr.hosts._towers import JoinedTower, RowTower, llm_stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError
+
+SOFT_TOKENS = (70, 140, 280, 560, 1120)
+"""What Gemma 4's processors take as `max_soft_tokens`; `_SUPPORTED_SOFT_TOKENS` of transformers/models/gemma4/image_processing_gemma4.py."""
 
 
 @register_host("gemma3")
@@ -80,6 +84,7 @@ def gemma4(model: Any) -> Host:
         sides = (arguments["image_position_ids"].amax(1) + 1).tolist()  # columns, rows
         return [views_of_one_image([(rows // block, cols // block)]) for cols, rows in sides]
 
+    side = int(config.vision_config.patch_size) * int(config.vision_config.pooling_kernel_size)
     shared, own = getattr(text, "num_kv_shared_layers", 0), bool(getattr(text, "hidden_size_per_layer_input", 0))
     return Host(
         name=config.model_type,
@@ -99,6 +104,7 @@ def gemma4(model: Any) -> Host:
         closed="there is none" if tower is None else "it pads images to one length and pools them by position",
         shared=shared,
         per_token=("per_layer_inputs",) if own else (),
+        token_budgets={tokens * side**2: tokens for tokens in SOFT_TOKENS},
         stages=("boundary",) if shared or own else ("boundary", "prefill", "decode"),
     )
 

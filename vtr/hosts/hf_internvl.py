@@ -1,7 +1,7 @@
 """InternVL 2.5, 3 and 3.5 on Hugging Face transformers: tiles of one size, four patches joined into one token by pixel shuffle.
 
 Internals used: `model.model.{vision_tower, multi_modal_projector, language_model, pixel_shuffle}`, `vision_tower.{encoder.layer, layernorm}`; of a
-block its parts `attention`, `mlp`, `layernorm_before`, `layernorm_after`. Read at transformers 5.17, 5.23 and 5.24.
+block its parts `attention`, `mlp`, `layernorm_before`, `layernorm_after`, `dropout`, `lambda_2`. Read at transformers 5.17, 5.23 and 5.24.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
+from vtr.hosts._protocol import Host, check_layer_kinds
 from vtr.hosts._towers import JoinedTower, llm_stack
 from vtr.registry import register_host
 from vtr.types import VtrError
@@ -68,7 +68,7 @@ def internvl(model: Any) -> Host:
             joins=side**2,
             members=members,
             restore=(tower.layernorm,),
-            scaled=True,
+            added=lambda block, output: block.lambda_2 * block.dropout(output),
         ),
         placeholder_ids={"image": config.image_token_id},
         layouts=layouts,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Grid, Kind, Layout, views_of_one_image
+from vtr.hosts._protocol import Host, check_layer_kinds, feature_layers
 from vtr.hosts._towers import RowTower, llm_stack, transformers_blocks
 from vtr.hosts.hf_mistral3 import pixtral
 from vtr.registry import register_host

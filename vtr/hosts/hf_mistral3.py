@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import Host, check_layer_kinds, feature_layers
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
+from vtr.hosts._protocol import Host, check_layer_kinds, feature_layers
 from vtr.hosts._towers import PackedTower, gone, llm_stack
 from vtr.registry import register_host
 from vtr.types import VtrError

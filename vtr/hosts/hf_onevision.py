@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._protocol import Host
 from vtr.hosts._towers import Pooling
 from vtr.hosts.hf_llava import anyres_host, llava_next
 from vtr.registry import register_host

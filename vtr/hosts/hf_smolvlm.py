@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import Host, check_layer_kinds
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
+from vtr.hosts._protocol import Host, check_layer_kinds
 from vtr.hosts._towers import JoinedTower, llm_stack, transformers_blocks
 from vtr.registry import register_host
 from vtr.types import VtrError

@@ -107,8 +107,6 @@ class CoreMatching(Method):
         for name in ("rho", "beta"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"corematching: {name} must be in (0, 1], got {getattr(self, name)}; the paper uses 0.2 and 0.4")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"corematching: compat must be 'authors' or None, got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":

@@ -117,8 +117,6 @@ class DART(Method):
         at_least(self, "layer", 1, "; use stage='boundary' to prune before layer 0")
         if self.pivots_image < 0 or self.pivots_text < 0 or self.pivots_image + self.pivots_text < 1:
             raise ValueError(f"dart: needs at least one pivot, got pivots_image={self.pivots_image}, pivots_text={self.pivots_text}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"dart: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":

@@ -71,11 +71,6 @@ class DivPrune(Method):
         settings={"compat": "'authors' lets a token be picked twice when only duplicates are left; it is then kept once"},
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"divprune: compat must be None or 'authors', got {self.compat!r}")
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat and geometry.anyres:
             raise VtrError("divprune: compat='authors' ranks newline tokens, which are no visual tokens here; leave compat out for AnyRes")

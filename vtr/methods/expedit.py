@@ -116,8 +116,6 @@ class Expedit(Method):
             raise ValueError(f"expedit: tau must be above 0 and finite, got {self.tau}")
         if self.reconstruct not in (True, False, "naive"):
             raise ValueError(f"expedit: reconstruct must be true, false or 'naive', got {self.reconstruct!r}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"expedit: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         depth = geometry.feature_layer + 1

@@ -2,20 +2,21 @@
 
 Paper: Tong et al., NeurIPS 2025, arXiv 2505.19536, Section 4.
 Code:  github.com/TungChintao/FlowCut at a2ecd24, Apache-2.0: nothing copied, checked against its outputs.
-Stage: tower, and for AnyRes images one LLM layer. Reads: the CLS row of attention, values; in the LLM the last row. Batch: any.
+Stage: tower, and for images of many tokens one LLM layer. Reads: the CLS row of attention, values; in the LLM the last row. Batch: any.
 
 1. After tower layer i a patch scores (attention from CLS / its sum + semantic row / its sum) * strength, where the semantic row is the
    softmax of the CLS value against all values, and strength is the L1 norm of the head-mean value.
 2. Scores accumulate over layers: half the old, half the new.
 3. Every second layer the lowest are pruned. Their number is `(N - T) / sqrt(r) * (1 - (H / ln N)^2)` with H the entropy of the CLS
    attention and r the layers still to come; all views of an image share the largest number. At r = 0 exactly T are left.
-4. An AnyRes image leaves the tower with T / 2 patches per view. LLM layer 2 keeps the best T of them by the last prompt token's attention
-   and values.
+4. An AnyRes image leaves the tower with T / 2 patches per view, one that has a grid of its own (Qwen-VL) with 2 T tokens. LLM layer 2 keeps
+   the best T of them by the last prompt token's attention and values.
 5. Without a CLS token the attention row is that of the mean query, and there is no semantic row.
 
 Paper to code: T -> keep, S_attn -> attention, S_sem -> semantic, I -> strength, r = f - 1 - i with f the layer whose output is used.
 Departure: the views of one image share a number where the code shares it over the batch; the entropy takes 0 ln 0 as 0; padding of
-AnyRes images is no candidate, where the code loses that part of the budget; images keep exactly T. As in the code and unlike the paper, the
+AnyRes images is no candidate, where the code loses that part of the budget; images keep exactly T; where the last layer gives the features
+(Qwen-VL), the last pruning is in front of it, where the code prunes behind it. As in the code and unlike the paper, the
 softmax runs over CLS and patches per head, the tower's semantic row is not scaled, and the number pruned is a count.
 """
 
@@ -55,6 +56,7 @@ from vtr.types.signals import LAST, attention, cls_row, cls_values, pooled_row, 
 
 STATE = "flowcut"  # accumulated scores, per token
 KEEP = "keep"  # what each image is to have in the end
+WIDER = 2  # times T leave the tower where every image has a grid of its own; FlowCut_Qwen at a2ecd24
 
 
 def flowcut(cumulative: Tensor, amount: Tensor, part: Tensor, real: Tensor, target: Tensor) -> Tensor:
@@ -181,10 +183,12 @@ class FlowCut(Method):
         venue="NeurIPS 2025",
         arxiv="2505.19536",
         code="github.com/TungChintao/FlowCut",
-        signals="CLS attention row and values of every tower layer; for AnyRes the last prompt token's attention and values in the LLM",
+        signals="CLS attention row and values of every tower layer; for AnyRes and grids of their own the last prompt token's attention and "
+        "values in the LLM",
         cost="two rows of N per tower layer, a sort of N every second layer",
         settings={
-            "llm_layer": "AnyRes only: LLM layer from whose input on exactly `keep` are left; None: the tower prunes down to `keep` itself",
+            "llm_layer": "images of several views or of a grid of their own: LLM layer from whose input on exactly `keep` are left; None: the tower "
+            "prunes down to `keep` itself",
             "history": "weight of the scores of earlier layers against the score of this one, in [0, 1)",
             "interval": "tower layers from one pruning to the next; the last always prunes",
             "compat": "'authors': all images of a batch share one prune count per layer; refused for AnyRes",
@@ -199,11 +203,9 @@ class FlowCut(Method):
             raise ValueError(f"flowcut: history must be in [0, 1), got {self.history}; the paper uses 0.5, 0 forgets earlier layers")
         if self.interval < 1:
             raise ValueError(f"flowcut: interval must be an integer from 1 on, got {self.interval!r}; the paper prunes every second layer")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"flowcut: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        feature, anyres = geometry.feature_layer, geometry.anyres
+        feature, anyres, own_grid = geometry.feature_layer, geometry.anyres, geometry.patch_grid is None
         if feature < 1:
             raise VtrError(f"flowcut: needs a tower layer in front of feature layer {feature} of {geometry.host!r}; use a boundary method")
         if self.compat == "authors" and anyres:
@@ -211,8 +213,8 @@ class FlowCut(Method):
                 f"flowcut: compat='authors' spends budget on the padding of AnyRes images, which host {geometry.host!r} never offers; "
                 "leave compat out"
             )
-        in_llm = anyres and self.llm_layer is not None
-        if in_llm and self.average_keep is not None:
+        in_llm = (anyres or own_grid) and self.llm_layer is not None
+        if in_llm and anyres and self.average_keep is not None:
             raise VtrError(
                 f"flowcut: average_keep={self.average_keep} cannot be solved where images have several views, each leaves the tower with keep / 2; "
                 "give keep or keep_ratio, or llm_layer=None to finish in the tower",
@@ -224,22 +226,28 @@ class FlowCut(Method):
                 "layer 1' is llm_layer=2, None finishes in the tower"
             )
         steps: list[Step] = [Observe(Tower(1), _note_keep)]
-        steps += [self._tower_step(geometry.has_cls, layer, feature - 1 - layer, not in_llm) for layer in range(feature)]
+        wider = WIDER if in_llm and own_grid else 1
+        final = not in_llm or own_grid
+        steps += [self._tower_step(geometry.has_cls, layer, feature - 1 - layer, final, wider) for layer in range(feature)]
         if in_llm:
             before = (self.llm_layer or 0) - 1
             needs = attention(before, queries=LAST, heads=True), values(before)
             steps.append(Remove(Layer(before + 1), lambda view: _in_llm(view, *needs), needs))
         return tuple(steps)
 
-    def _tower_step(self, has_cls: bool, layer: int, remaining: int, final: bool) -> Step:
-        """What happens behind tower layer `layer`, that is at the input of the next."""
+    def _tower_step(self, has_cls: bool, layer: int, remaining: int, final: bool, wider: int) -> Step:
+        """What happens behind tower layer `layer`, that is at the input of the next; `wider` times the budget leave the tower."""
         row, value = cls_row(layer) if has_cls else pooled_row(layer), values(layer, tower=True)
         cls = (cls_values(layer),) if has_cls else ()
-        kind = Observe if remaining % self.interval != 0 else Remove
-        select = partial(self._in_tower, row, value, cls, remaining, final)
-        return kind(Tower(layer + 1), select, (row, value, *cls), counted=remaining == 0 and final)
+        select = partial(self._in_tower, row, value, cls, remaining, final, wider)
+        if remaining % self.interval != 0:
+            return Observe(Tower(layer + 1), select, (row, value, *cls), counted=False)
+        multiple = wider if wider > 1 else None
+        return Remove(Tower(layer + 1), select, (row, value, *cls), counted=remaining == 0 and final, multiple=multiple)
 
-    def _in_tower(self, row: Signal, value: Signal, cls: tuple[Signal, ...], remaining: int, final: bool, view: View) -> Selection | None:
+    def _in_tower(
+        self, row: Signal, value: Signal, cls: tuple[Signal, ...], remaining: int, final: bool, wider: int, view: View
+    ) -> Selection | None:
         part, paid, carried = view.cells[..., 0], view.signals[row], view.signals[value]
         parts = view.views
         semantic = semantic_row(carried, view.signals[cls[0]][:, :parts], part, view.real) if cls else None
@@ -247,7 +255,9 @@ class FlowCut(Method):
         view.per_token[STATE] = cumulative = accumulate(view.per_token.get(STATE), score, self.history)
         if remaining % self.interval != 0:
             return None
-        target = view_targets(view.memory[KEEP], members(part, view.real, parts).sum(-1), final)
+        available = members(part, view.real, parts).sum(-1)
+        asked = view.keep if remaining == 0 and final else (wider * view.memory[KEEP]).minimum(available.sum(1))
+        target = view_targets(asked, available, final)
         authors = self.compat == "authors"
         amount = prune_amount(paid, part, view.real, target, remaining, 1e-7 if authors and not cls else None)
         if authors:

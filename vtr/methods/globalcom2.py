@@ -167,8 +167,6 @@ class GlobalCom2(Method):
             raise ValueError(f"globalcom2: temperature must be above 0, got {self.temperature}; the paper uses 10")
         if self.allocation not in ("thumbnail", "even"):
             raise ValueError(f"globalcom2: allocation must be 'thumbnail' or 'even', got {self.allocation!r}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"globalcom2: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         check_crops("globalcom2", geometry)

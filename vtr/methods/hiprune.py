@@ -162,8 +162,6 @@ class HiPrune(Method):
             raise ValueError(f"hiprune: alpha must be from 0 to 1, got {self.alpha}; the paper uses 0.1")
         if self.layer is not None and self.layer < 0:
             raise ValueError(f"hiprune: layer must be a tower layer, 0 or more, got {self.layer}; the paper's l = 9 is layer=8")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"hiprune: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.layer is not None and self.layer >= geometry.tower_layers:

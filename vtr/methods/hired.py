@@ -135,8 +135,6 @@ class HiRED(Method):
             raise ValueError(f"hired: alpha must be from 0 to 1, got {self.alpha}; the paper uses 0.5")
         if self.early < 0:
             raise ValueError(f"hired: early must be a tower layer, 0 or more, got {self.early!r}; the paper uses the first, 0")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"hired: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         check_crops("hired", geometry)

@@ -194,8 +194,6 @@ class HoloV(Method):
             raise ValueError(f"holov: crops must be 1 or more, got {self.crops}; the paper uses 16, 8 and 5 at 64, 128 and 192 tokens")
         if self.tau < 0:
             raise ValueError(f"holov: tau must be 0 or more, got {self.tau}; the released code has 1")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"holov: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":

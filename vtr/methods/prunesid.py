@@ -215,8 +215,6 @@ class PruneSID(Method):
         super().__post_init__()
         if self.score not in ("saliency", "component", None):
             raise ValueError(f"prunesid: score must be 'saliency', 'component' or None, got {self.score!r}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"prunesid: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":

@@ -107,6 +107,10 @@ def _checked(layers: Any, source: str) -> tuple[int, ...]:
     return tuple(layers)
 
 
+FROZEN_SHARE = 0.6
+"""Share of the layers that the paper's lists freeze."""
+
+
 @register_method("shortv")
 @dataclass(frozen=True, kw_only=True)
 class ShortV(Method):
@@ -167,6 +171,11 @@ class ShortV(Method):
                 f"shortv: first={self.first} is more than the {len(layers)} layers of the list; lower it or calibrate a longer list"
             )
         return layers if self.first is None else layers[: self.first]
+
+    @classmethod
+    def timed_settings(cls, llm_layers: int) -> dict[str, Any]:
+        """Returns the paper's share of the layers, the last ones: which ones does not change times."""
+        return {"layers": tuple(range(llm_layers - round(FROZEN_SHARE * llm_layers), llm_layers))}
 
     @classmethod
     def identity(cls, n: int) -> Method:

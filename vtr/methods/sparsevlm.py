@@ -140,11 +140,6 @@ class SparseVLM(Tabled):
         },
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"{self.name}: compat must be 'authors' or None, got {self.compat!r}")
-
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         layers, shares = self.schedule(geometry)
         stages = []

@@ -139,8 +139,6 @@ class ToMe(Method):
         super().__post_init__()
         if not -1 <= self.inflect <= 1:
             raise ValueError(f"tome: inflect must be from -1 (falling) to 1 (rising), got {self.inflect}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"tome: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if geometry.patch_grid is None:

@@ -2,7 +2,7 @@
 
 Paper: Yang et al., CVPR 2025, arXiv 2412.04467, Section 3.
 Code:  github.com/dvlab-research/VisionZip at 3151f6d, Apache-2.0: nothing copied, checked against its outputs.
-Stage: boundary, before the projector. Reads: CLS row, keys and output of the feature layer. Batch: any. Deterministic: yes.
+Stage: boundary, before the projector, or behind one that joins patches. Reads: CLS row, keys and output of the feature layer. Batch: any.
 
 1. The dominant tokens are those with the most attention from CLS in the tower layer whose output is used, summed over heads.
 2. Of the R other tokens, in position order, numbers 0, s, 2s, ... with s = R // contextual are pivots, as many as `contextual`.
@@ -14,7 +14,8 @@ Paper to code: K dominant -> keep - contextual, M contextual -> contextual. cont
 Departures: the CLS token is no visual token, so the budget is patches only (the code counts CLS as dominant); pivots stay at their own
 place, where the code appends them; padding of AnyRes images is no candidate and newline tokens stay. As in the code and unlike the text of the
 paper, a pivot is added to the mean of its sources (`merge="mean"` averages the group). Without a CLS token the score is the attention
-received from all tokens.
+received from all tokens. Where several patches become a token (Qwen-VL), that of its patches is added up, keys are their mean, and it happens
+behind the projector, as in LightCompress's port for Qwen2.5-VL.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from vtr.types import (
     View,
     VtrError,
 )
-from vtr.types.signals import cls_row, keys, queries
+from vtr.types.signals import cls_row, keys, queries, received
 
 Sum = Literal["add", "mean"]
 
@@ -132,8 +133,6 @@ class VisionZip(Method):
             raise ValueError(f"visionzip: contextual must be from 0 to 1, got {self.contextual}; the paper's splits are 10/64")
         if self.merge not in ("add", "mean"):
             raise ValueError(f"visionzip: merge must be 'add' or 'mean', got {self.merge!r}")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"visionzip: compat must be None or 'authors', got {self.compat!r}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
         if self.compat == "authors":
@@ -142,15 +141,18 @@ class VisionZip(Method):
                 "scripts/replay only; leave compat out to reduce a model"
             )
         layer = geometry.feature_layer
-        needs = keys(layer, tower=True), cls_row(layer) if geometry.has_cls else queries(layer, tower=True)
-        return (Merge(Boundary(before_projector=True), lambda view: self._select(view, *needs), needs, per="view"),)
+        joins = geometry.joins
+        paid = cls_row(layer) if geometry.has_cls else received(layer) if joins > 1 else queries(layer, tower=True)
+        needs = keys(layer, tower=True), paid
+        where = Boundary(before_projector=joins == 1)
+        return (Merge(where, lambda view: self._select(view, joins, *needs), needs, per="view"),)
 
-    def _select(self, view: View, keys: Signal, score: Signal) -> Selection:
+    def _select(self, view: View, joins: int, keys: Signal, score: Signal) -> Selection:
         key, attention = view.signals[keys], view.signals[score]
         if score.kind == "q":
             attention = attention_received(attention, key, view.real, scaling=view.scaling.get(score))
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
-        metric = key.float().mean(2)
+        metric = key.float().mean(2).unflatten(-1, (joins, -1)).mean(-2)
         keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge)
         return Selection(keep=keep, tokens=tokens, assign=assign)

@@ -14,7 +14,8 @@ Stage: boundary, before the projector. Reads: CLS row and output of the feature 
 Paper to code: T -> keep, r -> important_ratio. The number 8, the split by rank and the order of the residual are only in the code.
 Departures: a residual of odd size is allowed (the code stops with an error; here the compared half has one more), as is one too small to lose
 8; the padding of AnyRes images is no candidate and newline tokens stay, where the code leaves out unpadding and newlines.
-Without a CLS token the score is the attention received from all tokens in the last tower layer.
+Without a CLS token the score is the attention received from all tokens in the last tower layer. Where several patches become a token (Qwen-VL),
+that of its patches is added up, and tokens are compared and removed behind the projector, as the authors say in their issue 1.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vtr.ops.received import attention_received
 from vtr.ops.topk import topk_mask
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
-from vtr.types.signals import cls_row, keys, queries
+from vtr.types.signals import cls_row, keys, queries, received
 
 STEP = 8  # tokens removed per round; Theia-4869/VisPruner llava/model/llava_arch.py at aefa01a
 
@@ -122,7 +123,9 @@ class VisPruner(Method):
         needs: tuple[Signal, ...] = (queries(last, tower=True), keys(last, tower=True))
         if geometry.has_cls:
             needs = (cls_row(geometry.feature_layer),)
-        return (Remove(Boundary(before_projector=True), lambda view: self._select(view, needs), needs, per="view"),)
+        elif geometry.joins > 1:
+            needs = (received(last),)
+        return (Remove(Boundary(before_projector=geometry.joins == 1), lambda view: self._select(view, needs), needs, per="view"),)
 
     def _select(self, view: View, needs: tuple[Signal, ...]) -> Selection:
         score = view.signals[needs[0]]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vtr.data.pictures import as_shown
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.dense import load_dense
 from vtr.models.loading import Checkpoint, check_device, check_dtype, find_checkpoint, load_config
 from vtr.types import VtrError

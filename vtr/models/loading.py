@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import PixelLimits, limit_pixels
 from vtr.models.recipes import Recipe, find_recipe, list_recipes
 from vtr.registry import find_host, list_hosts
 from vtr.types.naming import closest
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 _log = logging.getLogger(__name__)
 DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -70,8 +71,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
         return Checkpoint(name.split("/")[1], name)
     if "/" in name:
-        raise ValueError(f"model: no folder {name!r}; give a folder, a hub id such as 'llava-hf/llava-1.5-7b-hf' or a name of vtr models")
-    raise ValueError(f"model: unknown name {name!r}{closest(name, [r.name for r in list_recipes()])}; see vtr models")
+        raise WrongValue(f"model: no folder {name!r}; give a folder, a hub id such as 'llava-hf/llava-1.5-7b-hf' or a name of vtr models")
+    raise WrongValue(f"model: unknown name {name!r}{closest(name, [r.name for r in list_recipes()])}; see vtr models")
 
 
 def recipe_of(name: str, checkpoint: Checkpoint) -> Recipe | None:
@@ -106,7 +107,7 @@ def _read_config(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
         try:
             content = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"load_model: {checkpoint.folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from None
+            raise WrongValue(f"load_model: {checkpoint.folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from None
         _check_model_type(content.get("model_type") if isinstance(content, dict) else None, checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint.source, **options)
@@ -133,9 +134,9 @@ def check_device(device: str | None) -> str:
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device: unknown name {device!r}; here are {', '.join(here)}") from None
+        raise WrongValue(f"device: unknown name {device!r}; here are {', '.join(here)}") from None
     if str(wanted) not in here and not (":" not in device and any(name.split(":")[0] == wanted.type for name in here)):
-        raise ValueError(f"device: {device!r} does not exist on this machine; here are {', '.join(here)}")
+        raise WrongValue(f"device: {device!r} does not exist on this machine; here are {', '.join(here)}")
     return device
 
 
@@ -150,7 +151,7 @@ def check_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
         own = getattr(torch, own) if isinstance(own, str) else own
         return torch.float32 if device == "cpu" or own is None else own
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: unknown name {dtype!r}; one of auto, {', '.join(DTYPES)}")
+        raise WrongValue(f"dtype: unknown name {dtype!r}; one of auto, {', '.join(DTYPES)}")
     return getattr(torch, DTYPES[dtype])
 
 
@@ -161,7 +162,7 @@ def check_attention(attention: str) -> str:
         ValueError: unknown name.
     """
     if attention not in ATTENTIONS:
-        raise ValueError(f"attention: unknown backend {attention!r}; one of {', '.join(ATTENTIONS)}")
+        raise WrongValue(f"attention: unknown backend {attention!r}; one of {', '.join(ATTENTIONS)}")
     return attention
 
 
@@ -210,15 +211,15 @@ def load_model(
         processor = AutoProcessor.from_pretrained(checkpoint.source, **options)
     except Exception as error:  # transformers raises many kinds, all mean: this checkpoint cannot be loaded here
         if isinstance(error, ImportError) and attention == "flash_attention_2":
-            raise ValueError(
+            raise WrongValue(
                 f"attention: {attention!r} cannot be used here; use 'sdpa', or install the package flash-attn ({_first_line(error)})"
             ) from error
         damaged = checkpoint.folder is not None and not isinstance(error, MemoryError) and "out of memory" not in str(error)
-        kind = ValueError if damaged else VtrError
+        kind = WrongValue if damaged else VtrError
         raise kind(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
     if info.get("missing_keys"):
         missing = sorted(info["missing_keys"])
-        raise ValueError(
+        raise WrongValue(
             f"load_model: the weights in {checkpoint.source!r} lack {len(missing)} tensors, first {missing[0]!r}; get them again"
         )
     if pixels is not None and pixels.given:
@@ -276,15 +277,15 @@ def _bars(shown: bool) -> Iterator[None]:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"load_model: folder {str(folder)!r} has no config.json; give the folder of a Hugging Face checkpoint")
+        raise WrongValue(f"load_model: folder {str(folder)!r} has no config.json; give the folder of a Hugging Face checkpoint")
     if not any(f.suffix in _WEIGHTS for f in folder.iterdir()):
-        raise ValueError(f"load_model: folder {str(folder)!r} has no weights (*.safetensors or *.bin); copy or download them there")
+        raise WrongValue(f"load_model: folder {str(folder)!r} has no weights (*.safetensors or *.bin); copy or download them there")
 
 
 def _check_model_type(model_type: str | None, checkpoint: Checkpoint) -> None:
     if model_type is None or find_host(model_type) is None:
         known = ", ".join(list_hosts())
-        raise ValueError(f"load_model: {checkpoint.source!r} has model type {model_type!r}, for which there is no host; known: {known}")
+        raise WrongValue(f"load_model: {checkpoint.source!r} has model type {model_type!r}, for which there is no host; known: {known}")
 
 
 def _first_line(error: BaseException) -> str:

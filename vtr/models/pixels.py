@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vtr.hosts._host import Host
+from vtr.hosts._protocol import Host
+from vtr.types.errors import WrongValue
 
 
 FRAMES_LIKE_IMAGES = ("qwen2_vl", "qwen2_5_vl")
@@ -14,7 +15,7 @@ FRAMES_LIKE_IMAGES = ("qwen2_vl", "qwen2_5_vl")
 
 def _check_order(least: int | None, most: int | None) -> None:
     if least is not None and most is not None and least > most:
-        raise ValueError(f"min_pixels: must be at most max_pixels, got {least} and {most}; change one of them")
+        raise WrongValue(f"min_pixels: must be at most max_pixels, got {least} and {most}; change one of them")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PixelLimits:
     def __post_init__(self) -> None:
         for name, value in self.given.items():
             if value < 1:
-                raise ValueError(f"{name}: must be at least 1, got {value}")
+                raise WrongValue(f"{name}: must be at least 1, got {value}")
         _check_order(self.min_pixels, self.max_pixels)
 
     @property
@@ -41,7 +42,7 @@ OWN_LIMITS = PixelLimits()
 
 
 def check_limits(host: Any, limits: PixelLimits) -> None:
-    """Refuses limits where the processor of a model has none.
+    """Refuses limits where the processor of a model has none, or none that is so small.
 
     Args:
         host: of the model.
@@ -50,10 +51,33 @@ def check_limits(host: Any, limits: PixelLimits) -> None:
     Raises:
         ValueError: naming the limit and the way out.
     """
-    if limits.given and getattr(host, "pixel_limits", None) is None:
+    if not limits.given or getattr(host, "pixel_limits", None) is not None:
+        return
+    budgets = getattr(host, "token_budgets", None)
+    if not budgets:
         name, value = next(iter(limits.given.items()))
         other = ", or give the method 'resize' a budget" if isinstance(host, Host) and "input" in host.stages else ""
-        raise ValueError(f"{name}: the processor of {host.name!r} has no such limit, got {value}; leave it out{other}")
+        raise WrongValue(f"{name}: the processor of {host.name!r} has no such limit, got {value}; leave it out{other}")
+    if limits.min_pixels is not None:
+        raise WrongValue(
+            f"min_pixels: the processor of {host.name!r} brings every image to the size of a budget, got {limits.min_pixels}; give max_pixels alone"
+        )
+    if limits.max_pixels is not None and limits.max_pixels < min(budgets):
+        known = ", ".join(f"{pixels} ({tokens} tokens)" for pixels, tokens in budgets.items())
+        raise WrongValue(
+            f"max_pixels: the processor of {host.name!r} has budgets of its own, got {limits.max_pixels}, below the smallest; give one of {known}"
+        )
+
+
+def budget_within(host: Any, limits: PixelLimits) -> int | None:
+    """Returns the largest budget of visual tokens that limits allow, where the processor of a model has a few; None where it is left as it is.
+
+    Args:
+        host: of the model.
+        limits: what is asked for, checked.
+    """
+    most = limits.max_pixels
+    return max(tokens for pixels, tokens in host.token_budgets.items() if pixels <= most) if host.token_budgets and most else None
 
 
 def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
@@ -65,10 +89,14 @@ def limit_pixels(host: Any, processor: Any, limits: PixelLimits) -> None:
         limits: what is asked for.
 
     Raises:
-        ValueError: it has no such limits, or the fewest pixels would be more than the most.
+        ValueError: it has no such limits or none so small, or the fewest pixels would be more than the most.
     """
     check_limits(host, limits)
     if not limits.given:
+        return
+    budget = budget_within(host, limits)
+    if budget is not None:
+        getattr(processor, "image_processor", processor).max_soft_tokens = budget
         return
     videos = getattr(processor, "video_processor", None) if host.name in FRAMES_LIKE_IMAGES else None
     for settings in filter(None, (getattr(processor, "image_processor", processor), videos)):
@@ -92,7 +120,7 @@ def check_frame_limits(host: Any, limits: PixelLimits) -> None:
     """
     if limits.given and host.has_video and host.name not in FRAMES_LIKE_IMAGES:
         name, value = next(iter(limits.given.items()))
-        raise ValueError(f"{name}: the processor of {host.name!r} limits whole videos and no frames, got {value}; leave it out, or make the frames smaller")
+        raise WrongValue(f"{name}: the processor of {host.name!r} limits whole videos and no frames, got {value}; leave it out, or make the frames smaller")
 
 
 def pixels_of(host: Any, processor: Any) -> tuple[int, int] | None:

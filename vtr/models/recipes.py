@@ -14,6 +14,7 @@ import yaml
 
 from vtr.recipes import shared_folders
 from vtr.types.naming import closest
+from vtr.types.errors import WrongValue
 
 
 VIDEO = {
@@ -82,21 +83,21 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: not a YAML file ({str(error).splitlines()[0]})") from None
+        raise WrongValue(f"recipe {path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"recipe {path}: must be a mapping of keys, got {type(content).__name__}")
+        raise WrongValue(f"recipe {path}: must be a mapping of keys, got {type(content).__name__}")
     known = [f.name for f in fields(Recipe) if f.name not in ("file", "name")]
     for key in content:
         if key not in known:
-            raise ValueError(f"recipe {path}: unknown key {key!r}{closest(str(key), known)}")
+            raise WrongValue(f"recipe {path}: unknown key {key!r}{closest(str(key), known)}")
     needed = [f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING and f.name != "name"]
     missing = [key for key in needed if key not in content]
     if missing:
-        raise ValueError(f"recipe {path}: keys missing: {', '.join(missing)}")
+        raise WrongValue(f"recipe {path}: keys missing: {', '.join(missing)}")
     video = (content["tokens"] or {}).get("video", {"frames": 1, "per_frame": 1})
     if not isinstance(video, dict) or not {"frames", "per_frame"} <= set(video) <= set(VIDEO):
         got = ", ".join(video) if isinstance(video, dict) else type(video).__name__
-        raise ValueError(f"recipe {path}: tokens.video must have frames, per_frame and no others than {', '.join(VIDEO)}, got {got}")
+        raise WrongValue(f"recipe {path}: tokens.video must have frames, per_frame and no others than {', '.join(VIDEO)}, got {got}")
     return Recipe(name=path.stem, file=path.resolve(), **content)
 
 
@@ -109,10 +110,10 @@ def with_settings(text: str, method: str, settings: Mapping[str, Any]) -> str:
     try:
         content = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe: not a YAML file ({str(error).splitlines()[0]}); name a new file or a recipe") from None
+        raise WrongValue(f"recipe: not a YAML file ({str(error).splitlines()[0]}); name a new file or a recipe") from None
     known = content.get("settings") or {} if isinstance(content, dict) else None
     if not isinstance(known, dict):
-        raise ValueError("recipe: must be a mapping of keys, and so must its 'settings'; name a new file or a recipe")
+        raise WrongValue("recipe: must be a mapping of keys, and so must its 'settings'; name a new file or a recipe")
     made = yaml.safe_dump({"settings": {**known, method: dict(settings)}}, sort_keys=False, default_flow_style=None)
     lines = text.splitlines(keepends=True)
     first = next((i for i, line in enumerate(lines) if line.startswith("settings:")), len(lines))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.reduction import reduced
 from vtr.testing.families import IMAGE, PIXELS, SIDE, Shot
 from vtr.testing.reference import Expected, masked_logits, merge_map, patches_of

@@ -16,6 +16,7 @@ from vtr.testing.surroundings import own_settings
 from vtr.testing.tiny_models import FAMILIES, KINDS
 from vtr.testing.watching import removed_and_cached
 from vtr.types import Method
+from vtr.types.errors import WrongValue
 
 MASKED, CACHED = "removed equals masked", "cached equals recomputed"
 TOLERANCE = 1e-6
@@ -71,7 +72,7 @@ def check_method(
     """
     unknown = [kind for kind in kinds or () if kind not in FAMILIES]
     if unknown:
-        raise ValueError(f"check_method: unknown kind {unknown[0]!r}; one of {', '.join(FAMILIES)}")
+        raise WrongValue(f"check_method: unknown kind {unknown[0]!r}; one of {', '.join(FAMILIES)}")
     subject = Subject(method, settings, random)
     name = subject.cls.name
     with own_settings():
@@ -95,7 +96,7 @@ def check_host(kind: str) -> list[Result]:
     from vtr.testing.oracles import ORACLES, judged, tolerance
 
     if kind not in FAMILIES:
-        raise ValueError(
+        raise WrongValue(
             f"check_host: unknown kind {kind!r}; one of {', '.join(FAMILIES)}, or put yours into vtr.testing.tiny_models.FAMILIES"
         )
     setup, limit = Setup(kind, dtype=torch.float64), partial(tolerance, dtype=torch.float64, kind=kind)

@@ -79,6 +79,8 @@ class Family:
     """Whether tokens that see each other do so beyond a sliding window."""
     noise: ClassVar[float] = 0.0
     """What padding alone changes in the logits of the unreduced model, where its recurrences are float32 whatever its dtype."""
+    rounding: ClassVar[float] = 1.0
+    """How much more than LLaVA the unreduced model rounds in bfloat16: its distance to float64, as a multiple of LLaVA's."""
     refused: ClassVar[dict[str, str]] = {}
     """Oracle -> word of the message, where the host refuses by name what the oracle does."""
     generation: ClassVar[dict[str, Any]] = {}

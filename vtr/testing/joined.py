@@ -42,8 +42,6 @@ class Joined(Family):
 class InternVL(Joined):
     """InternVL: tiles of 6 x 6 patches with a CLS token, 2 x 2 patches to a token; up to four tiles of an image side by side."""
 
-    refused: ClassVar[dict[str, str]] = {"O9b": "scale"}
-
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 
@@ -125,7 +123,8 @@ class Gemma4(Gemma3):
 
         name, slides, full = "Gemma4Unified" if self.unified else "Gemma4", "sliding_attention", "full_attention"
         rope = {full: {"rope_type": "default", "rope_theta": 1e5}, slides: {"rope_type": "default", "rope_theta": 1e4}}
-        text: dict[str, Any] = {**LLM, "head_dim": 16, "global_head_dim": 16, "sliding_window": 12}
+        text: dict[str, Any] = {**LLM, "head_dim": 16, "sliding_window": 12, "attention_k_eq_v": True}
+        text |= {"global_head_dim": 32, "num_global_key_value_heads": 1}  # of full layers
         text |= {"layer_types": [slides, slides, full, slides, full]}
         text |= {"rope_parameters": rope, "hidden_size_per_layer_input": 8 if self.small else 0, "vocab_size_per_layer_input": 120}
         text |= {"num_kv_shared_layers": 2 if self.small else 0, "use_bidirectional_attention": None if self.small else "vision"}

@@ -301,7 +301,8 @@ LOOSE = {("O9b", torch.bfloat16): 0.3}
 
 def tolerance(name: str, dtype: torch.dtype, kind: str = "llava") -> float:
     """Largest difference allowed: float64 is the sharp test, bfloat16 only a bound."""
-    return LOOSE.get((name, dtype), TOLERANCE[dtype]) + FAMILIES[kind].noise
+    rounding = FAMILIES[kind].rounding if dtype == torch.bfloat16 else 1.0
+    return rounding * LOOSE.get((name, dtype), TOLERANCE[dtype]) + FAMILIES[kind].noise
 
 
 def judged(name: str, setup: Setup) -> float:

@@ -121,6 +121,8 @@ class QwenVL(Family):
 class GlmV(QwenVL):
     """GLM-4V: a convolution joins 2 x 2 patches in front of the merger; norms behind attention and MLP of the LLM's layers, too."""
 
+    rounding = 2.0
+
     def __init__(self, moe: bool = False) -> None:
         super().__init__("glm4v_moe" if moe else "glm4v")
 
@@ -154,6 +156,7 @@ class Qwen35(QwenVL):
 
     cut = True
     noise = 2e-4
+    rounding = 4.0
     refused: ClassVar[dict[str, str]] = QwenVL.refused | {
         **dict.fromkeys(("O8", "O8b"), "freezes"),
         "O7": "static cache",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.testing.given import reduced
 from vtr.testing.reference import (
     Expected,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from vtr.types.errors import WrongType, WrongValue
 from vtr.types.settings import is_integer, is_number, plain
 
 
@@ -31,21 +32,21 @@ class Budget:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if len(given) != 1:
             shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none of them"
-            raise ValueError(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
+            raise WrongValue(f"Budget: give exactly one of keep, keep_ratio, average_keep, got {shown}")
         name, value = next(iter(given.items()))
         if not (is_integer(value) if name == "keep" else is_number(value)):
             kind = "an integer" if name == "keep" else "a number"
-            raise TypeError(f"Budget: {name} must be {kind}, got {value!r}")
+            raise WrongType(f"Budget: {name} must be {kind}, got {value!r}")
         if name == "keep" and value < 1:
-            raise ValueError(f"Budget: keep must be at least 1, got {value}; method 'none' keeps no visual token")
+            raise WrongValue(f"Budget: keep must be at least 1, got {value}; method 'none' keeps no visual token")
         if name == "keep_ratio" and not 0 < value <= 1:
-            raise ValueError(f"Budget: keep_ratio must be in (0, 1], got {value}; 0.25 keeps a quarter")
+            raise WrongValue(f"Budget: keep_ratio must be in (0, 1], got {value}; 0.25 keeps a quarter")
         if name == "average_keep" and not value > 0:
-            raise ValueError(f"Budget: average_keep must be above 0, got {value}")
+            raise WrongValue(f"Budget: average_keep must be above 0, got {value}")
 
     def resolve(self, n: int) -> int:
         """Visual tokens to keep of an image that has `n`; half to even, between 1 and `n`. `average_keep` is solved by the plan."""
         if self.average_keep is not None:
-            raise ValueError("Budget: average_keep depends on the layers of the plan; it cannot be resolved from a count alone")
+            raise WrongValue("Budget: average_keep depends on the layers of the plan; it cannot be resolved from a count alone")
         wanted = self.keep if self.keep is not None else round((self.keep_ratio or 0) * n)
         return min(max(wanted, 1), n)

@@ -1,6 +1,13 @@
-"""The exceptions of this package. Wrong input is a `ValueError` or a `TypeError`, what cannot be done with a model is a `VtrError`."""
+"""The exceptions of this package. Wrong input is a `ValueError` or a `TypeError`, what cannot be done with a model is a `VtrError`.
+
+Checks of this package raise `WrongValue` and `WrongType`, a `ValueError` and a `TypeError`, so that a command can tell what a user gave from
+what a library below, or a bug, raised.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class VtrError(RuntimeError):
@@ -16,12 +23,40 @@ class VtrError(RuntimeError):
         self.setting = setting
 
 
-class SettingError(ValueError):
+class Refusal(Exception):
+    """What was given is wrong; the base of `WrongValue` and `WrongType`. The message says who refuses, the rule, the value, and what to do."""
+
+
+class WrongValue(Refusal, ValueError):
+    """A value of the right type that makes no sense."""
+
+
+class WrongType(Refusal, TypeError):
+    """A value of a wrong type."""
+
+
+class SettingError(WrongValue):
     """A setting that a model or an image cannot meet. Arguments as for `VtrError`."""
 
     def __init__(self, message: str = "", *, setting: str | None = None) -> None:
         super().__init__(message)
         self.setting = setting
+
+
+@contextmanager
+def as_refusals() -> Iterator[None]:
+    """Makes a plain `ValueError` or `TypeError` that leaves the block a `WrongValue` or a `WrongType` with the same message.
+
+    For blocks that do nothing but look at settings: where a method, perhaps of another package, checks its own.
+    """
+    try:
+        yield
+    except Refusal:
+        raise
+    except ValueError as error:
+        raise WrongValue(str(error)) from error
+    except TypeError as error:
+        raise WrongType(str(error)) from error
 
 
 def setting_of(error: BaseException) -> str | None:

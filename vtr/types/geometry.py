@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtr.types.errors import VtrError
+from vtr.types.errors import VtrError, WrongValue
 from vtr.types.view import Kind
 
 
@@ -69,7 +69,7 @@ def check_llm_layer(who: str, layer: int, geometry: Geometry, least: int = 0, sy
     """
     if not least <= layer < geometry.llm_layers:
         paper = f" (the paper's {symbol} = {layer})" if symbol else ""
-        raise ValueError(
+        raise WrongValue(
             f"{who}: layer {layer}{paper} is out of range: this LLM has {geometry.llm_layers} layers; use {least} to {geometry.llm_layers - 1}"
         )
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from vtr.types.budget import Budget
+from vtr.types.errors import WrongValue, as_refusals
 from vtr.types.geometry import Geometry
 from vtr.types.settings import check_types
 from vtr.types.step import FrameOption, NewlineOption, PositionOption, Stage, Step
@@ -42,6 +43,8 @@ class Card:
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of every method: the budget and the options that all share. Settings are flat; `asdict` round-trips.
+
+    A method that can act as its authors' released code does has a setting `compat: Literal["authors"] | None = None`.
 
     Args:
         keep, keep_ratio, average_keep: the budget, at most one given; none given means `default_budget`.
@@ -85,21 +88,23 @@ class Method:
 
     def __post_init__(self) -> None:
         check_types(self, self.name or type(self).__name__, skip=(*BUDGETS, "position_ids", "newlines", "frames"))
+        if getattr(self, "compat", None) not in (None, "authors"):
+            raise WrongValue(f"{self.name}: compat must be None or 'authors', got {getattr(self, 'compat', None)!r}")
         if self.position_ids not in ("keep", "renumber", None):
-            raise ValueError(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
+            raise WrongValue(f"{self.name}: position_ids must be 'keep' or 'renumber', got {self.position_ids!r}")
         if self.newlines not in ("rows", "all", "none"):
-            raise ValueError(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
+            raise WrongValue(f"{self.name}: newlines must be 'rows', 'all' or 'none', got {self.newlines!r}")
         if self.frames not in ("each", "all", None):
-            raise ValueError(f"{self.name}: frames must be 'each' or 'all', got {self.frames!r}")
+            raise WrongValue(f"{self.name}: frames must be 'each' or 'all', got {self.frames!r}")
         if self.frames is not None and self.frames_only not in (None, self.frames):
-            raise ValueError(
+            raise WrongValue(
                 f"{self.name}: knows the places of one picture only, so that frames must be {self.frames_only!r}, got {self.frames!r}"
             )
         if self.frames is not None and self.card.needs_video:
-            raise ValueError(f"{self.name}: sees the frames of a video together, got frames={self.frames!r}; leave it out")
+            raise WrongValue(f"{self.name}: sees the frames of a video together, got frames={self.frames!r}; leave it out")
         given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k) is not None}
         if not self.takes_budget and given:
-            raise ValueError(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
+            raise WrongValue(f"{self.name}: has no budget, got {', '.join(f'{k}={v}' for k, v in given.items())}; leave it out")
         if given:
             Budget(**given)
 
@@ -129,6 +134,11 @@ class Method:
         """Returns settings at which the method must equal the full model bit for bit, for images of at most `n` visual tokens."""
         return cls(keep=n)
 
+    @classmethod
+    def timed_settings(cls, llm_layers: int) -> dict[str, Any]:
+        """Returns settings beside the budget that `vtr bench` gives the method where nobody does: what times need and no default can know."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the name and every setting as plain JSON types; `vtr.method_from` makes the method again, also from JSON or YAML."""
         return json.loads(json.dumps({"name": self.name, **asdict(self)}, default=str))
@@ -137,4 +147,5 @@ class Method:
 def with_settings(method: Method, **settings: Any) -> Method:
     """Returns a copy of `method` with some settings changed; a new budget replaces the old one."""
     cleared = dict.fromkeys(BUDGETS) if any(settings.get(k) is not None for k in BUDGETS) else {}
-    return replace(method, **{**cleared, **settings})
+    with as_refusals():
+        return replace(method, **{**cleared, **settings})

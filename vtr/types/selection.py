@@ -11,6 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from vtr.types.errors import WrongValue
+
 
 @dataclass
 class Selection:
@@ -37,6 +39,6 @@ class Selection:
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.index is None):
-            raise ValueError("Selection: give keep or index, exactly one of them")
+            raise WrongValue("Selection: give keep or index, exactly one of them")
         if self.order not in ("position", "given"):
-            raise ValueError(f"Selection: order must be 'position' or 'given', got {self.order!r}")
+            raise WrongValue(f"Selection: order must be 'position' or 'given', got {self.order!r}")

@@ -12,6 +12,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from vtr.types.errors import WrongType, WrongValue
+
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
 
 
@@ -85,7 +87,7 @@ def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
         if (own := plain(value)) is not value:
             object.__setattr__(settings, name, own)
         if name not in skip and kinds and not any(_is_of(own, kind) for kind in kinds):
-            raise TypeError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
+            raise WrongType(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
 
 
 def check_choices(settings: object, who: str) -> None:
@@ -100,7 +102,7 @@ def check_choices(settings: object, who: str) -> None:
         value = getattr(settings, name)
         if any(_is_one(value, kind) for kind in literals) or any(_is_of(value, kind) for kind in kinds if kind not in literals):
             continue
-        raise ValueError(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
+        raise WrongValue(f"{who}: {name} must be {_any_of(kinds)}, got {value!r}")
 
 
 def at_least(settings: Any, name: str, least: int, hint: str = "") -> None:
@@ -117,7 +119,7 @@ def at_least(settings: Any, name: str, least: int, hint: str = "") -> None:
     """
     value = getattr(settings, name)
     if value is not None and value < least:
-        raise ValueError(f"{settings.name}: {name} must be at least {least}, got {value}{hint}")
+        raise WrongValue(f"{settings.name}: {name} must be at least {least}, got {value}{hint}")
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest, named
 from vtr.types.settings import check_choices, check_types
 
@@ -77,7 +78,7 @@ class Signal:
         check_types(self, who)
         kinds = list(get_args(SignalKind))
         if self.kind not in kinds:
-            raise ValueError(f"{who}: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
+            raise WrongValue(f"{who}: unknown kind {self.kind!r}{closest(self.kind, kinds)}; kinds: {', '.join(kinds)}")
         check_choices(self, who)
 
     def __str__(self) -> str:

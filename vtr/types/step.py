@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from vtr.types.errors import WrongType
 from vtr.types.naming import named
 from vtr.types.settings import check_choices, check_types
 from vtr.types.signals import Signal
@@ -105,16 +106,16 @@ class Step:
     def __post_init__(self) -> None:
         who = named(self)
         if not hasattr(self, "action"):
-            raise TypeError(
+            raise WrongType(
                 f"{who}: is what all steps have in common, got one without an action; write Remove, Merge, Observe, ... instead"
             )
         if not isinstance(self.where, self.places):
             places = " or ".join(f"{place.__name__}(...)" for place in self.places)
-            raise TypeError(f"{who}: where must be {places}, got {self.where!r}")
+            raise WrongType(f"{who}: where must be {places}, got {self.where!r}")
         if not callable(self.select) and (self.select is not None or self.action not in ("freeze", "restore")):
-            raise TypeError(f"{who}: needs a select function of a View, got {self.select!r}")
+            raise WrongType(f"{who}: needs a select function of a View, got {self.select!r}")
         if not isinstance(self.needs, tuple) or not all(isinstance(need, Signal) for need in self.needs):
-            raise TypeError(f"{who}: needs must be a tuple of signals, got {self.needs!r}; write needs=(signal,) for one")
+            raise WrongType(f"{who}: needs must be a tuple of signals, got {self.needs!r}; write needs=(signal,) for one")
         check_types(self, who)
         check_choices(self, who)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from vtr.types.errors import WrongValue
+
 PALETTE = np.array(
     [(0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (240, 240, 240)],
     dtype=np.uint8,
@@ -32,7 +34,7 @@ def draw_clusters(picture: np.ndarray, labels: np.ndarray, grid: tuple[int, int]
     """
     rows, cols = grid
     if labels.shape != (rows * cols,):
-        raise ValueError(f"draw_clusters: labels must be ({rows * cols},) for a grid of {rows} x {cols}, got {labels.shape}")
+        raise WrongValue(f"draw_clusters: labels must be ({rows * cols},) for a grid of {rows} x {cols}, got {labels.shape}")
     small = np.asarray(Image.fromarray(picture).resize((cols, rows), Image.Resampling.BOX), dtype=np.float64).reshape(-1, 3)
     _, cluster, count = np.unique(labels, return_inverse=True, return_counts=True)
     mean = np.stack([np.bincount(cluster, small[:, channel]) / count for channel in range(3)], axis=1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vtr.types.errors import WrongValue
 from vtr.viz.sheet import fitted
 
 VIEW_PX = 480
@@ -56,7 +57,7 @@ def draw_patches(
         return _draw_canvas(Image.fromarray(views[0]), image, view_px or VIEW_PX)
     count, frames = image["views"] if image else len(views), image is not None and image.get("kind") == "video"
     if len(views) < count:
-        raise ValueError(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
+        raise WrongValue(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
     view_px = view_px or (FRAME_PX if frames else VIEW_PX)
     height = round(view_px * views.shape[1] / views.shape[2])
     pictures = [Image.fromarray(view) for view in views[:count]]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vtr.types.errors import WrongType, WrongValue
 from vtr.viz.patches import draw_patches
 from vtr.viz.pixels import views_from_inputs, views_from_videos
 
@@ -41,16 +42,16 @@ def draw(picture: Any, report: Any, number: int = 0, processor: Any = None, view
     else:
         views = _frames(picture, entry, processor) if video else _views(picture, entry, processor)
     if views.ndim != 4 or views.shape[-1] != 3 or views.dtype != np.uint8:
-        raise ValueError(f"draw: pixels must be (V, H, W, 3) uint8, got {views.shape} {views.dtype}; see vtr.viz.views_from_pixels")
+        raise WrongValue(f"draw: pixels must be (V, H, W, 3) uint8, got {views.shape} {views.dtype}; see vtr.viz.views_from_pixels")
     return draw_patches(views, entry, view_px, resized=bool(getattr(report, "resized", False)))
 
 
 def _entry(report: Any, number: int) -> Mapping[str, Any]:
     images = report["images"] if isinstance(report, Mapping) else getattr(report, "images", None)
     if not isinstance(images, (list, tuple)):
-        raise TypeError(f"draw: report must be what Reduction.report() returns, with its images, got {type(report).__name__}")
+        raise WrongType(f"draw: report must be what Reduction.report() returns, with its images, got {type(report).__name__}")
     if not 0 <= number < len(images):
-        raise ValueError(f"draw: number must be 0 to {len(images) - 1}, the images of this report, got {number}")
+        raise WrongValue(f"draw: number must be 0 to {len(images) - 1}, the images of this report, got {number}")
     return images[number] if isinstance(images[number], Mapping) else images[number].to_dict()
 
 
@@ -58,10 +59,10 @@ def _frames(pictures: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarr
     """Returns the pixels of every view of a video; where the tower sees several frames as one, of the first of them."""
     if not isinstance(pictures, (list, tuple)) or not pictures or not all(isinstance(one, Image.Image) for one in pictures):
         got = f"{len(pictures)} things" if isinstance(pictures, (list, tuple)) else type(pictures).__name__
-        raise TypeError(f"draw: of a video picture must be a list of PIL images, its frames, or an array of pixels, got {got}")
+        raise WrongType(f"draw: of a video picture must be a list of PIL images, its frames, or an array of pixels, got {got}")
     frames, count = [_eight_bits(one) for one in pictures], entry["views"]
     if count not in (len(frames), -(-len(frames) // 2)):
-        raise ValueError(
+        raise WrongValue(
             f"draw: the report is of a video of {count} frames, or of pairs, got {len(frames)}; give the frames that the model was shown"
         )
     if processor is not None:
@@ -73,13 +74,13 @@ def _frames(pictures: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarr
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode not in _EIGHT_BITS:
-        raise ValueError(f"draw: picture must have 8 bits per channel, got mode {picture.mode!r}; convert it as your viewer does")
+        raise WrongValue(f"draw: picture must have 8 bits per channel, got mode {picture.mode!r}; convert it as your viewer does")
     return picture.convert("RGB")
 
 
 def _views(picture: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarray:
     if not isinstance(picture, Image.Image):
-        raise TypeError(f"draw: picture must be a PIL image or an array of pixels, got {type(picture).__name__}")
+        raise WrongType(f"draw: picture must be a PIL image or an array of pixels, got {type(picture).__name__}")
     picture = _eight_bits(picture)
     if processor is not None:
         settings, mark = getattr(processor, "image_processor", processor), getattr(processor, "image_token", None)
@@ -89,7 +90,7 @@ def _views(picture: Any, entry: Mapping[str, Any], processor: Any) -> np.ndarray
         inputs = (processor if given else settings)(images=picture, **given, return_tensors="pt")
         return views_from_inputs(inputs, settings, [entry["views"]], [picture])[0]
     if entry["views"] > 1:
-        raise ValueError(
+        raise WrongValue(
             f"draw: this image was shown in {entry['views']} views, got a picture; give processor=, or the pixels of the views"
         )
     return np.asarray(picture)[None]

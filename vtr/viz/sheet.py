@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vtr.types.errors import WrongValue
+
 _MARGIN = 16
 _TEXT = 17
 
@@ -33,7 +35,7 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
     """
     for heading, tiles in rows:
         if len(tiles) != len(columns):
-            raise ValueError(f"contact_sheet: row {heading!r} has {len(tiles)} tiles for {len(columns)} columns")
+            raise WrongValue(f"contact_sheet: row {heading!r} has {len(tiles)} tiles for {len(columns)} columns")
     font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
     line = _TEXT + 8
     height = max(round(tile_px * t.picture.height / t.picture.width) for _, tiles in rows for t in tiles)

@@ -16,7 +16,7 @@ from vtr.eval.run.runner import Runner
 from vtr.eval.run.work import run_jobs
 from vtr.eval.run.workers import Job, LocalPool, Setup, describe, load
 from vtr.eval.tasks import get_task
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.loading import Checkpoint, find_checkpoint, identify, load_model
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method

@@ -16,7 +16,7 @@ from vtr.eval.run.forecast import forecast, misfits
 from vtr.eval.run.runner import Runner
 from vtr.eval.run.workers import Setup
 from vtr.eval.tasks import Task, get_task
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method, method_class

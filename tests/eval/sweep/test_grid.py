@@ -178,3 +178,13 @@ def test_a_model_may_stand_several_times_with_other_limits_of_pixels(tmp_path):
     assert {job.setup.pixels.max_pixels for job in jobs} == {4096, 2304}
     with pytest.raises(SweepError, match="max_pixels: the processor of 'llava' has no such limit, got 4096; leave it out"):
         load_sweep(write(tmp_path, "max_pixels: 4096\n" + GOOD))
+
+
+def test_a_model_may_have_methods_of_its_own(tmp_path):
+    text = GOOD.replace("models: tiny-llava", "models: [tiny-llava, {model: tiny-llava, methods: [full], limit: 2}]")
+    jobs = load_sweep(write(tmp_path, text)).jobs
+    assert {job.cell.name for job in jobs if job.cell.limit == 2} == {"full"}
+    with pytest.raises(SweepError, match=r"models\[0\]\.methods\[1\]: full is given twice"):
+        load_sweep(write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, methods: [full, full]}]")))
+    with pytest.raises(SweepError, match=r"models\[0\].methods.*unknown method 'fast-v'"):
+        load_sweep(write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, methods: [fast-v]}]")))

@@ -15,7 +15,7 @@ from vtr.engine.llm.masks import all_columns, columns
 from vtr.engine.selections import check_selection, chosen_mask
 from vtr.engine.tokens import Groups, Spots
 from vtr.engine.views import groups_of, make_view
-from vtr.hosts._host import additive
+from vtr.hosts._protocol import additive
 from vtr.ops.attention_rows import attention_rows
 from vtr.ops.gather import compaction
 from vtr.plans import PlanStep, signal_layer

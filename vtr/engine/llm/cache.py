@@ -12,7 +12,7 @@ from vtr.engine.checkpointing import refuse_switched_on
 from vtr.engine.llm.call import Call, Decoding
 from vtr.engine.llm.lifetime import Refusal, follow
 from vtr.engine.llm.masks import all_columns, any_of, columns, key_columns, shared, visible
-from vtr.hosts._host import Host
+from vtr.hosts._protocol import Host
 from vtr.hosts._versions import output_cache, unknown_release
 from vtr.types import VtrError
 

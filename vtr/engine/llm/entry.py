@@ -15,10 +15,11 @@ from torch import Tensor
 from vtr.engine.clock import Clock
 from vtr.engine.images import Images
 from vtr.engine.signals import Tap
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind
+from vtr.hosts._protocol import Host
 from vtr.hosts._versions import given_cache
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 
 @dataclass
@@ -150,7 +151,7 @@ def check_history(states: Any, kwargs: dict, length: int) -> None:
     else:  # generate() leaves out a mask of ones
         wrong = isinstance(ids, Tensor) and ids.ndim == 2 and int(ids.max()) + 1 == held + length
     if wrong:
-        raise ValueError(
+        raise WrongValue(
             f"vtr: pass only the new tokens, got {length} tokens that do not continue a cache which stands for {stands_for} tokens and holds "
             f"{held}; after a reduction input_ids must not repeat the history"
         )

@@ -23,8 +23,8 @@ from vtr.engine.llm.positions import Positions
 from vtr.engine.llm.prompt import Prompt
 from vtr.engine.llm.text_tower import Questions, TextTower
 from vtr.engine.signals import Tap, io_recorder
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind
+from vtr.hosts._protocol import Host
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
 from vtr.ops.gather import take

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vtr.engine.llm.call import Call
 from vtr.engine.llm.hooks import LlmHooks
-from vtr.hosts._host import Host
+from vtr.hosts._protocol import Host
 from vtr.ops.labels import gathered_labels
 from vtr.types import VtrError
 

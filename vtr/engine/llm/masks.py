@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vtr.engine.llm.call import Call, Decoding
-from vtr.hosts._host import Host, additive
 from vtr.hosts._layout import Kind
+from vtr.hosts._protocol import Host, additive
 from vtr.types import VtrError
 
 

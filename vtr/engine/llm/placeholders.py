@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vtr.engine.llm.entry import Encoded, Entry
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind, Layout, frames_of_one_video
+from vtr.hosts._protocol import Host
 from vtr.types import VtrError
 
 

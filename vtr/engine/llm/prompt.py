@@ -18,8 +18,8 @@ from vtr.engine.shrinking import Shrinking
 from vtr.engine.signals import Tap, llm_signal, scaling_of, tower_signal
 from vtr.engine.tokens import Groups, Places, Spots, Tokens
 from vtr.engine.views import groups_of, make_view, quotas
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Kind, by_patch, numbered
+from vtr.hosts._protocol import Host
 from vtr.hosts._taps import TAPS, project_qkv
 from vtr.ops.gather import take
 from vtr.plans import Plan, PlanStep, signal_layer

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vtr.engine.llm.prompt import Prompt
 from vtr.types import TextEmbedding, VtrError
+from vtr.types.errors import WrongValue
 
 
 class Questions:
@@ -34,12 +35,12 @@ class Questions:
         rows = len(prompt.instruction)
         if self.question is not None:
             if rows % len(self.question) or (len(self.question) > 1 and rows // len(self.question) != prompt.expand):
-                raise ValueError(
+                raise WrongValue(
                     f"vtr: question must hold one string per prompt, got {len(self.question)} for {rows // prompt.expand} prompts"
                 )
             return [one for one in self.question for _ in range(rows // len(self.question))]
         if prompt.ids is None:
-            raise ValueError("vtr: inputs_embeds hold no text that a processor could decode; give question= instead")
+            raise WrongValue("vtr: inputs_embeds hold no text that a processor could decode; give question= instead")
         ids, asked = prompt.ids.tolist(), prompt.instruction.tolist()
         texts = [[i for i, wanted in zip(*row, strict=True) if wanted] for row in zip(ids, asked, strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(texts, skip_special_tokens=True)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from vtr.registry import create_method, method_class
 from vtr.types import Method
+from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL, closest
 from vtr.types.settings import setting_value
 
@@ -40,7 +41,7 @@ def read_method(name: str, settings: Mapping[str, Any]) -> Method | None:
     known = [*NAMES, *([] if name == FULL else [f.name for f in fields(method_class(name))])]
     for setting in settings:
         if setting not in known:
-            raise ValueError(f"vtr: unknown entry {setting!r} in model_args for method {name!r}{closest(setting, known)}")
+            raise WrongValue(f"vtr: unknown entry {setting!r} in model_args for method {name!r}{closest(setting, known)}")
     return (
         None
         if name == FULL
@@ -59,5 +60,5 @@ def read_count(name: str, value: Any) -> int:
     except (TypeError, ValueError):
         count = 0
     if count < 1 or isinstance(value, float):
-        raise ValueError(f"vtr: {name} must be a whole number from 1 on, got {value!r}")
+        raise WrongValue(f"vtr: {name} must be a whole number from 1 on, got {value!r}")
     return count

@@ -23,11 +23,12 @@ from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, Shown, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
 from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths, to_model, together, visuals_of
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
 from vtr.reduction import apply
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL
 
 _SEARCH, _RANDOM = ("num_beams", "repetition_penalty"), ("temperature", "top_p", "top_k")
@@ -99,7 +100,7 @@ class Vtr(lmms):
     ) -> None:
         super().__init__()
         if pretrained is None:
-            raise ValueError("vtr: model_args need pretrained=, a hub id, a folder or a name of vtr models")
+            raise WrongValue("vtr: model_args need pretrained=, a hub id, a folder or a name of vtr models")
         chosen = read_method(method, settings)
         self.batch_size, frames = read_count("batch_size", batch_size), read_count("max_frames_num", max_frames_num)
         self.max_new_tokens = read_count("max_new_tokens", max_new_tokens)
@@ -109,7 +110,7 @@ class Vtr(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self._world_size > 1:
             if device == "auto":
-                raise ValueError("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
+                raise WrongValue("vtr: device=auto spreads one model over all devices; leave it out when several processes have one each")
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention), pixels=pixels)
         self.host = host_of(self.model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtr.eval.run.asking import generate_tokens, padding_id
+from vtr.types.errors import WrongValue
 
 
 class Forced:
@@ -40,7 +41,7 @@ def continuation_tokens(tokenizer: Any, prompt: str, continuation: str) -> list[
     before, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + continuation))
     added = both[len(before) :] or tokenizer(continuation, add_special_tokens=False)["input_ids"]
     if not added:
-        raise ValueError(f"loglikelihood: a continuation must have at least one token, got {continuation!r}")
+        raise WrongValue(f"loglikelihood: a continuation must have at least one token, got {continuation!r}")
     return added
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from vtr.eval.tasks import get_task
+from vtr.types.errors import WrongValue
 
 METRIC = "exact_match"
 
@@ -25,7 +26,7 @@ class VtrTask(ConfigurableMessagesTask):
     def __init__(self, config: dict[str, Any]) -> None:
         ours = get_task(config["dataset_path"])
         if config["dataset_name"] not in ours.families:
-            raise ValueError(f"{config['task']}: dataset_name must be one of {', '.join(ours.families)}, got {config['dataset_name']!r}")
+            raise WrongValue(f"{config['task']}: dataset_name must be one of {', '.join(ours.families)}, got {config['dataset_name']!r}")
         self.samples: dict[str, Any] = {s.id: s for s in ours.samples(None) if s.family == config["dataset_name"]}
         self.is_correct = ours.is_correct
         fixed = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vtr.types.errors import WrongValue
+
 
 def has_block(page: str, name: str) -> bool:
     """Tells whether `page` holds `<!-- NAME:begin -->` or `<!-- NAME:end -->`."""
@@ -16,7 +18,7 @@ def with_block(page: str, name: str, block: str) -> str:
     """
     begin, end = _marks(name)
     if page.count(begin) != 1 or page.count(end) != 1 or page.find(begin) > page.find(end):
-        raise ValueError(f"page: it must have {begin} and {end} once each, in that order; put them where the block belongs")
+        raise WrongValue(f"page: it must have {begin} and {end} once each, in that order; put them where the block belongs")
     before, rest = page.split(begin)
     return f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
 

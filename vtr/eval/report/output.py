@@ -9,6 +9,7 @@ from vtr.eval.report.document import Document
 from vtr.eval.report.page import html
 from vtr.eval.report.writers import comma_separated, latex, markdown
 from vtr.eval.run.results import prepare_folder, write_atomic
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 FORMATS: dict[str, Callable[[Document], str]] = {"md": markdown, "csv": comma_separated, "latex": latex, "html": html}
@@ -24,7 +25,7 @@ def find_format(name: str | None, target: Path | None) -> str:
     if name is None:
         return SUFFIXES.get(target.suffix.lower(), "md") if target else "md"
     if name not in FORMATS:
-        raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {name!r}{closest(name, list(FORMATS))}")
+        raise WrongValue(f"format: must be one of {', '.join(FORMATS)}, got {name!r}{closest(name, list(FORMATS))}")
     return name
 
 

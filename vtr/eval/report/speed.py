@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vtr.bench.record import FLOOR, KEPT, METHOD, SCHEMA, is_record
 from vtr.eval.summary import Row
 from vtr.models.recipes import find_recipe
+from vtr.types.errors import WrongValue
 
 _FLOORS = (KEPT, FLOOR)
 
@@ -65,20 +66,20 @@ def read_speed(path: Path) -> list[Speed]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--speed: cannot read {str(path)!r} ({error.strerror}); write a record with vtr bench --json") from None
+        raise WrongValue(f"--speed: cannot read {str(path)!r} ({error.strerror}); write a record with vtr bench --json") from None
     except ValueError as error:
-        raise ValueError(f"--speed: {str(path)!r} is not complete JSON ({error}); measure it again") from None
+        raise WrongValue(f"--speed: {str(path)!r} is not complete JSON ({error}); measure it again") from None
     if not is_record(record):
-        raise ValueError(f"--speed: {str(path)!r} is not a record of vtr bench with schema {SCHEMA}; give one that vtr bench --json wrote")
+        raise WrongValue(f"--speed: {str(path)!r} is not a record of vtr bench with schema {SCHEMA}; give one that vtr bench --json wrote")
     if record.get("kind") != "model":
-        raise ValueError(f"--speed: {str(path)!r} has times of functions, not of a model; give a record of vtr bench --model")
+        raise WrongValue(f"--speed: {str(path)!r} has times of functions, not of a model; give a record of vtr bench --model")
     try:
         cells: dict[int, list[dict[str, Any]]] = {}
         for cell in record["cells"]:
             cells.setdefault(cell["batch"], []).append(cell)
         return [_at(path.name, record, batch, own) for batch, own in sorted(cells.items())]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"--speed: {str(path)!r} lacks {type(error).__name__} {error}; measure it again with this version") from None
+        raise WrongValue(f"--speed: {str(path)!r} lacks {type(error).__name__} {error}; measure it again with this version") from None
 
 
 def _at(source: str, record: Mapping[str, Any], batch: int, cells: list[dict[str, Any]]) -> Speed:

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from vtr.data.frames import Video, video_of
-from vtr.hosts._host import host_of
 from vtr.hosts._layout import Layout
+from vtr.hosts._protocol import host_of
 from vtr.models.devices import synchronize
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 MARK, VIDEO_MARK = "<image>", "<video>"
 _MARKS = re.compile(f"({MARK}|{VIDEO_MARK})")
@@ -53,7 +54,7 @@ def build_content(question: str, images: int, videos: int = 0) -> list[dict[str,
     for mark, count in ((MARK, images), (VIDEO_MARK, videos)):
         marks, kind = question.count(mark), mark.strip("<>")
         if marks not in (0, count):
-            raise ValueError(
+            raise WrongValue(
                 f"question: has {marks} x {mark} but {count} {kind}(s) were given; give one {kind} for each, or leave {mark} out"
             )
     parts = _MARKS.split(question)

@@ -14,6 +14,7 @@ from vtr.eval.tasks import Task
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method, method_class
 from vtr.types import BUDGETS, Budget, Method, plain
+from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL
 from vtr.types.settings import default_settings
 
@@ -110,9 +111,9 @@ def plan_cells(
     settings = settings or {}
     for name in settings:
         if name not in methods:
-            raise ValueError(f"settings: {name!r} is not among the methods that are run ({', '.join(methods)})")
+            raise WrongValue(f"settings: {name!r} is not among the methods that are run ({', '.join(methods)})")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: must be at least 1, got {limit}")
+        raise WrongValue(f"limit: must be at least 1, got {limit}")
     cells: list[Cell] = []
     for task in tasks:
         for name in dict.fromkeys(methods):
@@ -131,7 +132,7 @@ def variants(
     """
     if name == FULL:
         if settings:
-            raise ValueError(f"full: is the model without reduction and has no settings, got {', '.join(settings)}")
+            raise WrongValue(f"full: is the model without reduction and has no settings, got {', '.join(settings)}")
         return [(None, None)]
     cls = method_class(name)
     given = [] if not cls.takes_budget else [{k: v for k, v in asdict(b).items() if v is not None} for b in budgets]

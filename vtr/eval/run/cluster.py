@@ -16,6 +16,7 @@ from typing import Any
 from vtr.eval.run.failures import Failure
 from vtr.eval.run.workers import Advance, Job, Setup, Surroundings, Worker
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 MOST_DEATHS = 3
 _STORE_BYTES = 256 * 2**20  # answers are small; models never go through Ray's object store
@@ -54,7 +55,7 @@ class RayPool:
 
     def __init__(self, address: str, workers: int, cpus: float = 1, gpus: float | None = None, threads: int = 1) -> None:
         if workers < 1:
-            raise ValueError(f"jobs: must be at least 1, got {workers}")
+            raise WrongValue(f"jobs: must be at least 1, got {workers}")
         try:
             import ray
         except ImportError:

@@ -15,10 +15,11 @@ from PIL import Image
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.data.frames import Video
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits, check_frame_limits
 from vtr.reduction import reduced
 from vtr.types import Method, VtrError
+from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL
 from vtr.viz import views_from_inputs, views_from_videos
 
@@ -99,7 +100,7 @@ def compare(
         VtrError: videos, and the model has none.
     """
     if not images and not videos:
-        raise ValueError("image: at least one is needed, got none")
+        raise WrongValue("image: at least one is needed, got none")
     if videos:
         check_videos(model)
     inputs = to_model(encode(processor, [question], [list(images)], [list(videos)]), model)
@@ -172,7 +173,7 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
         if method.keep is not None and method.keep > image["visual_tokens"]:
             kind = image.get("kind", "image")
             where = f"{kind} {image['image']} has {image['visual_tokens']} visual tokens"
-            raise ValueError(f"{method.name}: keep must be from 1 to the {kind}'s visual tokens, got {method.keep}; {where}")
+            raise WrongValue(f"{method.name}: keep must be from 1 to the {kind}'s visual tokens, got {method.keep}; {where}")
 
 
 def check_videos(model: Any, pixels: PixelLimits = OWN_LIMITS) -> None:

@@ -20,13 +20,14 @@ from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.workers import Job, Setup, Surroundings, describe
-from vtr.hosts._host import Host, host_of, pooled_tower
+from vtr.hosts._protocol import Host, host_of, pooled_tower
 from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
 from vtr.models.pixels import check_frame_limits, check_limits
 from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 
 TEXT_TOKENS = 40
 """Assumed for the text of a prompt; the visual tokens outweigh it."""
@@ -110,7 +111,7 @@ def check_cells(setup: Setup, cells: Sequence[Cell]) -> None:
     if found:
         reasons = list(dict.fromkeys(str(error) for _, error in found))
         more = len(reasons) - 1
-        raise ValueError(reasons[0] + (f" (and {more} more)" if more else ""))
+        raise WrongValue(reasons[0] + (f" (and {more} more)" if more else ""))
 
 
 def forecast(setup: Setup, cell: Cell) -> Forecast | None:

@@ -13,10 +13,10 @@ from PIL import Image
 from vtr.data.frames import video_of
 from vtr.eval.run.asking import encode, seen_of, visuals_of
 from vtr.eval.tasks import Task
-from vtr.hosts._host import Host
 from vtr.hosts._layout import Grid
+from vtr.hosts._protocol import Host
 from vtr.models.loading import Checkpoint, stored_checkpoint
-from vtr.models.pixels import PixelLimits, limit_pixels, pixels_of
+from vtr.models.pixels import PixelLimits, budget_within, limit_pixels, pixels_of
 from vtr.models.recipes import Recipe
 
 _SIZES: dict[tuple[Any, ...], frozenset[tuple[int, ...]]] = {}
@@ -61,6 +61,9 @@ def largest_image(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
         limit_pixels(host, processor, setup.pixels)
         if not task.remote:
             return max((_of_size(host, processor, size) for size in _sizes(task, limit)), key=lambda one: one.tokens)
+    if host.token_budgets:
+        tokens = processor.image_processor.max_soft_tokens if processor is not None else budget_within(host, setup.pixels)
+        return Largest(tokens, ((1, tokens),), bound=True) if tokens else None
     least, pixels = _limits(host, setup.pixels, processor, recipe)
     if host.pixel_limits is not None and pixels:
         unit = host.tower.patch_size * math.isqrt(host.tower.joins)

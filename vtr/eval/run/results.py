@@ -30,13 +30,14 @@ from pathlib import Path
 from typing import Any
 
 from vtr.types import BUDGETS
+from vtr.types.errors import WrongValue
 
 FORMAT = "vtr-cell"
 SCHEMA = 1
 _PARTS = ("fingerprint", "conditions", "summary", "samples")
 
 
-class ResultError(ValueError):
+class ResultError(WrongValue):
     """A file in a result folder that is not a complete cell of ours."""
 
 

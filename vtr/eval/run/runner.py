@@ -19,10 +19,11 @@ from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
 from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits
 from vtr.planning import plan
 from vtr.reduction import reduced
+from vtr.types.errors import WrongValue
 
 Seen = tuple[list[Image.Image], list[Video]]
 """The images and the videos of a sample."""
@@ -54,7 +55,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.host = host_of(self.model)
         if self.batch_size < 1:
-            raise ValueError(f"batch size: must be at least 1, got {self.batch_size}")
+            raise WrongValue(f"batch size: must be at least 1, got {self.batch_size}")
         self._tower_cache = TowerCache(self.model) if self.share_tower else None
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.hosts._host import host_of
+from vtr.hosts._protocol import host_of
 
 MOST_BYTES = 4 * 2**30
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from vtr.eval.sweep.reading import Mistake, Place
 from vtr.eval.sweep.schema import ALL, Budgets, SweepFile
-from vtr.mistakes import is_refusal
 from vtr.models.loading import check_device
 from vtr.registry import create_method, list_methods, method_class
 from vtr.types import BUDGETS, Method
+from vtr.types.errors import WrongType
 from vtr.types.naming import FULL, closest
 from vtr.types.settings import default_settings
 
@@ -67,6 +67,7 @@ def _lists(file: SweepFile) -> Iterator[tuple[Place, Sequence[Any]]]:
         yield (*prefix, "seeds"), seeds
         if isinstance(budgets, Budgets):
             yield from (((*prefix, "budgets", kind), getattr(budgets, kind)) for kind in BUDGETS)
+    yield from ((("models", n, "methods"), entry.methods) for n, entry in enumerate(file.models) if entry.methods)
     for method, grids in file.settings.items():
         yield from ((("settings", method, setting), values) for grid in grids for setting, values in grid.items())
 
@@ -122,11 +123,11 @@ def _problem(cls: type[Method], setting: str, value: Any) -> str | None:
         create_method(cls.name, **{setting: value})
     except ValueError as error:
         return str(error)
-    except TypeError as error:
+    except WrongType as error:
         return (
-            str(error)
-            if is_refusal(error)
-            else f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+            f"{cls.name}: {setting} cannot be {value!r}; its default is {default_settings(cls)[setting]!r}"
+            if error.__cause__
+            else str(error)
         )
     return None
 

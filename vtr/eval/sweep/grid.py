@@ -114,8 +114,10 @@ def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place
     except (ValueError, VtrError) as error:
         found.mistakes.append(Mistake(place, str(error)))
         return found
-    file = file.model_copy(update={name: value for name in ("budgets", "seeds", "limit") if (value := getattr(entry, name)) is not None})
-    groups = [*_method_groups(file, setup, found), *_plan_groups(file, setup, found)]
+    file = file.model_copy(
+        update={name: value for name in ("methods", "budgets", "seeds", "limit") if (value := getattr(entry, name)) is not None}
+    )
+    groups = [*_method_groups(file, setup, found, place if entry.methods else ()), *_plan_groups(file, setup, found)]
     above = place if entry.budgets else ()  # the key `budgets` is in the model's entry, or at the top of the file
     seen: list[Variant] = []
     reasons: dict[tuple[Place, str], list[str]] = {}
@@ -155,12 +157,13 @@ def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
     )
 
 
-def _method_groups(file: SweepFile, setup: Setup, found: _Found) -> Iterator[_Group]:
-    """Variants of every method, a group for each combination of its settings; what cannot be made goes to `found`."""
+def _method_groups(file: SweepFile, setup: Setup, found: _Found, above: Place) -> Iterator[_Group]:
+    """Variants of every method, a group for each combination of its settings; what cannot be made goes to `found`. `methods` stands below `above`."""
     budgets = file.budgets.values() if file.budgets else []
     for name in names_of(file):
         optional = name not in file.methods
-        place: Place = ("settings", name) if name in file.settings else ("methods", 0 if optional else file.methods.index(name))
+        named: Place = (*above, "methods", 0 if optional else file.methods.index(name))
+        place: Place = ("settings", name) if name in file.settings else named
         for grid in _grids(file, name):
             try:
                 made = variants(name, budgets, file.seeds, grid)

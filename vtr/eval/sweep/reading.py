@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from vtr.eval.sweep.schema import SweepFile, keys_at
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 Place = tuple[str | int, ...]
@@ -36,7 +37,7 @@ class Mistake(NamedTuple):
     text: str
 
 
-class SweepError(ValueError):
+class SweepError(WrongValue):
     """Everything that is wrong with a sweep, one line each."""
 
     def __init__(self, path: str | Path, mistakes: Sequence[Mistake], lines: Mapping[Place, int] | None = None) -> None:
@@ -62,7 +63,7 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SweepFi
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"sweep: no file {str(path)!r}; eval/sweeps and eval/ablations have examples")
+        raise WrongValue(f"sweep: no file {str(path)!r}; eval/sweeps and eval/ablations have examples")
     mistakes: list[Mistake] = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -139,7 +140,7 @@ def _prune(content: Any, place: Place) -> bool:
 def _override(content: dict[str, Any], text: str) -> None:
     key, mark, value = text.partition("=")
     if not mark or not key.strip():
-        raise ValueError(f"override: must look like key=value, got {text!r}; for example limit=5 or budgets.keep=[64]")
+        raise WrongValue(f"override: must look like key=value, got {text!r}; for example limit=5 or budgets.keep=[64]")
     inside: Any = content
     *path, last = [int(part) if part.isdigit() else part for part in key.strip().split(".")]
     try:
@@ -147,9 +148,9 @@ def _override(content: dict[str, Any], text: str) -> None:
             inside = inside.setdefault(part, {}) if isinstance(inside, dict) else inside[part]
         inside[last] = yaml.safe_load(value)
     except (TypeError, IndexError, AttributeError):
-        raise ValueError(f"override: there is no {key!r} in this sweep, got {text!r}") from None
+        raise WrongValue(f"override: there is no {key!r} in this sweep, got {text!r}") from None
     except yaml.YAMLError:
-        raise ValueError(f"override: the value of {key!r} must be YAML, got {value!r}") from None
+        raise WrongValue(f"override: the value of {key!r} must be YAML, got {value!r}") from None
 
 
 def _lines(node: Any, place: Place, mistakes: list[Mistake]) -> Iterator[tuple[Place, int]]:

@@ -24,6 +24,7 @@ from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
 from vtr.registry import method_class
 from vtr.types import BUDGETS, Budget, VtrError
+from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL, closest
 
 ALL = "all"
@@ -46,7 +47,7 @@ def _known_model(name: str) -> str:
     try:
         find_checkpoint(name)
     except VtrError as error:
-        raise ValueError(str(error)) from None
+        raise WrongValue(str(error)) from None
     return name
 
 
@@ -54,13 +55,13 @@ def _known_device(name: str) -> str:
     try:
         return name if name == "auto" else str(torch.device(name)) and name
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; write cpu, cuda, cuda:0 or another number, mps, or auto") from None
+        raise WrongValue(f"unknown device {name!r}; write cpu, cuda, cuda:0 or another number, mps, or auto") from None
 
 
 def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            raise ValueError(f"unknown {kind} {name!r}{closest(name, list(names))}")
+            raise WrongValue(f"unknown {kind} {name!r}{closest(name, list(names))}")
         return name
 
     return AfterValidator(check)
@@ -85,7 +86,7 @@ def _budget(kind: str) -> AfterValidator:
         try:
             Budget(**{kind: value})
         except TypeError as error:
-            raise ValueError(str(error)) from None
+            raise WrongValue(str(error)) from None
         return value
 
     return AfterValidator(check)
@@ -109,7 +110,7 @@ class Budgets(_Part):
     def _one_kind(self) -> Budgets:
         given = [name for name in BUDGETS if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of keep, keep_ratio, average_keep, got {' and '.join(given) or 'none of them'}")
+            raise WrongValue(f"give exactly one of keep, keep_ratio, average_keep, got {' and '.join(given) or 'none of them'}")
         return self
 
     def values(self) -> list[Budget]:
@@ -121,6 +122,7 @@ class ModelEntry(_Part):
     """One model; what is left out is as for the whole sweep."""
 
     model: Annotated[str, AfterValidator(_known_model)]
+    methods: Annotated[list[MethodName], Field(min_length=1), Listed] | None = None
     budgets: Budgets | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None

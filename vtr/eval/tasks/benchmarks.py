@@ -25,6 +25,7 @@ from vtr.data.frames import Video
 from vtr.eval.tasks.registry import register_task_source
 from vtr.eval.tasks.task import Task
 from vtr.types import VtrError
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 SOURCE = "lmms"
@@ -43,23 +44,23 @@ def benchmark(name: str) -> Task:
     """
     manager = _manager()
     if manager is None:
-        raise ValueError(f"task {_full_name(name)!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
+        raise WrongValue(f"task {_full_name(name)!r} needs lmms-eval, which is not installed; pip install 'visual-token-reduction[eval]'")
     asked, at, count = name.partition("@")
     known = {key: entry["type"] for key, entry in manager.task_index.items() if entry["type"] in ("task", "python_task", "group")}
     if asked not in known:
-        raise ValueError(f"unknown task {asked!r} of lmms-eval{closest(asked, list(known))}")
+        raise WrongValue(f"unknown task {asked!r} of lmms-eval{closest(asked, list(known))}")
     names = tuple(_members(manager, asked)) if known[asked] == "group" else (asked,)
     configs = [_config(manager, one) for one in names]
     kinds = sorted({config.get("output_type", "generate_until") for config in configs})
     if kinds != ["generate_until"]:
-        raise ValueError(
+        raise WrongValue(
             f"task {_full_name(asked)!r}: output_type must be generate_until, got {' and '.join(kinds)}; use `python -m lmms_eval` for this one"
         )
     frames = FRAMES if any((config.get("dataset_kwargs") or {}).get("video") for config in configs) else None
     if at:
         if frames is None or not count.isdecimal() or int(count) < 1:
             rule = "has no videos" if frames is None else "the number of frames behind @ must be 1 or more"
-            raise ValueError(f"task {_full_name(asked)!r}: {rule}, got @{count}; write {_full_name(asked)}")
+            raise WrongValue(f"task {_full_name(asked)!r}: {rule}, got @{count}; write {_full_name(asked)}")
         frames = int(count)
     return Task(
         name=_full_name(name),
@@ -88,7 +89,7 @@ def _members(manager: Any, group: str) -> list[str]:
     found: list[str] = []
     for member in _config(manager, group)["task"]:
         if not isinstance(member, str):
-            raise ValueError(f"task {_full_name(group)!r}: is a group whose tasks are made inside it; name one task of lmms-eval")
+            raise WrongValue(f"task {_full_name(group)!r}: is a group whose tasks are made inside it; name one task of lmms-eval")
         found += _members(manager, member) if manager.task_index[member]["type"] == "group" else [member]
     return list(dict.fromkeys(found))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vtr.eval.tasks.task import Task
+from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 
 Build = Callable[[], Task]
@@ -26,7 +27,7 @@ def register_task(name: str) -> Callable[[Build], Build]:
 
     def decorate(build: Build) -> Build:
         if _TASKS.setdefault(name, build) is not build:
-            raise ValueError(f"register_task: {name!r} is taken; choose another name")
+            raise WrongValue(f"register_task: {name!r} is taken; choose another name")
         return build
 
     return decorate
@@ -42,7 +43,7 @@ def register_task_source(prefix: str, owner: str) -> Callable[[BuildNamed], Buil
 
     def decorate(build: BuildNamed) -> BuildNamed:
         if _SOURCES.setdefault(prefix, _Source(owner, build)).build is not build:
-            raise ValueError(f"register_task_source: {prefix!r} is taken; choose another prefix")
+            raise WrongValue(f"register_task_source: {prefix!r} is taken; choose another prefix")
         return build
 
     return decorate
@@ -64,7 +65,7 @@ def get_task(name: str) -> Task:
         return _SOURCES[prefix].build(rest)
     if name not in _TASKS:
         others = "".join(f"; those of {source.owner} are written {prefix}:NAME" for prefix, source in _SOURCES.items())
-        raise ValueError(f"unknown task {name!r}{closest(name, list_tasks())}{others}")
+        raise WrongValue(f"unknown task {name!r}{closest(name, list_tasks())}{others}")
     return _TASKS[name]()
 
 

@@ -17,6 +17,7 @@ from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
+from vtr.types.errors import WrongType
 from vtr.types.naming import closest
 
 
@@ -50,6 +51,7 @@ class Host:
         as_frames: the images of a prompt are the frames of one video, see `with_frames`.
         pooling: of videos, None where their patches become tokens as those of images do.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
+        token_budgets: most pixels of an image -> its most visual tokens, ascending, where the image processor has a few such budgets to choose from.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Host:
     per_token: tuple[str, ...] = ()
     next_positions: Callable[[Tensor], Tensor] | None = None
     pixel_limits: tuple[str, str] | None = None
+    token_budgets: Mapping[int, int] = field(default_factory=dict)
     pooling: Pooling | None = None
     as_frames: bool = False
 
@@ -139,7 +142,7 @@ class Host:
             tiles=self.runs or self.tiles,
             joins=tower.joins,
             layer_kinds=tuple(map(self.layer_kind, range(self.llm_layers))),
-            text_config={n: getattr(config, n, None) for n in names},
+            text_config={n: value_of(config, n) for n in names},
             patch_norm=partial(patch_norm, tower.module),
         )
 
@@ -236,6 +239,14 @@ class Host:
         return int(window) if window and slides else None
 
 
+def value_of(config: Any, name: str) -> Any:
+    """Returns a value of an LLM's configuration, None where there is none, or where it differs between layers (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # `AmbiguousGlobalPerLayerAttributeError` of transformers
+        return None
+
+
 @torch.no_grad()
 def patch_norm(tower: nn.Module) -> float | None:
     """Euclidean norm of the weights of the first convolution in `tower`, the patch embedding; None where there is none with values."""
@@ -308,7 +319,7 @@ def host_of(model: nn.Module) -> Any:
         VtrError: no host for this model type, several models inside a wrapper, or a model that is not built as its type says.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
+        raise WrongType(f"vtr.apply: model must be a torch module, got {type(model).__name__}; load it with from_pretrained first")
     inner = wrapped(model)
     if len(inner) > 1:
         raise VtrError(f"vtr.apply: {type(model).__name__} holds {len(inner)} models with a host ({', '.join(inner)}); give one of them")
