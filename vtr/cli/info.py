@@ -11,6 +11,7 @@ from vtr.cli._common import out, reported
 from vtr.cli.list_ import facts
 from vtr.registry import method_class
 from vtr.types import BUDGETS
+from vtr.types.errors import WrongValue
 from vtr.types.settings import default_settings
 
 SHARED = {
@@ -66,7 +67,7 @@ def _print_measured(method: str, folders: list[Path]) -> None:
 
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"info: no folder {str(folder)!r}; fill one with vtr eval --out first")
+            raise WrongValue(f"info: no folder {str(folder)!r}; fill one with vtr eval --out first")
     lines = [one for section in sections_of(read_folders(folders)[0]) for one in measured_in(section)] if folders else read_measured()
     own = [one for one in lines if one.method == method]
     out.print()

@@ -13,6 +13,7 @@ from vtr.eval.report.section import Section
 from vtr.eval.report.tables import against
 from vtr.eval.stats import Interval
 from vtr.recipes import shared_folders
+from vtr.types.errors import WrongValue
 
 FILE = "embedded.csv"
 
@@ -119,7 +120,7 @@ def read_measured(file: Path | None = None) -> list[Measured]:
         reader = csv.DictReader(stream)
         wanted = [one.name for one in fields(Measured)]
         if reader.fieldnames != wanted:
-            raise ValueError(f"read_measured: {file} needs the columns {', '.join(wanted)}, got {', '.join(reader.fieldnames or ())}")
+            raise WrongValue(f"read_measured: {file} needs the columns {', '.join(wanted)}, got {', '.join(reader.fieldnames or ())}")
         return [Measured(**row) for row in reader]
 
 
