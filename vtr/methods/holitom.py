@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from vtr.methods._frames import check_compat, frames_of, merged_selection, refuse_authors_counts
-from vtr.ops.density_peaks import density_peaks
-from vtr.ops.frames import Frames, best_of_frames, best_of_video, cosine_to_frame, stretches
+from vtr.ops.density_peaks import peaks_among
+from vtr.ops.distances import of_products
+from vtr.ops.frames import Frames, best_of_frames, best_of_video, channels, cosine_to_frame
 from vtr.ops.gather import left_align, take
 from vtr.ops.halving import merge_by_halves, nearest_kept
 from vtr.ops.schedule import scaled_layers
@@ -128,7 +129,8 @@ def holitom(
         least: neighbours at least, which the released code does not ask for.
 
     Returns:
-        `Merged`. `O(T P D + W P^2 D)` for W <= T/2 windows, no host sync.
+        `Merged`. `O(T P D + W P^2 D)` for W <= T/2 windows, memory that of the result, of the `(W, P, P)` distances and of some channels at a
+        time, no host sync.
     """
     tokens, (groups, count, places) = frames.tokens, frames.real.shape
     time = torch.arange(count, device=tokens.device)
@@ -139,32 +141,40 @@ def holitom(
     number = (begins.cumsum(1) - 1).gather(1, windows.start).clamp(0, width - 1)  # (G, T) window of each frame, where it is in one
 
     joining = windows.static & ~shares.apart
-    mean = torch.zeros(groups, width, places, tokens.shape[3], dtype=torch.float64, device=tokens.device)
-    for some in stretches(tokens):
-        part = tokens[:, some].double().masked_fill(~joining[:, some, :, None], 0.0)
-        mean.scatter_add_(1, number[:, some, None, None].expand_as(part), part)
-    size = torch.zeros(groups, width, places, dtype=torch.int64, device=tokens.device)
-    size.scatter_add_(1, number[..., None].expand_as(joining), joining.long())
-    mean = (mean / size.clamp_min(1)[..., None]).flatten(0, 1)
+    member = (number[:, None] == torch.arange(width, device=tokens.device)[:, None]).double()  # (G, W, T)
+    size = (member @ joining.double()).clamp_min(1)[..., None]  # (G, W, P, 1) tokens of a mean
+
+    def means(some: slice) -> Tensor:  # some channels of what stands still in each window, (G, W, P, d)
+        part = tokens[..., some].double().masked_fill(~joining[..., None], 0.0)
+        return (member @ part.flatten(2)).unflatten(2, part.shape[2:]) / size
+
+    chunks = channels(tokens)
+    products = torch.zeros(groups * width, places, places, dtype=torch.float64, device=tokens.device)
+    for some in chunks:
+        mean = means(some).flatten(0, 1)
+        products.baddbmm_(mean, mean.mT)
 
     static = (take(windows.static, index) & real[..., None]).flatten(0, 1)  # (G W, P)
     wanted = torch.where(real, shares.static.gather(1, index), 0).flatten()
     near = wanted.clamp_max(neighbours).clamp_min(least).minimum(static.sum(1)).clamp_min(1)
-    peaks = density_peaks(mean, static, wanted, places, near)
+    peaks = peaks_among(of_products(products) / tokens.shape[3] ** 0.5, static, wanted, places, near)
     pivot = torch.where(static & (wanted > 0)[:, None], peaks.center.gather(1, peaks.cluster.clamp_min(0)), -1)  # (G W, P)
     itself = torch.arange(places, device=tokens.device)
-    centre, member = pivot == itself, (pivot >= 0) & (pivot != itself)
+    centre, other = pivot == itself, (pivot >= 0) & (pivot != itself)
     where = pivot.clamp_min(0)
-    others = torch.zeros_like(pivot).scatter_add_(1, where, member.long())
-    sums = torch.zeros_like(mean).scatter_add_(1, where[..., None].expand_as(mean), mean.masked_fill(~member[..., None], 0.0))
-    mixed = beta * mean + (1 - beta) * sums / others.clamp_min(1)[..., None]
-    value = torch.where((others > 0)[..., None], mixed, mean).to(tokens.dtype).unflatten(0, (groups, width))
+    others = torch.zeros_like(pivot).scatter_add_(1, where, other.long())[..., None]
+
+    made, at = tokens.clone(), index[:, :, None, None]
+    for some in chunks:
+        mean = means(some).flatten(0, 1)
+        sums = torch.zeros_like(mean).scatter_add_(1, where[..., None].expand_as(mean), mean.masked_fill(~other[..., None], 0.0))
+        mixed = torch.where(others > 0, beta * mean + (1 - beta) * sums / others.clamp_min(1), mean).to(tokens.dtype)
+        part = made[..., some]
+        merged = torch.where(centre[..., None], mixed, take(part, index).flatten(0, 1)).unflatten(0, (groups, width))
+        part.scatter_(1, at.expand_as(merged), merged)
 
     centre = centre.unflatten(0, (groups, width))
-    where = index[..., None].expand(-1, -1, places)
-    merged = torch.where(centre[..., None], value, take(tokens, index))
-    made = tokens.scatter(1, index[..., None, None].expand_as(merged), merged)
-    kept = kept | torch.zeros_like(kept).scatter(1, where, centre)
+    kept = kept | torch.zeros_like(kept).scatter(1, index[..., None].expand(-1, -1, places), centre)
     own = pivot.unflatten(0, (groups, width)).gather(1, number[..., None].expand_as(joining))  # (G, T, P) place of its centre
     own = torch.where(joining & (own >= 0), windows.start[..., None] * places + own, -1)
     return Merged(kept, made, own)
