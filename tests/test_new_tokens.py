@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import vtr
+from tests.caches import held, output_cache
 from tests.fake_flash import flash_attention
 from tests.oracles import Setup
+from tests.test_prompt_end import draft, silent_transformers  # noqa: F401
 from vtr.methods.dycoke import DyCoke
 from vtr.testing import new_tokens
 from vtr.testing.compare import NEW, logits_of
@@ -123,3 +125,79 @@ def test_dycoke_attends_to_what_it_chose(kind):
     expected.unseen[:, -NEW + 1 :, : -NEW + 1] = hidden
     full = masked_logits(setup.model, whole, expected)[:, -NEW:]
     assert largest(logits_of(answer).transpose(0, 1), full) < 1e-6
+
+
+LONG = 10
+
+
+def answers(setup, batch, plan, **settings):
+    """Tokens, their logits, and what new tokens attended to."""
+    with torch.no_grad(), vtr.reduced(setup.model, plan) as reduction:
+        made = setup.model.generate(
+            **batch.inputs, max_new_tokens=LONG, do_sample=False, output_logits=True, return_dict_in_generate=True, **settings
+        )
+        return made.sequences[0, -LONG:].tolist(), torch.stack(made.logits), reduction.report().attended
+
+
+CHOOSING = {
+    "dycoke": [DyCoke(keep=9, decode=True, layer=2, threshold=0.999, position_ids="keep")],
+    "chosen keys": [EveryNth(stride=2), ChosenKeys()],
+    "alone": [ChosenKeys(layer=3)],
+}
+
+
+@pytest.mark.usefixtures("silent_transformers")
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention):
+    kind = "llava_next_video_clips" if name == "dycoke" else "llava"
+    setup = Setup(kind, "eager" if attention == "eager" else "sdpa", torch.float64)
+    batch = setup.batch().row(0)
+    batch = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 2))  # lookup then proposes in the first pass
+    switch = flash_attention(setup.model) if attention == "flash" else nullcontext()
+    with switch:
+        tokens, logits, attended = answers(setup, batch, CHOOSING[name])
+        assert len(attended) == LONG - 1 and len({str(one) for one in attended}) > (name != "dycoke"), "not every token chose alike"
+        for settings in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": draft(kind)}):
+            found = answers(setup, batch, CHOOSING[name], **settings)
+            assert found[0] == tokens
+            assert found[2][: LONG - 1] == attended
+            assert largest(found[1], logits) < 1e-6
+
+
+def test_guesses_that_cannot_choose_alone_are_refused():
+    setup = Setup("llava", dtype=torch.float64)
+    batch = setup.batch().row(0)
+    batch = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 2))
+    plan = [EveryNth(stage="prefill", layer=4), ChosenKeys()]
+    with pytest.raises(vtr.VtrError, match="probe: several new tokens at once, .* since probe removes tokens behind it; generate without"):
+        answers(setup, batch, plan, prompt_lookup_num_tokens=3)
+
+
+def test_what_a_cropped_cache_had_chosen_is_taken_back():
+    setup = Setup("llava", dtype=torch.float64)
+    batch = setup.batch()
+    with torch.no_grad(), vtr.reduced(setup.model, [ChosenKeys()]) as reduction:
+        out = setup.model(**batch.inputs, use_cache=True)
+        cache, mask = output_cache(out), batch.inputs["attention_mask"]
+
+        def step(token):
+            nonlocal mask
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+            return setup.model(input_ids=token, attention_mask=mask, **held(cache)).logits[:, -1]
+
+        tokens = [torch.full((2, 1), number) for number in (5, 6, 7, 8)]
+        first = [step(token) for token in tokens]
+        attended = reduction.report().attended
+        cache.crop(-3)
+        mask = mask[:, :-3]
+        again = [step(token) for token in tokens[1:]]
+        assert largest(torch.stack(first[1:]), torch.stack(again)) < 1e-12 and reduction.report().attended == attended
+        for number in range(80):
+            step(tokens[number % 4])
+        cache.crop(-70)
+        mask = mask[:, :-70]
+        with pytest.raises(
+            vtr.VtrError, match="is known of the last 64 only, got a cache that was cropped by more; begin with a new cache"
+        ):
+            step(tokens[0])
