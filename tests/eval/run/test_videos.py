@@ -14,7 +14,8 @@ from vtr.eval.run.cells import Cell
 from vtr.eval.run.compare import compare
 from vtr.eval.run.forecast import forecast, misfits
 from vtr.eval.run.runner import Runner
-from vtr.eval.run.workers import Setup
+from vtr.eval.run.setup import Setup
+from vtr.eval.run.workers import describe
 from vtr.eval.tasks import Task, get_task
 from vtr.hosts._host import host_of
 from vtr.models.loading import load_model
@@ -165,11 +166,62 @@ def test_videos_of_different_lengths_in_one_prompt(loaded):
 
 
 def test_a_model_without_videos_is_shown_frames_as_images():
-    model, processor = load_model(str(random_checkpoint()))
-    (row,) = runner(model, processor).answer(Cell(create_method("divprune", keep=12), CLIPS, limit=1))
+    asked = runner(*load_model(str(random_checkpoint())), visuals="each")
+    (row,) = asked.answer(Cell(create_method("divprune", keep=12), CLIPS, limit=1))
     assert (row["frames"], row["visual_tokens"], row["retained"]) == (FRAMES, [576] * FRAMES, [12] * FRAMES)
-    (row,) = runner(model, processor).answer(Cell(None, CLIPS, limit=1))
+    (row,) = asked.answer(Cell(None, CLIPS, limit=1))
     assert row["visual_tokens"] == [576] * FRAMES
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("folder", "tokens"), [(random_checkpoint, 576), (random_internvl, 9)], ids=["llava", "internvl"])
+def test_unless_told_its_frames_are_one_video(folder, tokens, share):
+    asked = runner(*load_model(str(folder())), share_tower=share)
+    for method, left in ((None, FRAMES * tokens), (create_method("vcast", keep=12), 12), (create_method("divprune", keep=7), 7)):
+        rows = asked.answer(Cell(method, CLIPS, limit=2))
+        assert len(rows) == 2
+        for row in rows:
+            assert (row["frames"], row["visual_tokens"], row["retained"]) == (FRAMES, [FRAMES * tokens], [left])
+
+
+def test_a_setting_of_frames_is_part_of_the_experiment():
+    model, processor = load_model(str(random_checkpoint()))
+    video, still = Cell(create_method("divprune", keep=12), CLIPS), Cell(create_method("divprune", keep=12), replace(CLIPS, frames=None))
+    for visuals, noted in ((None, "prompt"), ("prompt", "prompt"), ("each", "each")):
+        asked = runner(model, processor, visuals=visuals)
+        assert asked.fingerprint(video)["visuals"] == noted and "visuals" not in asked.fingerprint(still)
+        around = describe(Setup(str(random_checkpoint()), device="cpu", visuals=visuals))
+        assert around.fingerprint(video)["visuals"] == noted and "visuals" not in around.fingerprint(still)
+    assert "visuals" not in runner(*load_model(folder("next-video"))).fingerprint(video)
+
+
+def test_a_forecast_of_frames_that_are_one_video():
+    for folder in (random_checkpoint, random_internvl):
+        for method in (None, create_method("vcast", keep=12), create_method("fastv", keep=8)):
+            made = forecast(Setup(str(folder())), Cell(method, CLIPS))
+            (row,) = runner(*load_model(str(folder()))).answer(Cell(method, CLIPS, limit=1))
+            assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"])
+    alone, video = (forecast(Setup("internvl3-1b", visuals=visuals), Cell(None, REMOTE)) for visuals in ("each", None))
+    assert (alone.retained, video.retained) == (FRAMES * 3328, FRAMES * 256), "thirteen tiles, or one"
+
+
+def test_a_model_of_several_views_is_shown_frames_as_images():
+    setup = Setup(str(random_checkpoint(next_=True)))
+    asked = runner(*load_model(setup.model))
+    assert asked.fingerprint(Cell(None, CLIPS))["visuals"] == "each"
+    ((_, error),) = misfits(setup, [Cell(create_method("vcast", keep=12), CLIPS)])
+    assert "acts on the frames of videos, but 'llava_next' takes images only; let the images of a prompt be frames" in str(error)
+
+
+def test_what_cannot_be_one_video():
+    picture, video = noise(1)[0], video_of(noise(3))
+    task = replace(
+        CLIPS, samples=lambda limit: [SimpleNamespace(id="0", family="moves", question="?", answer="", visuals=[picture, video])]
+    )
+    with pytest.raises(
+        VtrError, match=r"makes one video of all images of a prompt on 'llava', got 1 video\(s\) and 1 image\(s\); ask with"
+    ):
+        runner(*load_model(str(random_checkpoint()))).answer(Cell(None, task))
 
 
 def test_what_a_method_sees_of_a_video_is_recorded(monkeypatch):
@@ -205,14 +257,6 @@ def test_a_comparison_of_a_video(loaded):
         ValueError, match=f"divprune: keep must be from 1 to the video's visual tokens, got 100; video 0 has {TOKENS[name]} visual"
     ):
         compare(model, processor, [], "what?", create_method("divprune", keep=100), 1, repeats=1, videos=[video_of(noise())])
-
-
-def test_a_comparison_of_a_video_needs_a_model_that_has_some():
-    model, processor = load_model(str(random_checkpoint()))
-    with pytest.raises(
-        VtrError, match=r"video: 'llava' takes images only, got a video; give its frames as images \(--image, repeated\), or use a"
-    ):
-        compare(model, processor, [], "what?", create_method("uniform", keep=4), 1, videos=[video_of(noise())])
 
 
 @pytest.mark.parametrize(("name", "frames"), [("shapes-video", 8), ("shapes-video@16", 16)])
@@ -282,7 +326,7 @@ def test_limits_of_a_recipe():
 
 
 def test_frames_as_images_cost_as_much_as_images():
-    one, six = (forecast(Setup("llava-1.5-7b"), Cell(None, replace(REMOTE, frames=frames))) for frames in (1, 6))
+    one, six = (forecast(Setup("llava-1.5-7b", visuals="each"), Cell(None, replace(REMOTE, frames=frames))) for frames in (1, 6))
     assert (one.retained, six.retained) == (576, 6 * 576) and six.tflops > 6 * one.tflops
 
 

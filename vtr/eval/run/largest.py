@@ -153,7 +153,7 @@ def _sizes(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:
 
 def _of_size(host: Host, processor: Any, size: tuple[int, ...]) -> Largest:
     """Returns what the processor makes of an image of `(width, height)` pixels."""
-    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", (size[0], size[1]))]]))
+    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", (size[0], size[1]))]], settings=host.frame_settings))
     return Largest(layout.tokens, layout.grids)
 
 
