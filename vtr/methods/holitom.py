@@ -30,23 +30,20 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, merged_selection, refuse_authors_counts
+from vtr.methods._frames import authors_ratio, frames_of, merged_selection, order_by, outer_then_inner
+from vtr.ops.canvas import on_device
 from vtr.ops.density_peaks import peaks_among
 from vtr.ops.distances import of_products
 from vtr.ops.frames import Frames, best_of_frames, best_of_video, channels, cosine_to_frame
 from vtr.ops.gather import left_align, take
 from vtr.ops.halving import merge_by_halves, nearest_kept
-from vtr.ops.schedule import scaled_layers
 from vtr.ops.static_windows import Windows, static_windows
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
-    VIDEO,
-    Boundary,
     Budget,
     Card,
     Geometry,
-    Layer,
     Merge,
     Method,
     PositionOption,
@@ -56,9 +53,8 @@ from vtr.types import (
     Step,
     View,
     at_least,
-    check_llm_layer,
+    check_choices,
 )
-from vtr.types.signals import attention, received
 
 
 class Shares(NamedTuple):
@@ -210,13 +206,13 @@ class HoliTom(Method):
             "neighbours": "that density is measured by",
             "inner_ratio": "share of the tokens left in front of the LLM that stays behind `layer`; 1 = nothing is merged in the LLM",
             "layer": "LLM layer in front of which tokens are merged once more; None: 18 of 28, at the same relative depth",
-            "compat": "'authors': the released counts; pure functions and replay only",
+            "compat": "'authors': the counts that the released code makes of keep_ratio, and its order",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "neighbours", 1)
         at_least(self, "layer", 1, "; attention is read in the layer before")
         if not 0 < self.inner_ratio <= 1:
@@ -225,29 +221,29 @@ class HoliTom(Method):
             raise ValueError(f"holitom: beta must be from 0 to 1, got {self.beta}; the authors use 0.6")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
-        need = received(geometry.feature_layer)
-        outer = partial(self._outer, need)
-        if self.inner_ratio == 1:
-            return (Merge(Boundary(), outer, (need,), on=VIDEO),)
-        layer = self.layer if self.layer is not None else scaled_layers((18,), geometry.llm_layers, 28)[0]
-        check_llm_layer("holitom", layer, geometry, 1, "k")
-        row = attention(layer - 1)
-        return (
-            Merge(Boundary(), outer, (need,), on=VIDEO, multiple=1 / self.inner_ratio),
-            Merge(Layer(layer), partial(_inner, row), (row,), on=VIDEO),
+        ratio = None if self.compat is None else min(authors_ratio(self) / self.inner_ratio, 1.0)
+        return outer_then_inner(
+            self, geometry, partial(self._outer, ratio), partial(_inner, None if ratio is None else self.inner_ratio), 18, Merge, "k"
         )
 
-    def _outer(self, need: Signal, view: View) -> Selection:
+    def _outer(self, ratio: float | None, need: Signal, view: View) -> Selection:
         frames = frames_of(view)
         windows, cosine = windows_of(frames, self.tau)
-        shares = exact_shares(frames, windows, cosine, view.keep)
-        merged = holitom(frames, frames.of(view.signals[need]), windows, shares, self.beta, self.neighbours)
-        return merged_selection(frames, *merged)
+        score = frames.of(view.signals[need])
+        if ratio is None:
+            shares = exact_shares(frames, windows, cosine, view.keep)
+            return merged_selection(frames, *holitom(frames, score, windows, shares, self.beta, self.neighbours))
+        merged = holitom(frames, score, windows, authors_shares(frames, windows, ratio)[0], self.beta, self.neighbours, least=1)
+        start, still = windows.start[..., None].expand_as(windows.static), windows.static  # what stands still comes in front of its window
+        return merged_selection(frames, *merged, order_by(*(part.flatten(1) for part in (merged.keep, start, ~still))))
 
 
-def _inner(row: Signal, view: View) -> Selection:
-    keep = topk_mask(view.signals[row], view.real, view.keep)
-    into = nearest_kept(view.tokens, view.real, keep, view.most)
+def _inner(ratio: float | None, row: Signal, view: View) -> Selection:
+    count, most = view.keep, view.most
+    if ratio is not None:
+        own = [round(n * ratio) for n in view.counts]
+        count, most = on_device([own], view.real.device)[0], max(own)
+    keep = topk_mask(view.signals[row], view.real, count)
+    into = nearest_kept(view.tokens, view.real, keep, most)
     tokens = merge_by_halves(view.tokens, view.real, keep, into)
     return Selection(keep=keep, tokens=tokens, assign=torch.where(view.real, into, -1))
