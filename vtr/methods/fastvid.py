@@ -15,7 +15,7 @@ Paper to code: r -> keep_ratio, c -> segments, tau -> threshold, d -> context, p
 Departures: the descriptor of a frame is the mean of its tokens and attention is what a token gets in the tower layer whose output is used,
 where the code loads SigLIP's pooling head for both, which the models' checkpoints do not have; counts are exact by largest remainder, where the
 code drops remainders; no noise in the density; what the anchor frames cannot hold of a large budget goes to salient tokens.
-`compat="authors"` has the code's counts.
+`compat="authors"` has the code's counts, in the pure functions and replay: its pooling head is in no checkpoint.
 """
 
 from __future__ import annotations

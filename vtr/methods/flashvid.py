@@ -18,7 +18,7 @@ Paper to code: r -> the mean over the LLM's layers (1.25 r in front of the LLM, 
 S_tau -> threshold. `relevance=False` and 4 segments are the authors' setting for Qwen-VL (step 2 without the second factor).
 Departures: counts are exact by largest remainder; a mean is that of all tokens of its tree, where the code divides by the number of direct children;
 no token is kept twice, where the code lets chosen ones of a segment of one frame into step 4; density by at least two neighbours. `compat="authors"`
-has the code's counts and means.
+has the code's counts and means, in the pure functions and replay: a token that is kept twice has no second place in a sequence.
 """
 
 from __future__ import annotations

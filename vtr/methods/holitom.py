@@ -18,7 +18,7 @@ k -> layer (18 of 28), R -> 1/2. `inner=False` is the paper's "w/o M".
 Departures: exact counts by largest remainder, where the code rounds up in every frame; density is measured by at least two neighbours, where
 the code lets rounding decide the centre of a single cluster; static tokens take the place of their centre in the window's first frame, where
 the code puts them in front of the window. A budget above what step 2 has leaves those static tokens unmerged that changed most.
-`compat="authors"` has the code's counts. The parameter D of the code must be 0 and is left out.
+`compat="authors"` has the code's counts and order. The parameter D of the code must be 0 and is left out.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class QuoTA(Method):
         experimental=True,
         settings={
             "exponent": "of the scores; higher gives more to the most relevant frames",
-            "compat": "'authors': shares rounded down, without a cap; pure functions and replay only",
+            "compat": "'authors': shares rounded down, without a cap; pure functions and replay only, as a prompt has no places for larger frames",
         },
     )
 
