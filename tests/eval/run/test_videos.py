@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen
 from vtr.data.frames import video_of
@@ -281,14 +282,14 @@ def test_a_forecast_is_what_is_then_measured(name):
     for method in (None, create_method("divprune", keep_ratio=0.5), create_method("fastv", keep=8)):
         made = forecast(Setup(folder(name)), Cell(method, CLIPS))
         row = runner(*load_model(folder(name))).answer(Cell(method, CLIPS, limit=1))[0]
-        assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"]) and not made.assumed
+        assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"]) and made.of is None
 
 
 def test_of_videos_that_are_not_here_the_size_is_assumed_only_where_it_matters():
     pooled = forecast(Setup(folder("next-video")), Cell(None, replace(REMOTE, frames=10)))
-    assert (pooled.retained, pooled.assumed) == (90, False)
+    assert (pooled.retained, pooled.of) == (90, None)
     packed = forecast(Setup(folder("qwen")), Cell(None, replace(REMOTE, frames=10)))
-    assert packed.assumed and packed.retained == 5 * 18 and not packed.adaptive
+    assert packed.of == (360, 640) and packed.retained == 5 * 18 and not packed.adaptive
 
 
 RECIPES = {
@@ -305,7 +306,7 @@ def test_forecasts_of_known_models_follow_from_their_recipes(model, known):
     for frames in (8, 32):
         task = replace(REMOTE, frames=frames)
         full = forecast(Setup(model), Cell(None, task))
-        assert (full.retained, full.assumed) == (per_frame * frames, assumed)
+        assert (full.retained, full.of) == (per_frame * frames, (360, 640) if assumed else None)
         quarter = forecast(Setup(model), Cell(create_method("uniform", keep_ratio=0.25), task))
         assert quarter.retained == round(per_frame * frames / 4) and quarter.tflops < full.tflops
     assert forecast(Setup(model), Cell(None, replace(REMOTE, frames=31))).retained == per_frame * (32 if assumed else 31)
@@ -323,6 +324,10 @@ def test_limits_of_a_recipe():
     for most, view in ((100 * 784, 7 * 13), (640 * 360, 12 * 22), (10**7, 13 * 23)):  # as the processor of Qwen2.5-VL makes of 640 x 360
         small = forecast(Setup("qwen2.5-vl-7b", pixels=PixelLimits(max_pixels=most)), Cell(None, REMOTE))
         assert small.retained == 3 * view
+    for limits in (PixelLimits(700 * 784), PixelLimits(100 * 784, 150 * 784), PixelLimits(3, 10**7)):
+        large = forecast(Setup("qwen2.5-vl-7b", pixels=limits), Cell(None, REMOTE))
+        sides = smart_resize(360, 640, 28, limits.min_pixels, limits.max_pixels or 10**7)
+        assert large.retained == 3 * sides[0] * sides[1] // 784
 
 
 def test_frames_as_images_cost_as_much_as_images():

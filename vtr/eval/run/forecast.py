@@ -39,14 +39,14 @@ class Forecast:
         average: visual tokens of a layer, mean over the LLM's layers.
         adaptive: the method decides itself how much stays, or the images are not known; both numbers are then upper bounds.
         tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
-        assumed: how large the frames of its videos are was assumed.
+        of: `(height, width)` that the frames of its videos were assumed to have; None where that is known, or does not matter.
     """
 
     retained: int
     average: float
     adaptive: bool
     tflops: float
-    assumed: bool = False
+    of: tuple[int, int] | None = None
 
 
 def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
@@ -93,7 +93,7 @@ def forecast(setup: Setup, cell: Cell) -> Forecast | None:
     per_layer = [largest.images * tokens for tokens in planned.counts(largest.tokens)]
     flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS)
     flops += largest.images * tower_flops(host_of(model), largest.grids)
-    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA, largest.assumed)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA, largest.of)
 
 
 def final_keep(setup: Setup, cell: Cell, method: int) -> int | None:
