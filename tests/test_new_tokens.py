@@ -12,6 +12,7 @@ from tests.caches import held, output_cache
 from tests.fake_flash import flash_attention
 from tests.oracles import Setup
 from tests.test_prompt_end import draft, silent_transformers  # noqa: F401
+from vtr.hosts._host import host_of
 from vtr.methods.dycoke import DyCoke
 from vtr.testing import new_tokens
 from vtr.testing.compare import NEW, logits_of
@@ -130,6 +131,23 @@ def test_dycoke_attends_to_what_it_chose(kind):
 LONG = 10
 
 
+class Prophet:
+    """In place of a draft: guesses the three tokens that come next, and one that does not."""
+
+    requires_model_outputs = False
+
+    def __init__(self, prompt: int, tokens: list[int]) -> None:
+        self.prompt, self.tokens = prompt, tokens
+
+    def get_candidates(self, input_ids, *_args, **_kwargs):
+        done = input_ids.shape[1] - self.prompt
+        guesses = torch.tensor([[*self.tokens[done : done + 3], 1]])
+        return torch.cat([input_ids, guesses], 1), None
+
+    def update_candidate_strategy(self, *_args):
+        pass
+
+
 def answers(setup, batch, plan, **settings):
     """Tokens, their logits, and what new tokens attended to."""
     with torch.no_grad(), vtr.reduced(setup.model, plan) as reduction:
@@ -149,7 +167,7 @@ CHOOSING = {
 @pytest.mark.usefixtures("silent_transformers")
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash"])
 @pytest.mark.parametrize("name", CHOOSING)
-def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention):
+def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention, monkeypatch):
     kind = "llava_next_video_clips" if name == "dycoke" else "llava"
     setup = Setup(kind, "eager" if attention == "eager" else "sdpa", torch.float64)
     batch = setup.batch().row(0)
@@ -163,6 +181,15 @@ def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention):
             assert found[0] == tokens
             assert found[2][: LONG - 1] == attended
             assert largest(found[1], logits) < 1e-6
+        calls, length = [], batch.inputs["input_ids"].shape[1]
+        monkeypatch.setattr(setup.model, "_get_candidate_generator", lambda **_: Prophet(length, tokens), raising=False)
+        hook = host_of(setup.model).language.module.register_forward_pre_hook(
+            lambda _module, _args, given: calls.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        found = answers(setup, batch, CHOOSING[name], prompt_lookup_num_tokens=3)
+        hook.remove()
+        assert calls == [length + 4, 5, 4], "three guesses of four are right, in the call of the prompt too"
+        assert found[0] == tokens and found[2][: LONG - 1] == attended and largest(found[1], logits) < 1e-6
 
 
 def test_guesses_that_cannot_choose_alone_are_refused():

@@ -78,15 +78,15 @@ def outer_then_inner(
     Raises:
         ValueError: the layer is out of range.
     """
-    need, own = received(geometry.feature_layer), {"on": VIDEO, "counted": method.compat is None}
+    need, exact = received(geometry.feature_layer), method.compat is None
     if method.inner_ratio == 1:
-        return (Merge(Boundary(), partial(outer, need), (need,), **own),)
+        return (Merge(Boundary(), partial(outer, need), (need,), on=VIDEO, counted=exact),)
     layer = method.layer if method.layer is not None else scaled_layers((published,), geometry.llm_layers, 28)[0]
     check_llm_layer(method.name, layer, geometry, 1, symbol)
-    row, multiple = attention(layer - 1), 1 / method.inner_ratio if method.compat is None else None
+    row, multiple = attention(layer - 1), 1 / method.inner_ratio if exact else None
     return (
-        Merge(Boundary(), partial(outer, need), (need,), multiple=multiple, **own),
-        kind(Layer(layer), partial(inner, row), (row,), **own),
+        Merge(Boundary(), partial(outer, need), (need,), on=VIDEO, multiple=multiple, counted=exact),
+        kind(Layer(layer), partial(inner, row), (row,), on=VIDEO, counted=exact),
     )
 
 

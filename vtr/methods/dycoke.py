@@ -124,9 +124,9 @@ def dycoke_authors(tokens: Tensor, real: Tensor, frames: Sequence[int], pruned: 
         )
     cosine, _ = cosine_to_frame(tokens, real, [t - BACK[t % WINDOW] if t % WINDOW else -1 for t in range(count)])
     # the third frame of the last window is whole, and an odd last frame is lost
-    whole = [[t % WINDOW == 0 or (t % WINDOW == 2 and t - 2 >= own - WINDOW) for t in range(count)] for own in frames]
-    there = [[t < own - own % 2 for t in range(count)] for own in frames]
-    whole, there = (on_device(flags, tokens.device).bool()[..., None] for flags in (whole, there))
+    unpaired = [[t % WINDOW == 0 or (t % WINDOW == 2 and t - 2 >= own - WINDOW) for t in range(count)] for own in frames]
+    paired = [[t < own - own % 2 for t in range(count)] for own in frames]
+    whole, there = (on_device(flags, tokens.device).bool()[..., None] for flags in (unpaired, paired))
     own = real & there
     left = (real.sum(2).double() * (1 - pruned) + 1e-9).long()
     kept = torch.where(whole, own, best_of_frames(-cosine, own & ~whole, torch.where(whole[..., 0], 0, left)))

@@ -317,19 +317,27 @@ def _mask_of(mask: Any, at: int, index: Tensor, real: Tensor, all_real: bool, qu
     return own + additive(real[:, None, None], query.dtype)
 
 
-def check_cache(cache: Any, state: Any, name: str, answered: bool) -> None:
+def check_cache(cache: Any, state: Any, item: PlanStep, answered: bool) -> None:
     """Refuses a cache on which steps at new tokens, or the removal of earlier keys, cannot be followed.
 
     Args:
-        cache: of the prompt, or None; state: what an earlier reduced call left in it; name: of the method.
+        cache: of the prompt, or None; state: what an earlier reduced call left in it.
+        item: a step at new tokens, or one that removes earlier keys.
         answered: new tokens stand behind the prompt.
 
     Raises:
-        VtrError: it is static, there is none while an answer is made, or a turn with images or videos is in it already.
+        VtrError: it is static, there is none while an answer is made, a turn with images or videos is in it already, or guesses of a draft would
+            see keys that go.
     """
+    name = item.name
     if cache is None and answered:
         raise VtrError(f"{name}: changes which keys of a cache are used, and there is none; generate with use_cache=True")
     if cache is not None and cache.is_compileable:
         raise VtrError(f"{name}: changes which keys of a cache are used, which a static cache cannot follow; use a dynamic cache")
+    if answered and item.step.earlier_keys:
+        raise VtrError(
+            f"{name}: removes keys of earlier layers behind the prompt, which guesses of a draft in the same call have seen by then (assisted "
+            "decoding, prompt lookup); generate without assistant_model and prompt_lookup_num_tokens"
+        )
     if state is not None and state.attending is not None:
         raise VtrError(f"{name}: a later turn with an image or a video is not followed while new tokens choose; begin with a new cache")

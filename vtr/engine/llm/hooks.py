@@ -171,7 +171,7 @@ class LlmHooks:
         if visuals:
             inside = all(kind in entry.encoded for kind in visuals)
             for item in (*self.attends, *self.evicts):
-                check_cache(cache, state, item.name, entry.prompt is not None and entry.prompt < length)
+                check_cache(cache, state, item, entry.prompt is not None and entry.prompt < length)
             check_prefill(self.host, cache, state, call.before, inside, kwargs, self.needs_tower)
             call.prompt = Prompt(self.host, self.plan, entry, visuals, valid, facts, call.positions, self.text_towers)
             if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
