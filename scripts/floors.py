@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.pages.floors import floor_section, floor_table, measure, update_card
 from vtr.cli._common import Attention, Device, Dtype, Quiet, out, parse_list, reported
 from vtr.cli.eval import run_cells
-from vtr.eval.run.workers import Setup
+from vtr.eval.run.setup import Setup
 
 
 @reported

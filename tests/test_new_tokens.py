@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import vtr
+from tests.caches import held, output_cache
 from tests.fake_flash import flash_attention
 from tests.oracles import Setup
+from tests.test_prompt_end import draft, silent_transformers  # noqa: F401
+from vtr.hosts._protocol import host_of
 from vtr.methods.dycoke import DyCoke
 from vtr.testing import new_tokens
 from vtr.testing.compare import NEW, logits_of
@@ -123,3 +126,105 @@ def test_dycoke_attends_to_what_it_chose(kind):
     expected.unseen[:, -NEW + 1 :, : -NEW + 1] = hidden
     full = masked_logits(setup.model, whole, expected)[:, -NEW:]
     assert largest(logits_of(answer).transpose(0, 1), full) < 1e-6
+
+
+LONG = 10
+
+
+class Prophet:
+    """In place of a draft: guesses the three tokens that come next, and one that does not."""
+
+    requires_model_outputs = False
+
+    def __init__(self, prompt: int, tokens: list[int]) -> None:
+        self.prompt, self.tokens = prompt, tokens
+
+    def get_candidates(self, input_ids, *_args, **_kwargs):
+        done = input_ids.shape[1] - self.prompt
+        guesses = torch.tensor([[*self.tokens[done : done + 3], 1]])
+        return torch.cat([input_ids, guesses], 1), None
+
+    def update_candidate_strategy(self, *_args):
+        pass
+
+
+def answers(setup, batch, plan, **settings):
+    """Tokens, their logits, and what new tokens attended to."""
+    with torch.no_grad(), vtr.reduced(setup.model, plan) as reduction:
+        made = setup.model.generate(
+            **batch.inputs, max_new_tokens=LONG, do_sample=False, output_logits=True, return_dict_in_generate=True, **settings
+        )
+        return made.sequences[0, -LONG:].tolist(), torch.stack(made.logits), reduction.report().attended
+
+
+CHOOSING = {
+    "dycoke": [DyCoke(keep=9, decode=True, layer=2, threshold=0.999, position_ids="keep")],
+    "chosen keys": [EveryNth(stride=2), ChosenKeys()],
+    "alone": [ChosenKeys(layer=3)],
+}
+
+
+@pytest.mark.usefixtures("silent_transformers")
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention, monkeypatch):
+    kind = "llava_next_video_clips" if name == "dycoke" else "llava"
+    setup = Setup(kind, "eager" if attention == "eager" else "sdpa", torch.float64)
+    batch = setup.batch().row(0)
+    batch = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 2))  # lookup then proposes in the first pass
+    switch = flash_attention(setup.model) if attention == "flash" else nullcontext()
+    with switch:
+        tokens, logits, attended = answers(setup, batch, CHOOSING[name])
+        assert len(attended) == LONG - 1 and len({str(one) for one in attended}) > (name != "dycoke"), "not every token chose alike"
+        for settings in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": draft(kind)}):
+            found = answers(setup, batch, CHOOSING[name], **settings)
+            assert found[0] == tokens
+            assert found[2][: LONG - 1] == attended
+            assert largest(found[1], logits) < 1e-6
+        calls, length = [], batch.inputs["input_ids"].shape[1]
+        monkeypatch.setattr(setup.model, "_get_candidate_generator", lambda **_: Prophet(length, tokens), raising=False)
+        hook = host_of(setup.model).language.module.register_forward_pre_hook(
+            lambda _module, _args, given: calls.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        found = answers(setup, batch, CHOOSING[name], prompt_lookup_num_tokens=3)
+        hook.remove()
+        assert calls == [length + 4, 5, 4], "three guesses of four are right, in the call of the prompt too"
+        assert found[0] == tokens and found[2][: LONG - 1] == attended and largest(found[1], logits) < 1e-6
+
+
+def test_guesses_that_cannot_choose_alone_are_refused():
+    setup = Setup("llava", dtype=torch.float64)
+    batch = setup.batch().row(0)
+    batch = batch.followed_by(batch.inputs["input_ids"][:, -6:].repeat(1, 2))
+    plan = [EveryNth(stage="prefill", layer=4), ChosenKeys()]
+    with pytest.raises(vtr.VtrError, match="probe: several new tokens at once, .* since probe removes tokens behind it; generate without"):
+        answers(setup, batch, plan, prompt_lookup_num_tokens=3)
+
+
+def test_what_a_cropped_cache_had_chosen_is_taken_back():
+    setup = Setup("llava", dtype=torch.float64)
+    batch = setup.batch()
+    with torch.no_grad(), vtr.reduced(setup.model, [ChosenKeys()]) as reduction:
+        out = setup.model(**batch.inputs, use_cache=True)
+        cache, mask = output_cache(out), batch.inputs["attention_mask"]
+
+        def step(token):
+            nonlocal mask
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+            return setup.model(input_ids=token, attention_mask=mask, **held(cache)).logits[:, -1]
+
+        tokens = [torch.full((2, 1), number) for number in (5, 6, 7, 8)]
+        first = [step(token) for token in tokens]
+        attended = reduction.report().attended
+        cache.crop(-3)
+        mask = mask[:, :-3]
+        again = [step(token) for token in tokens[1:]]
+        assert largest(torch.stack(first[1:]), torch.stack(again)) < 1e-12 and reduction.report().attended == attended
+        for number in range(80):
+            step(tokens[number % 4])
+        cache.crop(-70)
+        mask = mask[:, :-70]
+        with pytest.raises(
+            vtr.VtrError, match="is known of the last 64 only, got a cache that was cropped by more; begin with a new cache"
+        ):
+            step(tokens[0])

@@ -18,8 +18,8 @@ from vtr.testing.subject import TINY
 pytestmark = pytest.mark.usefixtures("no_gradients")
 FP64 = torch.float64
 NEW = 8
-METHODS = [name for name in NAMES if name not in ("none", "expedit", "shortv")]
-"""The others choose nothing: `none` keeps nothing, `expedit` restores, `shortv` freezes."""
+METHODS = [name for name in NAMES if name not in ("none", "expedit", "shortv", "prunevid")]
+"""The others choose nothing: `none` keeps nothing, `expedit` restores, `shortv` freezes. `prunevid` refuses guesses behind its prompt."""
 READERS = [name for name in METHODS if method_class(name).card.needs_text or "prefill" in method_class(name).stages]
 """Methods that read the text, or attention of it."""
 
@@ -55,6 +55,14 @@ def silent_transformers():
 @pytest.mark.parametrize("name", METHODS)
 def test_assisted_decoding_changes_nothing(name):
     assert asked(name, assistant_model=draft(home(name))) == asked(name)
+
+
+@pytest.mark.usefixtures("silent_transformers")
+def test_guesses_that_would_see_keys_that_go_are_refused():
+    with pytest.raises(
+        vtr.VtrError, match="prunevid: removes keys of earlier layers behind the prompt, which guesses of a draft in the same call"
+    ):
+        asked("prunevid", assistant_model=draft(home("prunevid")))
 
 
 @pytest.mark.parametrize("name", ["fastv", "sparsevlm", "cdpruner"])

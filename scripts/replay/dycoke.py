@@ -20,7 +20,9 @@ def replay(vector: Vector) -> None:
 def _boundary(vector: Vector) -> None:
     features = vector["features"]
     tokens = features.unflatten(0, (int(vector.param("num_frames")), int(vector.param("num_tokens_per_frame"))))
-    index = dycoke_authors(tokens, float(vector.param("merging_ratio")))
+    frames, real = len(tokens), torch.ones(1, *tokens.shape[:2], dtype=torch.bool)
+    order, kept = dycoke_authors(tokens[None], real, [frames], float(vector.param("merging_ratio")))
+    index = order[0, : int(kept.sum())]
     same_index("indices", index, vector["indices"])
     close("out", features[index], vector["out"])
 

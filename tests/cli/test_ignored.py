@@ -84,6 +84,7 @@ def test_bench_refuses_what_does_not_go_together(message, arguments):
         ("--keep-ratio: none of the methods (full) has a budget", ("full", "--keep-ratio", "0.5")),
         ("--keep: none of the methods (fastv) has a budget that", ("fastv", "--keep", 64, "--set", "fastv.keep=32")),
         ("--seeds: none of the methods (fastv) has random choices that --set leaves open", ("fastv", "--keep", 64, "--seeds", "0,1")),
+        ("--visuals: none of the tasks (shapes) has videos; leave it out", ("fastv", "--keep", 64, "--visuals", "each")),
         (
             "--seeds: none of the methods (random) has random choices that",
             ("random", "--keep", 64, "--seeds", "0", "--set", "random.seed=3"),

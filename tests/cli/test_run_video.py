@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.embedded import random_checkpoint, random_next_video, random_onevision, random_qwen
+from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen
 from vtr.cli import app
 
 SHOWN = {random_qwen: (3, 24), random_next_video: (6, 9), random_onevision: (6, 9)}
@@ -99,9 +99,48 @@ def test_images_or_videos_and_not_both(clip):
     refused(clip, "run: --image does not use --frames; leave it out", "--image", still, "--frames", 4)
 
 
-def test_a_model_without_videos(clip):
-    message = "video: 'llava' takes images only, got a video; give its frames as images (--image, repeated), or use a model with videos"
-    refused(clip, message, "--video", clip, code=1, model=random_checkpoint)
+@pytest.mark.parametrize(("model", "tokens"), [(random_checkpoint, 576), (random_internvl, 9)], ids=["llava", "internvl"])
+def test_a_model_without_videos_is_shown_frames_as_one_video(clip, model, tokens):
+    asked = ("--video", clip, "--frames", 4, "--keep", 12)
+    result = json.loads(run(clip, *asked, "--json", model=model).stdout)
+    (entry,) = result["report"]["images"]
+    assert (entry["kind"], entry["frames"], sum(entry["per_frame"]), result["visuals"]) == ("video", 4, 12, "prompt")
+    assert result["visual_tokens"] == [4 * tokens] and result["reduced"]["retained"] == [12]
+    (picture,) = result["pictures"]
+    assert picture.endswith("clip-0-uniform-12.png") and Image.open(picture).width == 4 * 240 + 3 * 12, "four frames in a row"
+    said = run(clip, *asked, model=model).stdout
+    assert f"4 of 12 frames of {clip}, 3 tokens left of each; shown as images that are one video to the method" in said
+
+
+def test_a_method_for_videos_on_a_model_without_them(clip):
+    place = ("--out", clip.parent / "pictures", "--model", random_checkpoint(), "--question", "<video> what moves?", "--max-new-tokens", 2)
+    result = json.loads(vtr("run", *place, "--method", "vcast", "--keep", 40, "--video", clip, "--frames", 3, "--json").stdout)
+    assert result["reduced"]["retained"] == [40] and result["visual_tokens"] == [3 * 576]
+
+
+def test_frames_of_a_video_as_images(clip):
+    asked = ("--video", clip, "--frames", 2, "--keep", 12, "--visuals", "each")
+    result = json.loads(run(clip, *asked, "--json", model=random_checkpoint).stdout)
+    assert result["visual_tokens"] == [576, 576] and result["reduced"]["retained"] == [12, 12] and result["visuals"] == "each"
+    assert [path.split("/")[-1] for path in result["pictures"]] == ["clip-0-uniform-12.png", "clip-1-uniform-12.png"]
+    said = run(clip, *asked, model=random_checkpoint).stdout
+    assert "12 tokens left of each; shown as images, each with the whole budget" in said
+
+
+def test_images_as_the_frames_of_a_video(clip):
+    asked = ("--image", clip / "0.png", "--image", clip / "3.png", "--keep", 12, "--visuals", "prompt")
+    result = json.loads(run(clip, *asked, "--json", model=random_checkpoint).stdout)
+    assert result["visual_tokens"] == [2 * 576] and result["reduced"]["retained"] == [12] and result["visuals"] == "prompt"
+
+
+def test_what_cannot_be_one_video(clip):
+    twice = ("--video", clip, "--video", clip, "--frames", 2, "--keep", 9)
+    message = "video: visuals='prompt' makes one video of all images of a prompt on 'llava', got 2 video(s) and 0 image(s); ask with visuals='each'"
+    refused(clip, message, *twice, code=1, model=random_checkpoint)
+    assert json.loads(run(clip, *twice, "--visuals", "each", "--json", model=random_checkpoint).stdout)["visual_tokens"] == [576] * 4
+    refused(clip, "'llava_next_video' takes videos, got visuals='prompt'", *twice, "--visuals", "prompt", code=1)
+    asked = ("--video", clip, "--frames", 2, "--keep", 9, "--question", "<video> or <video>?")
+    refused(clip, "question: has 2 x <video> but 1 video(s) were given", *asked, model=random_checkpoint)
 
 
 def test_wrong_videos(clip, monkeypatch):

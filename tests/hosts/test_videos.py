@@ -262,7 +262,7 @@ def test_a_model_without_videos_refuses_a_method_for_them_and_says_so():
 PROMPTS = ((4, Shot(48, 48), 2, Shot(48, 48), 3), (3, Shot(48, 48), 5), (7,))
 
 
-@pytest.mark.parametrize("kind", ["llava", "internvl", "llava_siglip", "gemma3"])
+@pytest.mark.parametrize("kind", ["llava", "internvl", "llava_siglip", "gemma3", "smolvlm", "glm4v"])
 @pytest.mark.parametrize("frames", ["each", "all"])
 def test_the_images_of_a_prompt_are_the_frames_of_one_video(kind, frames):
     Seen.views.clear()

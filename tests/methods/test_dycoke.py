@@ -81,12 +81,16 @@ def authors(video: Video, pruned: float) -> list[int]:
 @pytest.mark.parametrize("frames", [5, 6, 7, 8, 9, 12, 13])
 def test_the_released_code(frames: int) -> None:
     video = Video(frames, (3, 4), scenes=frames, seed=frames)
-    assert dycoke_authors(video.tokens(8).unflatten(0, (frames, -1)), 0.7).tolist() == authors(video, 0.7)
+    tokens = video.tokens(8).unflatten(0, (frames, -1))[None]
+    order, kept = dycoke_authors(tokens, torch.ones(tokens.shape[:3], dtype=torch.bool), [frames], 0.7)
+    assert order[0, : int(kept.sum())].tolist() == authors(video, 0.7)
 
 
 def test_the_released_code_needs_more_than_four_frames() -> None:
-    with pytest.raises(ValueError, match="dycoke: the released code needs more than 4 frames, got 4"):
-        dycoke_authors(torch.rand(4, 3, 2), 0.5)
+    with pytest.raises(
+        VtrError, match="dycoke: compat='authors' needs more than 4 frames, as the released code does, got 4; leave compat out"
+    ):
+        dycoke_authors(torch.rand(1, 4, 3, 2), torch.ones(1, 4, 3, dtype=torch.bool), [4], 0.5)
 
 
 def test_decoding_attends_to_the_most_attended_where_attention_moved() -> None:
@@ -116,8 +120,6 @@ def test_the_step_while_decoding() -> None:
 def test_settings() -> None:
     assert DyCoke().budget == Budget(keep_ratio=0.475) and only_step(DyCoke()).where == Boundary()
     assert DyCoke.published_positions == "renumber"
-    with pytest.raises(VtrError, match="dycoke: compat='authors' keeps as many tokens as the released code"):
-        DyCoke(compat="authors").steps(GEOMETRY)
     with pytest.raises(ValueError, match="dycoke: layer 8 .the paper's L = 8. is out of range"):
         DyCoke(decode=True, layer=8).steps(GEOMETRY)
     with pytest.raises(ValueError, match="dycoke: layer must be at least 1, got 0"):

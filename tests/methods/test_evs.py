@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, only_step, select
+from tests.methods.videos import VIDEOS, budgets, check_all, frames_of_video, kept, only_step, select
 from tests.views import Video, video_view
 from vtr.methods.evs import EVS, evs_count
-from vtr.types import Boundary, Budget, VtrError
+from vtr.types import Boundary, Budget
 
 
 def reference(video: Video, keep: int) -> list[int]:
@@ -51,9 +51,7 @@ def test_counts_of_vllm() -> None:
 
 def test_settings() -> None:
     assert EVS().budget == Budget(keep_ratio=0.3) and only_step(EVS()).where == Boundary()
-    with pytest.raises(VtrError, match="evs: compat='authors' keeps as many tokens as the released code"):
-        EVS(compat="authors").steps(GEOMETRY)
-    with pytest.raises(ValueError, match="evs: compat must be None or 'authors', got 'vllm'"):
+    with pytest.raises(ValueError, match="evs: compat must be 'authors' or None, got 'vllm'"):
         EVS(compat="vllm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="evs: sees the frames of a video together, got frames='each'"):
         EVS(frames="each")

@@ -125,7 +125,7 @@ def test_what_every_method_for_videos_promises() -> None:
 
 def test_settings() -> None:
     assert FastVID().budget == Budget(keep_ratio=0.1) and only_step(FastVID()).where == Boundary()
-    with pytest.raises(VtrError, match="fastvid: compat='authors' keeps as many tokens as the released code"):
+    with pytest.raises(VtrError, match="fastvid: compat='authors' cannot run on a model: the released code reads SigLIP's pooling head"):
         FastVID(compat="authors").steps(GEOMETRY)
     with pytest.raises(ValueError, match="fastvid: context must be from 0 to 1, got 2"):
         FastVID(context=2)

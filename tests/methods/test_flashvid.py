@@ -138,7 +138,7 @@ def test_steps() -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(VtrError, match="flashvid: compat='authors' keeps as many tokens as the released code"):
+    with pytest.raises(VtrError, match="flashvid: compat='authors' cannot run on a model: the released code may keep a token twice"):
         FlashVID(compat="authors").steps(GEOMETRY)
     with pytest.raises(ValueError, match="flashvid: diverse must be from 0 to 1, got 2"):
         FlashVID(diverse=2)

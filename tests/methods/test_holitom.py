@@ -9,7 +9,7 @@ from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of
 from tests.ops.test_static_windows import best_windows
 from tests.views import Video, video_view
 from vtr.methods.holitom import HoliTom
-from vtr.types import VIDEO, Boundary, Budget, Layer, VtrError
+from vtr.types import VIDEO, Boundary, Budget, Layer
 from vtr.types.signals import attention, received
 
 SEEN = received(GEOMETRY.feature_layer)
@@ -138,8 +138,6 @@ def test_steps() -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(VtrError, match="holitom: compat='authors' keeps as many tokens as the released code"):
-        HoliTom(compat="authors").steps(GEOMETRY)
     with pytest.raises(ValueError, match="holitom: layer 8 .the paper's k = 8. is out of range"):
         HoliTom(layer=8).steps(GEOMETRY)
     with pytest.raises(ValueError, match="holitom: inner_ratio must be above 0"):

@@ -15,7 +15,7 @@ from vtr.methods import _prunevid
 from vtr.methods._prunevid import refined
 from vtr.methods.prunevid import BLOCK, PruneVid, attended_blocks, prunevid_authors, question_score
 from vtr.ops.frames import Frames
-from vtr.types import VIDEO, Boundary, Budget, Layer, Text, VtrError
+from vtr.types import VIDEO, Boundary, Budget, Layer, Text
 from vtr.types.signals import TEXT, attention
 
 TALL = [*VIDEOS, Video(12, (5, 6), seed=7, scenes=3, grain=0.4), Video(8, (4, 5), seed=8, scenes=2, gone=0.1, grain=0.2)]
@@ -284,5 +284,5 @@ def test_settings() -> None:
         PruneVid(layer=0)
     with pytest.raises(ValueError, match="prunevid: segment_ratio must be above 0"):
         PruneVid(segment_ratio=0.0)
-    with pytest.raises(VtrError, match="prunevid: compat='authors' keeps as many tokens"):
-        PruneVid(compat="authors").steps(GEOMETRY_12)
+    with pytest.raises(ValueError, match="prunevid: compat='authors' keeps what tau, a cluster ratio of 0.5 and alpha leave, got .*keep=9"):
+        PruneVid(compat="authors", keep=9).steps(GEOMETRY_12)

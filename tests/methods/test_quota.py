@@ -227,5 +227,7 @@ def test_settings() -> None:
     assert only_step(QuoTA()).needs == (SIGNAL,) and QuoTA.card.experimental
     with pytest.raises(ValueError, match="quota: exponent must be at least 0"):
         QuoTA(exponent=-1.0)
-    with pytest.raises(VtrError, match="quota: compat='authors' keeps as many tokens"):
+    with pytest.raises(
+        VtrError, match="quota: compat='authors' cannot run on a model: the released code makes frames larger than they are"
+    ):
         QuoTA(compat="authors").steps(GEOMETRY)

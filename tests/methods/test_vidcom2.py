@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, only_step, select
+from tests.methods.videos import VIDEOS, budgets, check_all, frames_of_video, kept, only_step, select
 from tests.views import Video, video_view
 from vtr.methods._frames import frames_of
 from vtr.methods.vidcom2 import VidCom2, likeness, quiet_channels, vidcom2
-from vtr.types import Boundary, Budget, VtrError
+from vtr.types import Boundary, Budget
 
 WIDTH = 12
 
@@ -71,8 +71,6 @@ def test_what_every_method_for_videos_promises() -> None:
 
 def test_settings() -> None:
     assert VidCom2().budget == Budget(keep_ratio=0.25) and only_step(VidCom2()).where == Boundary()
-    with pytest.raises(VtrError, match="vidcom2: compat='authors' keeps as many tokens as the released code"):
-        VidCom2(compat="authors").steps(GEOMETRY)
     with pytest.raises(ValueError, match="vidcom2: channel_ratio must be above 0 and at most 1, got 0"):
         VidCom2(channel_ratio=0)
     with pytest.raises(ValueError, match="vidcom2: temperature must be above 0"):

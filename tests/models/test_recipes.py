@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from vtr.cost import TransformerShape, kv_bytes
-from vtr.eval.run.forecast import sketch
-from vtr.eval.run.workers import Setup
+from vtr.eval.run.setup import Setup, sketch
 from vtr.hosts._protocol import host_of
 from vtr.models.recipes import VIDEO, Recipe, find_recipe, list_recipes, load_recipe, with_settings
 from vtr.registry import list_hosts

@@ -148,8 +148,8 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         raise closed_tower(name, host.closed)
     if not set(step.on) & set(geometry.kinds):
         raise VtrError(
-            f"{name}: acts on the frames of videos, but {host.name!r} takes images only; use a model with videos, or a method for images such as "
-            "'divprune'"
+            f"{name}: acts on the frames of videos, but {host.name!r} takes images only; let the images of a prompt be frames "
+            "(visuals='prompt'), use a model with videos, or a method for images such as 'divprune'"
         )
     if step.stage not in host.stages or (step.action == "restore" and step.stage != "tower"):
         raise VtrError(

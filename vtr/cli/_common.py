@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -38,6 +38,15 @@ Attention = Annotated[str, typer.Option(help="Attention backend: sdpa, eager or 
 MinPixels = Annotated[int | None, typer.Option(help="Fewest pixels of an image, where the processor has such a limit.")]
 MaxPixels = Annotated[
     int | None, typer.Option(help="Most pixels of an image, and so of its visual tokens, where the processor has such a limit.")
+]
+VisualsOption = Annotated[
+    Literal["each", "prompt"] | None,
+    typer.Option(
+        "--visuals",
+        help="How a model that takes images only is shown a video: every frame as an image (each), or all of them as one video with one budget "
+        "(prompt, the default).",
+        show_default=False,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 

@@ -16,6 +16,7 @@ from vtr.cli._common import (
     MinPixels,
     Model,
     Quiet,
+    VisualsOption,
     is_given,
     load,
     method_settings,
@@ -30,7 +31,7 @@ from vtr.types.errors import WrongValue
 from vtr.types.settings import default_settings
 
 if TYPE_CHECKING:
-    from vtr.eval.run.workers import Setup
+    from vtr.eval.run.setup import Setup
 
 
 @reported
@@ -50,6 +51,7 @@ def eval(
     share_tower: Annotated[
         bool, typer.Option("--share-tower", help="Tower once for all cells that allow it; ms mean nothing then.")
     ] = False,
+    visuals: VisualsOption = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     device: Device = None,
@@ -59,7 +61,7 @@ def eval(
 ) -> None:
     """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
     from vtr.eval.run.cells import plan_cells
-    from vtr.eval.run.workers import Setup
+    from vtr.eval.run.setup import Setup
     from vtr.eval.tasks import get_task
     from vtr.models.pixels import PixelLimits
 
@@ -77,7 +79,9 @@ def eval(
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
             raise WrongValue(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels))
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels), visuals)
+    if visuals is not None and not any(cell.task.frames for cell in cells):
+        raise WrongValue(f"--visuals: none of the tasks ({tasks}) has videos; leave it out")
     contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
 

@@ -32,7 +32,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
         table.add_row(r.name, r.hub_id, r.host, r.licence, f"{r.memory_gib:g}", *geometry(r.tokens), of_video(r.tokens))
     out.print(table)
     out.print("GiB: weights alone, stored dtype. A view: its grid of tokens. Visual tokens: of an image, newlines excluded.", style="dim")
-    out.print("Of a video: frames that papers show x tokens of a frame; in brackets: for frames of so many pixels.", style="dim")
+    out.print(
+        "Of a video: frames that papers show x tokens of a frame; in brackets the pixels that a frame is assumed to have.", style="dim"
+    )
     out.print("any: every image has its own, between the processor's limits of pixels, see --max-pixels.", style="dim")
 
 

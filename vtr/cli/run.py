@@ -18,6 +18,7 @@ from vtr.cli._common import (
     MinPixels,
     Model,
     Quiet,
+    VisualsOption,
     err,
     is_given,
     load,
@@ -31,6 +32,9 @@ from vtr.data.frames import Video, read_video
 from vtr.registry import create_method, method_class
 from vtr.types import Method, VtrError
 from vtr.types.errors import WrongValue
+
+HOW = {"prompt": "; shown as images that are one video to the method", "each": "; shown as images, each with the whole budget"}
+"""What is said of a video on a model that takes images only."""
 
 
 @reported
@@ -52,6 +56,7 @@ def run(
     folder: Annotated[Path, typer.Option("--out", help="Folder for pictures.")] = Path("out/run"),
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Seed of a method with random choices.")] = None,
+    visuals: VisualsOption = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     device: Device = None,
@@ -73,16 +78,22 @@ def run(
     prepare_folder(folder)
     videos = _read(video or (), frames, quiet)
     loaded, processor = load(model, device, dtype, attention, quiet, pixels)
-    from vtr.eval.run.compare import check_videos, compare
+    from vtr.eval.run.compare import compare
+    from vtr.eval.run.setup import noted, shown_as
+    from vtr.hosts._protocol import host_of
+    from vtr.models.pixels import check_frame_limits
 
+    host = shown_as(host_of(loaded), bool(videos), visuals)
     if videos:
-        check_videos(loaded, pixels)
+        check_frame_limits(host, pixels)
     with spinner("prompt", quiet) as step:
-        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos)
+        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=visuals)
     from vtr.viz import draw_patches
 
     pictures = []
     shown = [*((path, []) for path in image or ()), *zip(video or (), map(_times, videos), strict=True)]
+    if len(shown) != len(found.views):  # frames that are images, or images that are one video
+        shown = [(name, [time]) for name, times in shown for time in times] if len(found.views) > 1 else shown[:1]
     for number, ((name, times), views, entry) in enumerate(zip(shown, found.views, found.report["images"], strict=True)):
         budget = len(entry["retained"])
         path = folder / f"{Path(name).resolve().stem}-{number}-{chosen.name}-{budget}.png"
@@ -95,13 +106,15 @@ def run(
             {"file": name, "frames": list(one.indices), "of": one.total, "fps": one.fps}
             for name, one in zip(video or (), videos, strict=True)
         ]
-        given = {**pixels.given, **({"videos": read} if read else {})}
+        given = {**pixels.given, **({"videos": read} if read else {}), **noted(host, bool(videos) or host.as_frames)}
         out.print_json(json.dumps({**found.to_dict(), **given, "dtype": kind, "pictures": pictures}))
     else:
         _print(found, pictures, kind)
-        for name, one, entry in zip(video or (), videos, found.report["images"] if videos else (), strict=True):
-            left = sorted({min(entry["per_frame"]), max(entry["per_frame"])})
-            said = f"{len(one.frames)} of {one.total} frames of {name}, {' to '.join(map(str, left))} tokens left of each"
+        entries, how = iter(found.report["images"]), noted(host, bool(videos)).get("visuals")
+        for name, one in zip(video or (), videos, strict=True):
+            counts = [len(next(entries)["retained"]) for _ in one.frames] if how == "each" else next(entries)["per_frame"]
+            left = " to ".join(map(str, sorted({min(counts), max(counts)})))
+            said = f"{len(one.frames)} of {one.total} frames of {name}, {left} tokens left of each{HOW.get(how or '', '')}"
             out.print(f"video: {said}", soft_wrap=True, markup=False)
 
 

@@ -110,8 +110,10 @@ def print_plan(plan: Any, folder: Path) -> None:
         "FLOPs of tower and prefill, a multiply-add counts once; the tower in full",
         style="dim",
     )
-    if any(line.forecast is not None and line.forecast.assumed for line in found.lines):
-        out.print("~: for frames as large as the recipe assumes (`vtr models`); every video is taken to have all frames", style="dim")
+    sizes = sorted({line.forecast.of for line in found.lines if line.forecast is not None and line.forecast.of is not None})
+    if sizes:
+        said = " and ".join(f"{width} x {height}" for height, width in sizes)
+        out.print(f"~: for frames of {said} pixels, which is assumed; every video is taken to have all frames", style="dim")
     for model in found.unseen:
         out.print(
             f"{model}: which cells are finished is not known here, its checkpoint or device is not on this machine",
@@ -126,7 +128,7 @@ def _forecast(found: Any) -> tuple[str, str, str]:
     """Returns tokens left, average tokens and GFLOPs of a cell in words."""
     if found is None:
         return "unknown", "unknown", "unknown"
-    bound = ("<= " if found.adaptive else "") + ("~" if found.assumed else "")
+    bound = ("<= " if found.adaptive else "") + ("~" if found.of else "")
     return f"{bound}{found.retained}", f"{bound}{found.average:.1f}", f"{1000 * found.tflops:.4g}"
 
 

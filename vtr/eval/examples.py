@@ -14,6 +14,7 @@ from vtr.data.pictures import open_image
 from vtr.data.shapes import is_correct
 from vtr.eval.run.asking import encode, to_model
 from vtr.eval.run.compare import Outcome, ask, views_of
+from vtr.hosts._protocol import host_of
 from vtr.recipes import shared_folders
 from vtr.types import Method, VtrError
 from vtr.types.naming import FULL
@@ -76,7 +77,7 @@ def answer_examples(
             outcome, report = ask(model, processor, inputs, method, max_new_tokens=16)
             outcomes.append(outcome)
             resized = method is not None and "input" in method.stages
-            views, image = views_of(model, processor, inputs, [picture])[0], report["images"][0] if report else None
+            views, image = views_of(host_of(model), processor, inputs, [picture])[0], report["images"][0] if report else None
             pictures.append(draw_patches(views, image, resized=resized))
             advance(1)
         found.append(Answered(example, outcomes, pictures))

@@ -91,21 +91,25 @@ def views_of_one_image(grids: Sequence[Grid], kind: Kind = "image", image_size: 
     return Layout(tuple(grids), torch.arange(tokens), torch.full((tokens,), -1), image_size=image_size, kind=kind)
 
 
-def frames_of_one_video(images: Sequence[Layout]) -> Layout:
+def frames_of_one_video(images: Sequence[Layout], tiles: bool = False) -> Layout:
     """Returns images of one view each as the frames of one video.
+
+    Args:
+        images: in order.
+        tiles: nobody knows where an image begins, so that every view is a frame.
 
     Raises:
         ValueError: an image has several views.
     """
-    if any(layout.views > 1 for layout in images):
+    if not tiles and any(layout.views > 1 for layout in images):
         raise WrongValue(f"an image has {max(layout.views for layout in images)} views, where each must be one frame")
     patches, lines, slots, count = [], [], 0, 0
     for layout in images:
         patches.append(torch.where(layout.patch >= 0, layout.patch + slots, -1))
         lines.append(torch.where(layout.line >= 0, layout.line + count, -1))
         slots, count = slots + layout.slots, count + int(layout.line.max()) + 1
-    grids = tuple(grid for layout in images for grid in layout.grids)
-    return Layout(grids, torch.cat(patches), torch.cat(lines), image_size=images[0].image_size, kind="video")
+    grids, closed = tuple(grid for layout in images for grid in layout.grids), next((one.closed for one in images if one.closed), "")
+    return Layout(grids, torch.cat(patches), torch.cat(lines), image_size=images[0].image_size, kind="video", closed=closed)
 
 
 def runs_of(visual: Tensor) -> list[int]:

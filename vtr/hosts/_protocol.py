@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr.hosts._layout import Kind, Layout, runs_of
+from vtr.hosts._layout import Kind, Layout, frames_of_one_video, runs_of
 from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._towers import Pooling, Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
@@ -50,6 +50,7 @@ class Host:
             the length of the cache; columns count removed tokens, too.
         as_frames: the images of a prompt are the frames of one video, see `with_frames`.
         pooling: of videos, None where their patches become tokens as those of images do.
+        one_view: settings of the processor with which it makes one view of every image, where it would make several.
         pixel_limits: keys of the image processor's `size` that hold the fewest and the most pixels of an image, where it has such limits.
         token_budgets: most pixels of an image -> its most visual tokens, ascending, where the image processor has a few such budgets to choose from.
     """
@@ -80,6 +81,12 @@ class Host:
     token_budgets: Mapping[int, int] = field(default_factory=dict)
     pooling: Pooling | None = None
     as_frames: bool = False
+    one_view: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def frame_settings(self) -> dict[str, Any]:
+        """Settings of the processor for images as they are shown: where they are frames, each is one view."""
+        return dict(self.one_view) if self.as_frames else {}
 
     def images_of(self, inputs: Mapping[str, Any]) -> list[Layout]:
         """Returns the layouts of the images in what the processor made of prompts, in order; `input_ids` is `(B, S)`."""
@@ -307,6 +314,22 @@ def with_frames(host: Host) -> Host:
             f"vtr.apply: {host.name!r} takes videos, got visuals='prompt', which makes one of all images; pass the frames as a video"
         )
     return replace(host, as_frames=True)
+
+
+def one_video(host: Host, images: Sequence[Layout]) -> Layout:
+    """Returns the images of one prompt as the frames of one video.
+
+    Raises:
+        VtrError: an image has several views.
+    """
+    try:
+        return frames_of_one_video(images, tiles=host.tiles)
+    except ValueError as error:
+        ways = [f"{name}={value}" for name, value in host.one_view.items()]
+        way = f"let the processor make one view of each ({', '.join(ways)}), or leave" if ways else "leave"
+        raise VtrError(
+            f"{host.name}: visuals='prompt' takes every image as a frame, but {error}; {way} it out (visuals='each': every frame is an image)"
+        ) from error
 
 
 def host_of(model: nn.Module) -> Any:

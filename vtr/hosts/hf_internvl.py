@@ -74,5 +74,6 @@ def internvl(model: Any) -> Host:
         layouts=layouts,
         default_layout=tile,
         runs=True,
+        one_view={"crop_to_patches": False},
         stages=("tower", "boundary", "prefill", "decode"),
     )

@@ -24,7 +24,8 @@ from vtr.types import VtrError
 def smolvlm(model: Any) -> Host:
     """All tiles in a row of `pixel_values`, those of one prompt, are the views of one image: nothing tells where an image of several begins.
 
-    Every tile stands between text of its own, which is never removed. Text in front of the last tile of a prompt is no question to methods.
+    Every tile stands between text of its own, which is never removed. Text in front of the last tile of a prompt is no question to methods. Where
+    images are frames every tile is one, so that the processor must not split them.
     """
     config, base = model.config, getattr(model, "model", model)
     vision, llm, tower = config.vision_config, base.text_model, base.vision_model
@@ -69,6 +70,7 @@ def smolvlm(model: Any) -> Host:
         placeholder_ids={"image": config.image_token_id},
         layouts=layouts,
         tiles=True,
+        one_view={"do_image_splitting": False},
         stages=("tower", "boundary", "prefill", "decode"),
     )
 

@@ -25,6 +25,7 @@ less, and leaves at least one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtr.methods._frames import check_compat, frames_of, refuse_authors_counts
+from vtr.methods._frames import authors_ratio, frames_of, order_by
 from vtr.ops.canvas import on_device
 from vtr.ops.frames import best_of_frames, cosine_to_frame
 from vtr.ops.spaced import evenly_spaced
@@ -55,7 +56,9 @@ from vtr.types import (
     Stage,
     Step,
     View,
+    VtrError,
     at_least,
+    check_choices,
     check_llm_layer,
 )
 from vtr.types.signals import attention
@@ -99,28 +102,37 @@ def dycoke(tokens: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     return spaced | best_of_frames(-cosine, paired, share - spaced.sum(2))
 
 
-def dycoke_authors(tokens: Tensor, pruned: float) -> Tensor:
-    """Returns what the released code keeps of a video, in its order.
+def dycoke_authors(tokens: Tensor, real: Tensor, frames: Sequence[int], pruned: float) -> tuple[Tensor, Tensor]:
+    """Returns what the released code keeps of videos, in its order.
 
     Args:
-        tokens: `(T, P, D)`, more than four frames.
+        tokens: `(G, T, P, D)`, one video per row.
+        real: `(G, T, P)` bool.
+        frames: of each video, on the host; more than four.
         pruned: k, the share of a reduced frame that is dropped.
 
     Returns:
-        `(K,)` int64 into the `T P` tokens.
+        Order `(G, T P)` int64, kept tokens in front, and keep mask `(G, T, P)` bool. `O(T P D)`, no host sync.
 
     Raises:
-        ValueError: four frames or fewer.
+        VtrError: four frames or fewer.
     """
-    frames, places = tokens.shape[:2]
-    if frames <= WINDOW:
-        raise ValueError(f"dycoke: the released code needs more than {WINDOW} frames, got {frames}; use the default")
-    back = [-1 if t % WINDOW == 0 or (t % WINDOW == 2 and t - 2 >= frames - WINDOW) else t - BACK[t % WINDOW] for t in range(frames)]
-    cosine, _ = cosine_to_frame(tokens[None], torch.ones(1, frames, places, dtype=torch.bool, device=tokens.device), back)
-    least = cosine[0].argsort(dim=1, stable=True)[:, : int((1 - pruned) * places)]
-    everything = torch.arange(places, device=tokens.device)
-    kept = [(everything if back[t] < 0 else least[t]) + t * places for t in range(frames - frames % 2)]  # an odd last frame is lost
-    return torch.cat(kept)
+    count = tokens.shape[1]
+    if min(frames) <= WINDOW:
+        raise VtrError(
+            f"dycoke: compat='authors' needs more than {WINDOW} frames, as the released code does, got {min(frames)}; leave compat out"
+        )
+    cosine, _ = cosine_to_frame(tokens, real, [t - BACK[t % WINDOW] if t % WINDOW else -1 for t in range(count)])
+    # the third frame of the last window is whole, and an odd last frame is lost
+    unpaired = [[t % WINDOW == 0 or (t % WINDOW == 2 and t - 2 >= own - WINDOW) for t in range(count)] for own in frames]
+    paired = [[t < own - own % 2 for t in range(count)] for own in frames]
+    whole, there = (on_device(flags, tokens.device).bool()[..., None] for flags in (unpaired, paired))
+    own = real & there
+    left = (real.sum(2).double() * (1 - pruned) + 1e-9).long()
+    kept = torch.where(whole, own, best_of_frames(-cosine, own & ~whole, torch.where(whole[..., 0], 0, left)))
+    time = torch.arange(count, device=tokens.device)[:, None].expand_as(real)
+    rank = torch.where(whole, 0.0, cosine)
+    return order_by(kept.flatten(1), time.expand_as(real).flatten(1), rank.flatten(1)), kept
 
 
 def attended(row: Tensor, before: Tensor | None, real: Tensor, keep: Tensor, threshold: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -169,20 +181,21 @@ class DyCoke(Method):
             "layer": "decode: first LLM layer that attends to the chosen tokens only",
             "pruned": "decode: share of the visual tokens that is not attended to",
             "threshold": "decode: cosine of two attention rows from which on all tokens are attended to",
-            "compat": "'authors': the released counts and order; pure functions and replay only",
+            "compat": "'authors': the counts that the released code makes of keep_ratio, and its order; more than four frames",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "layer", 1, "; attention is read in the layer before")
         if not 0 <= self.pruned < 1:
             raise ValueError(f"dycoke: pruned must be from 0 to below 1, got {self.pruned}; the authors use 0.7")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
         merge = Remove(Boundary(), _select, on=VIDEO)
+        if self.compat is not None:  # a whole frame of four, and 1 - k of the others
+            merge = Remove(Boundary(), partial(_as_authors, round((1 - authors_ratio(self)) / 0.75, 9)), on=VIDEO, counted=False)
         if not self.decode:
             return (merge,)
         check_llm_layer("dycoke", self.layer, geometry, 1, "L")
@@ -200,3 +213,9 @@ class DyCoke(Method):
 def _select(view: View) -> Selection:
     frames = frames_of(view)
     return Selection(keep=frames.flat(dycoke(frames.tokens, frames.real, view.keep)))
+
+
+def _as_authors(pruned: float, view: View) -> Selection:
+    frames = frames_of(view)
+    order, kept = dycoke_authors(frames.tokens, frames.real, [len(own) for own in view.grids], pruned)
+    return Selection(index=frames.spot.flatten(1).gather(1, order), real=kept.flatten(1).gather(1, order), order="given")

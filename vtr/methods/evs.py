@@ -10,23 +10,26 @@ Stage: boundary. Reads: visual tokens. Batch: any. Deterministic: yes.
 
 Paper to code: q -> 1 - keep_ratio. vLLM keeps `max(P, int(T P (1 - q)))` tokens, P being those of a frame (`evs_count`).
 Departures: the budget is exact, and may be below one frame: then evenly spaced tokens of the first frame stay, where vLLM keeps the whole
-frame. Cosines are computed in float64, where the code uses the dtype of the embeddings. Where an earlier method removed the token at the same
-place of the frame before, a token counts as new. Positions are those of the unreduced prompt, where vLLM lets text restart behind the width
-of the grid.
+frame (`compat="authors"`). Cosines are computed in float64, where the code uses the dtype of the embeddings. Where an earlier method removed the
+token at the same place of the frame before, a token counts as new. Positions are those of the unreduced prompt, where vLLM lets text restart
+behind the width of the grid, with `compat` as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, refuse_authors_counts
+from vtr.methods._frames import authors_ratio, frames_of
+from vtr.ops.canvas import on_device
 from vtr.ops.frames import best_of_video, cosine_to_frame
 from vtr.ops.spaced import evenly_spaced
 from vtr.registry import register_method
-from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
+from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View, check_choices
 
 
 def evs(tokens: Tensor, real: Tensor, keep: Tensor) -> Tensor:
@@ -68,16 +71,23 @@ class EVS(Method):
         code="github.com/vllm-project/vllm (vllm/multimodal/evs.py, not used)",
         cost="one cosine per token and a sort, O(N D)",
         needs_video=True,
-        settings={"compat": "'authors': vLLM's count, never below one frame; pure functions and replay only"},
+        settings={"compat": "'authors': vLLM's count for keep_ratio, never below one frame"},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
-        return (Remove(Boundary(), _select, on=VIDEO),)
+        if self.compat is None:
+            return (Remove(Boundary(), _select, on=VIDEO),)
+        return (Remove(Boundary(), partial(_as_authors, 1 - authors_ratio(self)), on=VIDEO, counted=False),)
+
+
+def _as_authors(pruned: float, view: View) -> Selection:
+    shapes = [(len(own), math.prod(view.grid(group))) for group, own in enumerate(view.grids)]
+    keep = [min(evs_count(*shape, pruned), count) for shape, count in zip(shapes, view.counts, strict=True)]
+    return _select(replace(view, keep=on_device([keep], view.real.device)[0]))
 
 
 def _select(view: View) -> Selection:

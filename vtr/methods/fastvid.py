@@ -15,7 +15,7 @@ Paper to code: r -> keep_ratio, c -> segments, tau -> threshold, d -> context, p
 Departures: the descriptor of a frame is the mean of its tokens and attention is what a token gets in the tower layer whose output is used,
 where the code loads SigLIP's pooling head for both, which the models' checkpoints do not have; counts are exact by largest remainder, where the
 code drops remainders; no noise in the density; what the anchor frames cannot hold of a large budget goes to salient tokens.
-`compat="authors"` has the code's counts.
+`compat="authors"` has the code's counts, in the pure functions and replay: its pooling head is in no checkpoint.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, merged_selection, refuse_authors_counts
+from vtr.methods._frames import frames_of, merged_selection, refuse_authors
 from vtr.ops.density_peaks import peak_scores
 from vtr.ops.frames import Frames, best_of_frames, frame_means, stretches
 from vtr.ops.gather import left_align, take
 from vtr.ops.segments import Segments, segments
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, View, at_least
+from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Merge, Method, Selection, Signal, Stage, Step, View, at_least, check_choices
 from vtr.types.signals import received
 
 CHUNK = 2**24
@@ -214,13 +214,13 @@ class FastVID(Method):
             "every": "distance of anchor frames in a segment, from its last one",
             "beta": "least weight of a context token in its own new value",
             "neighbours": "that density is measured by",
-            "compat": "'authors': the released counts; pure functions and replay only",
+            "compat": "'authors': the released counts; pure functions and replay only, as checkpoints lack SigLIP's pooling head",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         for name in ("segments", "every", "neighbours"):
             at_least(self, name, 1)
         for name in ("context", "beta"):
@@ -228,7 +228,7 @@ class FastVID(Method):
                 raise ValueError(f"fastvid: {name} must be from 0 to 1, got {getattr(self, name)}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
+        refuse_authors(self, "the released code reads SigLIP's pooling head, which checkpoints of multimodal models do not have")
         need = received(geometry.feature_layer)
         return (Merge(Boundary(), partial(self._select, need), (need,), on=VIDEO),)
 

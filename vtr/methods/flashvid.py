@@ -18,36 +18,30 @@ Paper to code: r -> the mean over the LLM's layers (1.25 r in front of the LLM, 
 S_tau -> threshold. `relevance=False` and 4 segments are the authors' setting for Qwen-VL (step 2 without the second factor).
 Departures: counts are exact by largest remainder; a mean is that of all tokens of its tree, where the code divides by the number of direct children;
 no token is kept twice, where the code lets chosen ones of a segment of one frame into step 4; density by at least two neighbours. `compat="authors"`
-has the code's counts and means.
+has the code's counts and means, in the pure functions and replay: a token that is kept twice has no second place in a sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, merged_selection, refuse_authors_counts
+from vtr.methods._frames import frames_of, merged_selection, outer_then_inner, refuse_authors
 from vtr.ops.density_peaks import density_peaks
 from vtr.ops.farthest import cosine_distance_rows, farthest_first
 from vtr.ops.frames import Frames, frame_means, products, stretches
 from vtr.ops.gather import index_to_mask
-from vtr.ops.schedule import scaled_layers
 from vtr.ops.segments import Segments, segments
 from vtr.ops.topk import quota, topk_mask
 from vtr.ops.trees import Trees, means_at, trees
 from vtr.registry import register_method
 from vtr.types import (
-    VIDEO,
-    Boundary,
     Budget,
     Card,
     Geometry,
-    Layer,
-    Merge,
     Method,
     Remove,
     Selection,
@@ -56,9 +50,8 @@ from vtr.types import (
     Step,
     View,
     at_least,
-    check_llm_layer,
+    check_choices,
 )
-from vtr.types.signals import attention, received
 
 
 class Clustered(NamedTuple):
@@ -223,13 +216,13 @@ class FlashVID(Method):
             "relevance": "weigh candidates by their product with the mean of their segment, too; false for Qwen-VL in the paper",
             "inner_ratio": "share of the tokens left in front of the LLM that stays behind `layer`; 1 = nothing is removed in the LLM",
             "layer": "LLM layer from whose input on tokens are gone; None: 20 of 28, at the same relative depth",
-            "compat": "'authors': the released counts and means; pure functions and replay only",
+            "compat": "'authors': the released counts and means, with tokens that come twice; pure functions and replay only",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "segments", 1)
         at_least(self, "layer", 1, "; attention is read in the layer before")
         if not 0 <= self.diverse <= 1:
@@ -238,18 +231,8 @@ class FlashVID(Method):
             raise ValueError(f"flashvid: inner_ratio must be above 0 and at most 1, got {self.inner_ratio}; the authors use 0.3")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
-        need = received(geometry.feature_layer)
-        outer = partial(self._outer, need)
-        if self.inner_ratio == 1:
-            return (Merge(Boundary(), outer, (need,), on=VIDEO),)
-        layer = self.layer if self.layer is not None else scaled_layers((20,), geometry.llm_layers, 28)[0]
-        check_llm_layer("flashvid", layer, geometry, 1)
-        row = attention(layer - 1)
-        return (
-            Merge(Boundary(), outer, (need,), on=VIDEO, multiple=1 / self.inner_ratio),
-            Remove(Layer(layer), partial(_inner, row), (row,), on=VIDEO),
-        )
+        refuse_authors(self, "the released code may keep a token twice, and a token has one place in the sequence")
+        return outer_then_inner(self, geometry, self._outer, _inner, 20, Remove)
 
     def _outer(self, need: Signal, view: View) -> Selection:
         frames = frames_of(view)

@@ -18,7 +18,7 @@ k -> layer (18 of 28), R -> 1/2. `inner=False` is the paper's "w/o M".
 Departures: exact counts by largest remainder, where the code rounds up in every frame; density is measured by at least two neighbours, where
 the code lets rounding decide the centre of a single cluster; static tokens take the place of their centre in the window's first frame, where
 the code puts them in front of the window. A budget above what step 2 has leaves those static tokens unmerged that changed most.
-`compat="authors"` has the code's counts. The parameter D of the code must be 0 and is left out.
+`compat="authors"` has the code's counts and order. The parameter D of the code must be 0 and is left out.
 """
 
 from __future__ import annotations
@@ -30,22 +30,20 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, merged_selection, refuse_authors_counts
-from vtr.ops.density_peaks import density_peaks
-from vtr.ops.frames import Frames, best_of_frames, best_of_video, cosine_to_frame, stretches
+from vtr.methods._frames import authors_ratio, frames_of, merged_selection, order_by, outer_then_inner
+from vtr.ops.canvas import on_device
+from vtr.ops.density_peaks import peaks_among
+from vtr.ops.distances import of_products
+from vtr.ops.frames import Frames, best_of_frames, best_of_video, channels, cosine_to_frame
 from vtr.ops.gather import left_align, take
 from vtr.ops.halving import merge_by_halves, nearest_kept
-from vtr.ops.schedule import scaled_layers
 from vtr.ops.static_windows import Windows, static_windows
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
-    VIDEO,
-    Boundary,
     Budget,
     Card,
     Geometry,
-    Layer,
     Merge,
     Method,
     PositionOption,
@@ -55,9 +53,8 @@ from vtr.types import (
     Step,
     View,
     at_least,
-    check_llm_layer,
+    check_choices,
 )
-from vtr.types.signals import attention, received
 
 
 class Shares(NamedTuple):
@@ -128,7 +125,8 @@ def holitom(
         least: neighbours at least, which the released code does not ask for.
 
     Returns:
-        `Merged`. `O(T P D + W P^2 D)` for W <= T/2 windows, no host sync.
+        `Merged`. `O(T P D + W P^2 D)` for W <= T/2 windows, memory that of the result, of the `(W, P, P)` distances and of some channels at a
+        time, no host sync.
     """
     tokens, (groups, count, places) = frames.tokens, frames.real.shape
     time = torch.arange(count, device=tokens.device)
@@ -139,32 +137,40 @@ def holitom(
     number = (begins.cumsum(1) - 1).gather(1, windows.start).clamp(0, width - 1)  # (G, T) window of each frame, where it is in one
 
     joining = windows.static & ~shares.apart
-    mean = torch.zeros(groups, width, places, tokens.shape[3], dtype=torch.float64, device=tokens.device)
-    for some in stretches(tokens):
-        part = tokens[:, some].double().masked_fill(~joining[:, some, :, None], 0.0)
-        mean.scatter_add_(1, number[:, some, None, None].expand_as(part), part)
-    size = torch.zeros(groups, width, places, dtype=torch.int64, device=tokens.device)
-    size.scatter_add_(1, number[..., None].expand_as(joining), joining.long())
-    mean = (mean / size.clamp_min(1)[..., None]).flatten(0, 1)
+    member = (number[:, None] == torch.arange(width, device=tokens.device)[:, None]).double()  # (G, W, T)
+    size = (member @ joining.double()).clamp_min(1)[..., None]  # (G, W, P, 1) tokens of a mean
+
+    def means(some: slice) -> Tensor:  # some channels of what stands still in each window, (G, W, P, d)
+        part = tokens[..., some].double().masked_fill(~joining[..., None], 0.0)
+        return (member @ part.flatten(2)).unflatten(2, part.shape[2:]) / size
+
+    chunks = channels(tokens)
+    products = torch.zeros(groups * width, places, places, dtype=torch.float64, device=tokens.device)
+    for some in chunks:
+        mean = means(some).flatten(0, 1)
+        products.baddbmm_(mean, mean.mT)
 
     static = (take(windows.static, index) & real[..., None]).flatten(0, 1)  # (G W, P)
     wanted = torch.where(real, shares.static.gather(1, index), 0).flatten()
     near = wanted.clamp_max(neighbours).clamp_min(least).minimum(static.sum(1)).clamp_min(1)
-    peaks = density_peaks(mean, static, wanted, places, near)
+    peaks = peaks_among(of_products(products) / tokens.shape[3] ** 0.5, static, wanted, places, near)
     pivot = torch.where(static & (wanted > 0)[:, None], peaks.center.gather(1, peaks.cluster.clamp_min(0)), -1)  # (G W, P)
     itself = torch.arange(places, device=tokens.device)
-    centre, member = pivot == itself, (pivot >= 0) & (pivot != itself)
+    centre, other = pivot == itself, (pivot >= 0) & (pivot != itself)
     where = pivot.clamp_min(0)
-    others = torch.zeros_like(pivot).scatter_add_(1, where, member.long())
-    sums = torch.zeros_like(mean).scatter_add_(1, where[..., None].expand_as(mean), mean.masked_fill(~member[..., None], 0.0))
-    mixed = beta * mean + (1 - beta) * sums / others.clamp_min(1)[..., None]
-    value = torch.where((others > 0)[..., None], mixed, mean).to(tokens.dtype).unflatten(0, (groups, width))
+    others = torch.zeros_like(pivot).scatter_add_(1, where, other.long())[..., None]
+
+    made, at = tokens.clone(), index[:, :, None, None]
+    for some in chunks:
+        mean = means(some).flatten(0, 1)
+        sums = torch.zeros_like(mean).scatter_add_(1, where[..., None].expand_as(mean), mean.masked_fill(~other[..., None], 0.0))
+        mixed = torch.where(others > 0, beta * mean + (1 - beta) * sums / others.clamp_min(1), mean).to(tokens.dtype)
+        part = made[..., some]
+        merged = torch.where(centre[..., None], mixed, take(part, index).flatten(0, 1)).unflatten(0, (groups, width))
+        part.scatter_(1, at.expand_as(merged), merged)
 
     centre = centre.unflatten(0, (groups, width))
-    where = index[..., None].expand(-1, -1, places)
-    merged = torch.where(centre[..., None], value, take(tokens, index))
-    made = tokens.scatter(1, index[..., None, None].expand_as(merged), merged)
-    kept = kept | torch.zeros_like(kept).scatter(1, where, centre)
+    kept = kept | torch.zeros_like(kept).scatter(1, index[..., None].expand(-1, -1, places), centre)
     own = pivot.unflatten(0, (groups, width)).gather(1, number[..., None].expand_as(joining))  # (G, T, P) place of its centre
     own = torch.where(joining & (own >= 0), windows.start[..., None] * places + own, -1)
     return Merged(kept, made, own)
@@ -200,13 +206,13 @@ class HoliTom(Method):
             "neighbours": "that density is measured by",
             "inner_ratio": "share of the tokens left in front of the LLM that stays behind `layer`; 1 = nothing is merged in the LLM",
             "layer": "LLM layer in front of which tokens are merged once more; None: 18 of 28, at the same relative depth",
-            "compat": "'authors': the released counts; pure functions and replay only",
+            "compat": "'authors': the counts that the released code makes of keep_ratio, and its order",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "neighbours", 1)
         at_least(self, "layer", 1, "; attention is read in the layer before")
         if not 0 < self.inner_ratio <= 1:
@@ -215,29 +221,29 @@ class HoliTom(Method):
             raise ValueError(f"holitom: beta must be from 0 to 1, got {self.beta}; the authors use 0.6")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
-        need = received(geometry.feature_layer)
-        outer = partial(self._outer, need)
-        if self.inner_ratio == 1:
-            return (Merge(Boundary(), outer, (need,), on=VIDEO),)
-        layer = self.layer if self.layer is not None else scaled_layers((18,), geometry.llm_layers, 28)[0]
-        check_llm_layer("holitom", layer, geometry, 1, "k")
-        row = attention(layer - 1)
-        return (
-            Merge(Boundary(), outer, (need,), on=VIDEO, multiple=1 / self.inner_ratio),
-            Merge(Layer(layer), partial(_inner, row), (row,), on=VIDEO),
+        ratio = None if self.compat is None else min(authors_ratio(self) / self.inner_ratio, 1.0)
+        return outer_then_inner(
+            self, geometry, partial(self._outer, ratio), partial(_inner, None if ratio is None else self.inner_ratio), 18, Merge, "k"
         )
 
-    def _outer(self, need: Signal, view: View) -> Selection:
+    def _outer(self, ratio: float | None, need: Signal, view: View) -> Selection:
         frames = frames_of(view)
         windows, cosine = windows_of(frames, self.tau)
-        shares = exact_shares(frames, windows, cosine, view.keep)
-        merged = holitom(frames, frames.of(view.signals[need]), windows, shares, self.beta, self.neighbours)
-        return merged_selection(frames, *merged)
+        score = frames.of(view.signals[need])
+        if ratio is None:
+            shares = exact_shares(frames, windows, cosine, view.keep)
+            return merged_selection(frames, *holitom(frames, score, windows, shares, self.beta, self.neighbours))
+        merged = holitom(frames, score, windows, authors_shares(frames, windows, ratio)[0], self.beta, self.neighbours, least=1)
+        start, still = windows.start[..., None].expand_as(windows.static), windows.static  # what stands still comes in front of its window
+        return merged_selection(frames, *merged, order_by(*(part.flatten(1) for part in (merged.keep, start, ~still))))
 
 
-def _inner(row: Signal, view: View) -> Selection:
-    keep = topk_mask(view.signals[row], view.real, view.keep)
-    into = nearest_kept(view.tokens, view.real, keep, view.most)
+def _inner(ratio: float | None, row: Signal, view: View) -> Selection:
+    count, most = view.keep, view.most
+    if ratio is not None:
+        own = [round(n * ratio) for n in view.counts]
+        count, most = on_device([own], view.real.device)[0], max(own)
+    keep = topk_mask(view.signals[row], view.real, count)
+    into = nearest_kept(view.tokens, view.real, keep, most)
     tokens = merge_by_halves(view.tokens, view.real, keep, into)
     return Selection(keep=keep, tokens=tokens, assign=torch.where(view.real, into, -1))

@@ -30,8 +30,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, refuse_authors_counts
-from vtr.methods._prunevid import SMALL, prunevid
+from vtr.methods._frames import frames_of, merged_assign, merged_selection, order_by
+from vtr.methods._prunevid import SMALL, Merged, prunevid
 from vtr.ops.frames import Frames
 from vtr.ops.gather import compaction, take
 from vtr.ops.parts import members, topk_per_part
@@ -55,12 +55,14 @@ from vtr.types import (
     Step,
     View,
     at_least,
+    check_choices,
     check_llm_layer,
 )
 from vtr.types.signals import TEXT, attention
 
 BLOCK = "block"
 PUBLISHED = 11  # of 32 layers
+CLUSTER_RATIO = 0.5  # of the released code
 
 
 class Published(NamedTuple):
@@ -74,16 +76,19 @@ class Published(NamedTuple):
     window: Tensor
 
 
+def authors_order(merged: Merged) -> Tensor:
+    """Returns the order `(G, T P)` int64 of the released code, kept tokens in front: by block, and in one that was clustered by score."""
+    keep, spot, block = (part.flatten(1) for part in (merged.keep, merged.spot, merged.block))
+    size = torch.stack([merged.canvas.static.sum(2), merged.canvas.moving.sum(2)], -1).flatten(1)  # (G, 2 T)
+    score = torch.where(size.gather(1, block) > SMALL, merged.clusters.score.flatten(1).gather(1, spot), 0.0)
+    return order_by(keep, block, -score, spot)
+
+
 def prunevid_authors(frames: Frames, tau: float, segment_ratio: float, cluster_ratio: float) -> Published:
     """Returns what the released code leaves of the first video of `frames` at the boundary, in its order; arguments as for `prunevid`."""
     merged = prunevid(frames, None, tau, segment_ratio, cluster_ratio)
-    spot, block = merged.spot[0][merged.keep[0]], merged.block[0][merged.keep[0]]
-    size = torch.stack([merged.canvas.static.sum(2), merged.canvas.moving.sum(2)], -1).flatten()
-    score = torch.where(size[block] > SMALL, merged.clusters.score.flatten()[spot], 0)
-    order = spot.argsort(stable=True)
-    order = order[score[order].argsort(descending=True, stable=True)]
-    order = order[block[order].argsort(stable=True)]
-    spot, block = spot[order], block[order]
+    order = authors_order(merged)[0, : int(merged.keep[0].sum())]
+    spot, block = merged.spot[0].flatten()[order], merged.block[0].flatten()[order]
     first, segment = merged.start[0].unique(return_inverse=True)  # (T,)
     static, moving = (torch.bincount(segment[block[block % 2 == kind] // 2], minlength=len(first)) for kind in (0, 1))
     return Published(merged.values[0].flatten(0, 1)[spot], block, static, moving, torch.bincount(segment))
@@ -146,13 +151,13 @@ class PruneVid(Method):
             "segment_ratio": "segments per frame that are looked for",
             "alpha": "share of the merged tokens that stays behind `layer`; None merges to keep at the boundary and removes nothing in the LLM",
             "layer": "tokens that text attends to little are gone from the input of this layer on; None: 11 of 32, the paper's layer 10",
-            "compat": "'authors': the released counts and order; pure functions and replay only",
+            "compat": "'authors': the released counts and order, whatever the budget",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "layer", 1, ": attention is read in the layer before; alpha=None removes nothing in the LLM")
         if self.alpha is not None and not 0 < self.alpha <= 1:
             raise ValueError(f"prunevid: alpha must be above 0 and at most 1, or None, got {self.alpha}; the authors use 0.4")
@@ -160,32 +165,41 @@ class PruneVid(Method):
             raise ValueError(f"prunevid: segment_ratio must be above 0 and at most 1, got {self.segment_ratio}; the authors use 0.25")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
+        exact = self.compat is None
+        if not exact and self.budget != self.default_budget:
+            raise ValueError(
+                f"prunevid: compat='authors' keeps what tau, a cluster ratio of {CLUSTER_RATIO} and alpha leave, got {self.budget}; leave the "
+                "budget out"
+            )
         if self.alpha is None:
-            return (Merge(Boundary(), self._merge, on=VIDEO),)
+            return (Merge(Boundary(), self._merge, on=VIDEO, counted=exact),)
         layer = scaled_layers((PUBLISHED,), geometry.llm_layers)[0] if self.layer is None else self.layer
         check_llm_layer(self.name, layer, geometry, 1)
         rows = attention(layer - 1, TEXT, heads=True)
         return (
-            Merge(Boundary(), self._merge, on=VIDEO, multiple=1 / self.alpha),
-            Remove(Layer(layer), partial(_prune, rows), (rows,), on=VIDEO, earlier_keys=True),
+            Merge(Boundary(), self._merge, on=VIDEO, multiple=1 / self.alpha if exact else None, counted=exact),
+            Remove(Layer(layer), partial(_prune, rows, None if exact else self.alpha), (rows,), on=VIDEO, earlier_keys=True, counted=exact),
         )
 
     def _merge(self, view: View) -> Selection:
         frames = frames_of(view)
-        merged = prunevid(frames, view.keep, self.tau, self.segment_ratio)
+        merged = prunevid(frames, view.keep if self.compat is None else None, self.tau, self.segment_ratio, CLUSTER_RATIO)
         keep, spot = frames.flat(merged.keep), frames.flat(merged.spot)
         view.per_token[BLOCK] = frames.flat(merged.block)
-        pivot = frames.spot.flatten(1).gather(1, merged.assign.clamp_min(0).flatten(1)).view_as(merged.assign)
-        assign = frames.flat(torch.where(merged.assign >= 0, pivot, -1))
+        if self.compat is not None:
+            values = take(merged.values.flatten(1, 2), merged.spot.flatten(1)).view_as(frames.tokens).to(frames.tokens.dtype)
+            return merged_selection(frames, merged.keep, values, merged.assign, authors_order(merged))
+        assign = merged_assign(frames, merged.keep, merged.assign)
         index, _ = compaction(keep, view.most)
         made = take(merged.values.flatten(1, 2), take(spot, index)).to(view.tokens.dtype)
         tokens = view.tokens.scatter(1, index[..., None].expand_as(made), made)
-        return Selection(keep=keep, tokens=tokens, assign=torch.where(view.real, assign, -1))
+        return Selection(keep=keep, tokens=tokens, assign=assign)
 
 
-def _prune(rows: Signal, view: View) -> Selection:
+def _prune(rows: Signal, alpha: float | None, view: View) -> Selection:
     assert view.text is not None
     score = question_score(view.signals[rows], view.text.instruction)
     block = view.per_token.get(BLOCK, 2 * view.cells[..., 0] + 1)  # nothing had to be merged: every frame is a block of what moves
+    if alpha is not None:
+        return Selection(keep=attended_blocks(score, block, view.real, None, 2 * view.views, alpha))
     return Selection(keep=attended_blocks(score, block, view.real, view.keep, 2 * view.views))

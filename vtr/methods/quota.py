@@ -28,13 +28,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, refuse_authors_counts
+from vtr.methods._frames import frames_of, merged_assign, refuse_authors
 from vtr.methods._quota import frame_quotas, interpolated, resized_frames
 from vtr.ops.canvas import on_device
 from vtr.ops.frames import Frames
 from vtr.ops.gather import compaction, take
 from vtr.registry import register_method
-from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Merge, Method, PositionOption, Selection, Stage, Step, View
+from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Merge, Method, PositionOption, Selection, Stage, Step, View, check_choices
 from vtr.types.signals import frame_score
 
 
@@ -62,9 +62,8 @@ def quota_frames(
     values = interpolated(frames, sides, spot, *(at.flatten(1).gather(1, spot) for at in (found.row, found.col)))
     made = found.made.flatten(1).gather(1, spot)[..., None]
     values = torch.where(made, values, take(frames.tokens.flatten(1, 2), spot))
-    pivot = frames.spot.flatten(1).gather(1, (token - token % places + found.assign.clamp_min(0)).flatten(1)).view_as(found.assign)
-    assign = frames.flat(torch.where(found.assign >= 0, pivot, -1))
-    return frames.flat(found.keep), values, assign
+    pivot = torch.where(found.assign >= 0, token - token % places + found.assign, -1)
+    return frames.flat(found.keep), values, merged_assign(frames, found.keep, pivot)
 
 
 @register_method("quota")
@@ -91,18 +90,18 @@ class QuoTA(Method):
         experimental=True,
         settings={
             "exponent": "of the scores; higher gives more to the most relevant frames",
-            "compat": "'authors': shares rounded down, without a cap; pure functions and replay only",
+            "compat": "'authors': shares rounded down, without a cap; pure functions and replay only, as a prompt has no places for larger frames",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         if not self.exponent >= 0:
             raise ValueError(f"quota: exponent must be at least 0, got {self.exponent}; the authors use 2")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
+        refuse_authors(self, "the released code makes frames larger than they are, for which a prompt has no places")
         return (Merge(Boundary(), self._select, (frame_score(),), on=VIDEO),)
 
     def _select(self, view: View) -> Selection:
@@ -112,4 +111,4 @@ class QuoTA(Method):
         index, real = compaction(keep, view.most)
         values = torch.where(real[..., None], values.to(view.tokens.dtype), take(view.tokens, index))
         tokens = view.tokens.scatter(1, index[..., None].expand_as(values), values)
-        return Selection(keep=keep, tokens=tokens, assign=torch.where(view.real, assign, -1))
+        return Selection(keep=keep, tokens=tokens, assign=assign)

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of
+from vtr.methods._frames import frames_of
 from vtr.ops.frames import Frames, best_of_frames, frame_means, norms, packed_frames, products, rounded
 from vtr.ops.topk import quota
 from vtr.registry import register_method
-from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View, at_least
+from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View, at_least, check_choices
 
 EPS = 1e-6
 
@@ -147,7 +147,7 @@ class VCast(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         at_least(self, "least", 0)
         if not self.temperature > 0:
             raise ValueError(f"vcast: temperature must be above 0, got {self.temperature}; the authors use 0.7")

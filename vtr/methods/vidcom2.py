@@ -21,15 +21,16 @@ newline tokens of LLaVA-Video behind all tokens of a frame; here they stay where
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtr.methods._frames import check_compat, frames_of, refuse_authors_counts
+from vtr.methods._frames import authors_ratio, frames_of
 from vtr.ops.frames import Frames, best_in_order, best_of_frames, frame_sums, norms, products, rounded, stretches
 from vtr.registry import register_method
-from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View
+from vtr.types import VIDEO, Boundary, Budget, Card, Geometry, Method, Remove, Selection, Stage, Step, View, check_choices
 
 ALPHAS = (0.125, 0.25, 0.5, 1.0, 2.0)
 EPS = 1e-12
@@ -136,24 +137,27 @@ class VidCom2(Method):
         settings={
             "temperature": "of the softmax over frames; higher shares tokens more evenly over frames",
             "channel_ratio": "share of the channels, those that vary least, that tokens are compared by; 1 = all",
-            "compat": "'authors': as many tokens as rounding per frame gives; pure functions and replay only",
+            "compat": "'authors': as many tokens as rounding per frame makes of keep_ratio",
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_compat(self)
+        check_choices(self, self.name)
         if not self.temperature > 0:
             raise ValueError(f"vidcom2: temperature must be above 0, got {self.temperature}; the authors use 0.01")
         if not 0 < self.channel_ratio <= 1:
             raise ValueError(f"vidcom2: channel_ratio must be above 0 and at most 1, got {self.channel_ratio}; the authors use 0.5")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        refuse_authors_counts(self)
-        return (Remove(Boundary(), self._select, on=VIDEO),)
+        if self.compat is None:
+            return (Remove(Boundary(), self._select, on=VIDEO),)
+        return (Remove(Boundary(), partial(self._select, ratio=authors_ratio(self)), on=VIDEO, counted=False),)
 
-    def _select(self, view: View) -> Selection:
+    def _select(self, view: View, ratio: float | None = None) -> Selection:
         frames = frames_of(view)
         like = likeness(frames, quiet_channels(frames, self.channel_ratio))
-        base = view.keep.double() / view.real.sum(1).clamp_min(1)
-        return Selection(keep=frames.flat(vidcom2(like, frames.real, base, view.keep, self.temperature)))
+        base = (
+            view.keep.double() / view.real.sum(1).clamp_min(1) if ratio is None else torch.full_like(view.keep, ratio, dtype=torch.float64)
+        )
+        return Selection(keep=frames.flat(vidcom2(like, frames.real, base, view.keep if ratio is None else None, self.temperature)))

@@ -38,10 +38,16 @@ def density_peaks(
     Returns:
         `Peaks`. Time `O(T^2 D)`, memory `O(T^2)`, no host sync.
     """
-    width = tokens.shape[1]
+    distance = euclidean(tokens) / tokens.shape[2] ** 0.5
+    return peaks_among(distance, real, clusters, most, clusters if neighbours is None else neighbours, noise)
+
+
+def peaks_among(distance: Tensor, real: Tensor, clusters: Tensor, most: int, neighbours: Tensor, noise: Tensor | None = None) -> Peaks:
+    """Clusters tokens by their distances `(B, T, T)` float64; everything else is as for `density_peaks`."""
+    width = real.shape[1]
     most = min(most, width)
-    score, distance = peak_scores(tokens, real, clusters if neighbours is None else neighbours, noise)
-    order = torch.arange(width, device=tokens.device)
+    score, distance = scores_among(distance, real, neighbours, noise)
+    order = torch.arange(width, device=real.device)
     center = score.argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, C)
     taken = order[:most] < clusters[:, None]
     to_center = distance.gather(2, center[:, None].expand(-1, width, -1)).masked_fill(~taken[:, None], torch.inf)
@@ -61,9 +67,14 @@ def peak_scores(tokens: Tensor, real: Tensor, neighbours: Tensor, noise: Tensor 
     Returns:
         Score `(B, T)` float64, -inf where not real, and distance `(B, T, T)` float64, inf for pairs that are not real.
     """
+    return scores_among(euclidean(tokens) / tokens.shape[2] ** 0.5, real, neighbours, noise)
+
+
+def scores_among(distance: Tensor, real: Tensor, neighbours: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Does what `peak_scores` does, by the distances `(B, T, T)` float64 of tokens."""
     pair = real[:, :, None] & real[:, None]
-    distance = (euclidean(tokens) / tokens.shape[2] ** 0.5).masked_fill(~pair, torch.inf)
-    order = torch.arange(tokens.shape[1], device=tokens.device)
+    distance = distance.masked_fill(~pair, torch.inf)
+    order = torch.arange(real.shape[1], device=real.device)
     near = (order < neighbours[:, None])[:, None]
     squared = torch.where(near, distance.sort(dim=2).values.square(), 0).sum(2) / neighbours.clamp_min(1)[:, None]
     density = (-squared).exp()

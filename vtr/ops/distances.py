@@ -9,7 +9,11 @@ from torch import Tensor
 def euclidean(tokens: Tensor) -> Tensor:
     """Distances `(B, T, T)` float64 between `tokens (B, T, D)` of any float dtype; `O(T^2 D)` by one Gram matrix in float64."""
     wide = tokens.double()
-    gram = wide @ wide.mT
+    return of_products(wide @ wide.mT)
+
+
+def of_products(gram: Tensor) -> Tensor:
+    """Euclidean distances `(B, T, T)` float64 between tokens whose products with each other are `gram (B, T, T)` float64."""
     gram = (gram + gram.mT) / 2
     norm = gram.diagonal(dim1=1, dim2=2)
     both = norm[:, :, None] + norm[:, None]

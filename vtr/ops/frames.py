@@ -84,6 +84,13 @@ def stretches(tokens: Tensor) -> list[slice]:
     return [slice(first, first + step) for first in range(0, tokens.shape[1], step)]
 
 
+def channels(tokens: Tensor) -> list[slice]:
+    """Returns the channels of `tokens (G, T, P, D)` in stretches of at most `CHUNK` numbers, or of one channel."""
+    limit = CHUNK if tokens.device.type == "cpu" else 16 * CHUNK
+    step = max(1, limit * tokens.shape[3] // max(1, tokens.numel()))
+    return [slice(first, first + step) for first in range(0, tokens.shape[3], step)]
+
+
 def frame_sums(tokens: Tensor) -> Tensor:
     """Returns the sum of the tokens of every frame, `(G, T, D)` float64, of `tokens (G, T, P, D)` that are zero where there is none."""
     return torch.cat([tokens[:, some].sum(2, dtype=torch.float64) for some in stretches(tokens)], 1)

@@ -153,6 +153,23 @@ def test_a_model_without_videos_gets_frames_as_images(lmms):
     model.clean()
 
 
+@pytest.mark.parametrize(("folder", "tokens"), [(random_checkpoint, 576), (random_internvl, 9)], ids=["llava", "internvl"])
+def test_frames_as_one_video_where_it_is_asked_for(lmms, folder, tokens):
+    settings = {"device": "cpu", "max_frames_num": 2, "max_new_tokens": 1, "batch_size": 3}
+    model = lmms.Vtr(str(folder()), method="vcast", keep=7, visuals="prompt", **settings)
+    model.task_dict = {"t": {"test": Clips()}}
+    answers = model.generate_until([video_chat(lmms, index) for index in (2, 0, 3)])
+    measured = [answer.token_counts.measured for answer in answers]
+    assert [entry["visual_tokens"] for entry in measured] == [2 * tokens, 2 * tokens, tokens] and {
+        e["retained_tokens"] for e in measured
+    } == {7}
+    model.clean()
+    with pytest.raises(ValueError, match="visuals must be 'each' or 'prompt', got 'all'"):
+        lmms.Vtr(str(folder()), visuals="all", **settings)
+    with pytest.raises(VtrError, match="'llava_next_video' takes videos, got visuals='prompt'"):
+        lmms.Vtr(str(random_next_video()), visuals="prompt", **settings)
+
+
 def test_clean_removes_the_reduction(lmms):
     model = lmms.Vtr(str(random_checkpoint()), method="fastv", keep=64, device="cpu")
     inner = model.model

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen
 from vtr.data.frames import video_of
@@ -14,7 +15,8 @@ from vtr.eval.run.cells import Cell
 from vtr.eval.run.compare import compare
 from vtr.eval.run.forecast import forecast, misfits
 from vtr.eval.run.runner import Runner
-from vtr.eval.run.workers import Setup
+from vtr.eval.run.setup import Setup
+from vtr.eval.run.workers import describe
 from vtr.eval.tasks import Task, get_task
 from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
@@ -165,11 +167,62 @@ def test_videos_of_different_lengths_in_one_prompt(loaded):
 
 
 def test_a_model_without_videos_is_shown_frames_as_images():
-    model, processor = load_model(str(random_checkpoint()))
-    (row,) = runner(model, processor).answer(Cell(create_method("divprune", keep=12), CLIPS, limit=1))
+    asked = runner(*load_model(str(random_checkpoint())), visuals="each")
+    (row,) = asked.answer(Cell(create_method("divprune", keep=12), CLIPS, limit=1))
     assert (row["frames"], row["visual_tokens"], row["retained"]) == (FRAMES, [576] * FRAMES, [12] * FRAMES)
-    (row,) = runner(model, processor).answer(Cell(None, CLIPS, limit=1))
+    (row,) = asked.answer(Cell(None, CLIPS, limit=1))
     assert row["visual_tokens"] == [576] * FRAMES
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("folder", "tokens"), [(random_checkpoint, 576), (random_internvl, 9)], ids=["llava", "internvl"])
+def test_unless_told_its_frames_are_one_video(folder, tokens, share):
+    asked = runner(*load_model(str(folder())), share_tower=share)
+    for method, left in ((None, FRAMES * tokens), (create_method("vcast", keep=12), 12), (create_method("divprune", keep=7), 7)):
+        rows = asked.answer(Cell(method, CLIPS, limit=2))
+        assert len(rows) == 2
+        for row in rows:
+            assert (row["frames"], row["visual_tokens"], row["retained"]) == (FRAMES, [FRAMES * tokens], [left])
+
+
+def test_a_setting_of_frames_is_part_of_the_experiment():
+    model, processor = load_model(str(random_checkpoint()))
+    video, still = Cell(create_method("divprune", keep=12), CLIPS), Cell(create_method("divprune", keep=12), replace(CLIPS, frames=None))
+    for visuals, noted in ((None, "prompt"), ("prompt", "prompt"), ("each", "each")):
+        asked = runner(model, processor, visuals=visuals)
+        assert asked.fingerprint(video)["visuals"] == noted and "visuals" not in asked.fingerprint(still)
+        around = describe(Setup(str(random_checkpoint()), device="cpu", visuals=visuals))
+        assert around.fingerprint(video)["visuals"] == noted and "visuals" not in around.fingerprint(still)
+    assert "visuals" not in runner(*load_model(folder("next-video"))).fingerprint(video)
+
+
+def test_a_forecast_of_frames_that_are_one_video():
+    for folder in (random_checkpoint, random_internvl):
+        for method in (None, create_method("vcast", keep=12), create_method("fastv", keep=8)):
+            made = forecast(Setup(str(folder())), Cell(method, CLIPS))
+            (row,) = runner(*load_model(str(folder()))).answer(Cell(method, CLIPS, limit=1))
+            assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"])
+    alone, video = (forecast(Setup("internvl3-1b", visuals=visuals), Cell(None, REMOTE)) for visuals in ("each", None))
+    assert (alone.retained, video.retained) == (FRAMES * 3328, FRAMES * 256), "thirteen tiles, or one"
+
+
+def test_a_model_of_several_views_is_shown_frames_as_images():
+    setup = Setup(str(random_checkpoint(next_=True)))
+    asked = runner(*load_model(setup.model))
+    assert asked.fingerprint(Cell(None, CLIPS))["visuals"] == "each"
+    ((_, error),) = misfits(setup, [Cell(create_method("vcast", keep=12), CLIPS)])
+    assert "acts on the frames of videos, but 'llava_next' takes images only; let the images of a prompt be frames" in str(error)
+
+
+def test_what_cannot_be_one_video():
+    picture, video = noise(1)[0], video_of(noise(3))
+    task = replace(
+        CLIPS, samples=lambda limit: [SimpleNamespace(id="0", family="moves", question="?", answer="", visuals=[picture, video])]
+    )
+    with pytest.raises(
+        VtrError, match=r"makes one video of all images of a prompt on 'llava', got 1 video\(s\) and 1 image\(s\); ask with"
+    ):
+        runner(*load_model(str(random_checkpoint()))).answer(Cell(None, task))
 
 
 def test_what_a_method_sees_of_a_video_is_recorded(monkeypatch):
@@ -207,14 +260,6 @@ def test_a_comparison_of_a_video(loaded):
         compare(model, processor, [], "what?", create_method("divprune", keep=100), 1, repeats=1, videos=[video_of(noise())])
 
 
-def test_a_comparison_of_a_video_needs_a_model_that_has_some():
-    model, processor = load_model(str(random_checkpoint()))
-    with pytest.raises(
-        VtrError, match=r"video: 'llava' takes images only, got a video; give its frames as images \(--image, repeated\), or use a"
-    ):
-        compare(model, processor, [], "what?", create_method("uniform", keep=4), 1, videos=[video_of(noise())])
-
-
 @pytest.mark.parametrize(("name", "frames"), [("shapes-video", 8), ("shapes-video@16", 16)])
 def test_shapes_video_is_asked_about_whole_clips(name, frames):
     task = get_task(name)
@@ -237,14 +282,14 @@ def test_a_forecast_is_what_is_then_measured(name):
     for method in (None, create_method("divprune", keep_ratio=0.5), create_method("fastv", keep=8)):
         made = forecast(Setup(folder(name)), Cell(method, CLIPS))
         row = runner(*load_model(folder(name))).answer(Cell(method, CLIPS, limit=1))[0]
-        assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"]) and not made.assumed
+        assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"]) and made.of is None
 
 
 def test_of_videos_that_are_not_here_the_size_is_assumed_only_where_it_matters():
     pooled = forecast(Setup(folder("next-video")), Cell(None, replace(REMOTE, frames=10)))
-    assert (pooled.retained, pooled.assumed) == (90, False)
+    assert (pooled.retained, pooled.of) == (90, None)
     packed = forecast(Setup(folder("qwen")), Cell(None, replace(REMOTE, frames=10)))
-    assert packed.assumed and packed.retained == 5 * 18 and not packed.adaptive
+    assert packed.of == (360, 640) and packed.retained == 5 * 18 and not packed.adaptive
 
 
 RECIPES = {
@@ -261,7 +306,7 @@ def test_forecasts_of_known_models_follow_from_their_recipes(model, known):
     for frames in (8, 32):
         task = replace(REMOTE, frames=frames)
         full = forecast(Setup(model), Cell(None, task))
-        assert (full.retained, full.assumed) == (per_frame * frames, assumed)
+        assert (full.retained, full.of) == (per_frame * frames, (360, 640) if assumed else None)
         quarter = forecast(Setup(model), Cell(create_method("uniform", keep_ratio=0.25), task))
         assert quarter.retained == round(per_frame * frames / 4) and quarter.tflops < full.tflops
     assert forecast(Setup(model), Cell(None, replace(REMOTE, frames=31))).retained == per_frame * (32 if assumed else 31)
@@ -279,10 +324,14 @@ def test_limits_of_a_recipe():
     for most, view in ((100 * 784, 7 * 13), (640 * 360, 12 * 22), (10**7, 13 * 23)):  # as the processor of Qwen2.5-VL makes of 640 x 360
         small = forecast(Setup("qwen2.5-vl-7b", pixels=PixelLimits(max_pixels=most)), Cell(None, REMOTE))
         assert small.retained == 3 * view
+    for limits in (PixelLimits(700 * 784), PixelLimits(100 * 784, 150 * 784), PixelLimits(3, 10**7)):
+        large = forecast(Setup("qwen2.5-vl-7b", pixels=limits), Cell(None, REMOTE))
+        sides = smart_resize(360, 640, 28, limits.min_pixels, limits.max_pixels or 10**7)
+        assert large.retained == 3 * sides[0] * sides[1] // 784
 
 
 def test_frames_as_images_cost_as_much_as_images():
-    one, six = (forecast(Setup("llava-1.5-7b"), Cell(None, replace(REMOTE, frames=frames))) for frames in (1, 6))
+    one, six = (forecast(Setup("llava-1.5-7b", visuals="each"), Cell(None, replace(REMOTE, frames=frames))) for frames in (1, 6))
     assert (one.retained, six.retained) == (576, 6 * 576) and six.tflops > 6 * one.tflops
 
 

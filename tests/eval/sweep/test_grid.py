@@ -188,3 +188,16 @@ def test_a_model_may_have_methods_of_its_own(tmp_path):
         load_sweep(write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, methods: [full, full]}]")))
     with pytest.raises(SweepError, match=r"models\[0\].methods.*unknown method 'fast-v'"):
         load_sweep(write(tmp_path, GOOD.replace("models: tiny-llava", "models: [{model: tiny-llava, methods: [fast-v]}]")))
+
+
+def test_a_model_without_videos_gets_methods_for_them_on_tasks_with_videos_only(tmp_path):
+    text = "models: [tiny-llava]\ntasks: [shapes, shapes-video]\nmethods: all\nbudgets: {keep: 64}\nlimit: 1\n"
+    sweep = load_sweep(write(tmp_path, text))
+    pairs = {(job.cell.name, job.cell.task.name) for job in sweep.jobs}
+    assert ("vcast", "shapes-video") in pairs and ("vcast", "shapes") not in pairs
+    assert {("divprune", "shapes"), ("divprune", "shapes-video")} <= pairs
+    assert any(text.startswith("vcast keep=64 on tiny-llava with images: acts on the frames of videos") for text in sweep.left_out)
+    alone = load_sweep(write(tmp_path, text.replace("all", "[full, divprune]") + "visuals: each\n"))
+    assert {job.setup.visuals for job in alone.jobs} == {"each"}
+    with pytest.raises(SweepError, match="visuals: must be 'each' or 'prompt', got 'all'"):
+        load_sweep(write(tmp_path, text + "visuals: all\n"))

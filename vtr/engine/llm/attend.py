@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,17 @@ from vtr.ops.gather import compaction
 from vtr.plans import PlanStep, signal_layer
 from vtr.types import View, VtrError
 
+REMEMBERED = 64
+"""New tokens after which a method's notes are known, so that a draft's guesses can be taken back."""
+
+
+class Earlier(NamedTuple):
+    """Before one new token: its logical column, what the method had noted, and the tokens that it attended to, `(G,)`."""
+
+    column: int
+    memory: dict[str, Any]
+    attended: Tensor
+
 
 @dataclass
 class Choices:
@@ -33,6 +45,7 @@ class Choices:
         column: `(G, N)` int64, logical column of every token; real: `(G, N)` bool; gid: `(G, N)` int64, global ids.
         memory: what the method noted.
         counts: per new token `(G,)`, tokens that the later layers attended to; the report has the same list.
+        earlier: of the last new tokens; asked: how many have chosen.
     """
 
     item: PlanStep
@@ -45,6 +58,39 @@ class Choices:
     gid: Tensor
     memory: dict[str, Any]
     counts: list[Tensor]
+    earlier: deque[Earlier] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    asked: int = 0
+
+    def chosen(self, column: int, signals: dict[Any, Tensor]) -> Tensor:
+        """Runs the step for the new token at a logical column; returns what it attends to, `(G, N)` bool."""
+        view, before = self.view(signals), dict(self.memory)
+        assert self.item.step.select is not None
+        selection = self.item.step.select(view)
+        check_selection(self.item.name, selection, view)
+        kept = chosen_mask(selection, view) & self.real
+        self.counts.append(kept.sum(1))
+        self.earlier.append(Earlier(column, before, self.counts[-1]))
+        self.asked += 1
+        return kept
+
+    def crop(self, length: int) -> None:
+        """Forgets the new tokens from a logical column on.
+
+        Raises:
+            VtrError: what the method had noted before them is not known any more.
+        """
+        known = len(self.earlier)
+        while self.earlier and self.earlier[-1].column >= length:
+            column, memory, attended = self.earlier.pop()
+            self.counts[:] = [counts for counts in self.counts if counts is not attended]
+            self.memory.clear()
+            self.memory.update(memory)
+            if not self.earlier and column > length and self.asked > known and memory:
+                raise VtrError(
+                    f"{self.item.name}: new tokens choose keys by what those before them paid, which is known of the last {REMEMBERED} only, got a "
+                    "cache that was cropped by more; begin with a new cache"
+                )
+        self.asked -= known - len(self.earlier)
 
     def view(self, signals: dict[Any, Tensor]) -> View:
         """Returns the View of the step, without values of tokens."""
@@ -67,6 +113,7 @@ class Choices:
         self.groups, self.row = replace(groups, **lists), [new for new, _ in pairs]
         self.tokens = [self.tokens[group] for group in chosen]
         self.column, self.real, self.gid = self.column[pick], self.real[pick], self.gid[pick]
+        self.earlier.clear()
         for name, value in self.memory.items():
             if isinstance(value, Tensor) and value.ndim and len(value) == count:
                 self.memory[name] = value[pick]
@@ -98,6 +145,11 @@ class Attending:
                 found.choices.append(Choices(item, images, groups, row, counts, column, spots.present, spots.gid, notes, prompt.attended))
         return found
 
+    def crop(self, length: int) -> None:
+        """Forgets new tokens from a logical column on, see `Choices.crop`."""
+        for choice in self.choices:
+            choice.crop(length)
+
     def rows(self, change: Callable[[Tensor], Tensor], count: int) -> None:
         """Lets prompt rows change as those of the cache do, which were `count`."""
         old = change(torch.arange(count)).tolist()
@@ -106,46 +158,55 @@ class Attending:
 
 
 @dataclass
-class NewToken:
-    """One forward of one new token.
+class NewTokens:
+    """The new tokens of one forward, its last `count`: one, or several where a draft guessed. Each chooses as if it came alone.
 
     Args:
-        attending: the steps.
         call: the forward.
-        read: layer -> `(B, H, keys)` attention of the new token there.
-        gone: `(B, columns)` bool over logical columns, visual tokens that are not attended to; from the layer of the last step that ran on.
-        picked: by segment, keys that are attended to, see `pick`.
+        count: how many they are.
+        attending: the steps; None where the prompt is in the same call, until the first of them runs.
+        read: layer -> `(B, H, count, keys)` attention of the new tokens there.
+        gone: `(B, count, columns)` bool over logical columns, visual tokens that are not attended to; from the layer of the last step that ran on.
+        picked: by segment and token, keys that are attended to, see `pick`.
     """
 
-    attending: Attending
     call: Call
+    count: int
+    attending: Attending | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
     gone: Tensor | None = None
-    picked: dict[int, tuple[Tensor, Tensor, bool]] = field(default_factory=dict)
+    picked: dict[tuple[int, int], tuple[Tensor, Tensor, bool]] = field(default_factory=dict)
 
     def note(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Files what the new token pays to every key at a layer that a step reads."""
-        self.read[layer] = attention_rows(query, key, scaling, keys=columns(self.call, layer).to(key.device))[:, :, 0]
+        """Files what the new tokens pay to every key at a layer that a step reads."""
+        keys = torch.arange(key.shape[2], device=key.device)
+        own = keys[-self.count :].expand(len(key), -1)
+        real = columns(self.call, layer).to(key.device)
+        self.read[layer] = attention_rows(query[:, :, -self.count :], key, scaling, keys=real, positions=own)
 
-    def choose(self, layer: int) -> None:
-        """Runs the steps in front of a layer."""
-        for choice in self.attending.choices:
-            if choice.item.step.layer != layer:
-                continue
-            step, signals = choice.item.step, {}
-            for signal in step.needs:
-                at = signal_layer(signal, step)
-                device = choice.gid.device
-                weights, position = self.read[at].to(device)[to_device(choice.row, device)], self._keys_of(choice, at).to(device)
-                rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1)).masked_fill(~choice.real[:, None], 0.0)
-                signals[signal] = rows if signal.heads else rows.mean(1)
-            view = choice.view(signals)
-            assert step.select is not None
-            selection = step.select(view)
-            check_selection(choice.item.name, selection, view)
-            kept = chosen_mask(selection, view) & choice.real
-            choice.counts.append(kept.sum(1))
-            self._leave_out(choice, choice.real & ~kept)
+    def choose(self, layer: int, items: Sequence[PlanStep]) -> None:
+        """Runs the steps in front of a layer, for one new token after the other; `items` are those of the plan."""
+        if not any(item.step.layer == layer for item in items):
+            return
+        if self.attending is None:
+            self.attending = Attending.of(items, self.call)
+        first = int(self.call.before) + self.call.incoming - self.count
+        for number in range(self.count):  # what one chooses may depend on what the one before it paid
+            for choice in self.attending.choices:
+                if choice.item.step.layer == layer:
+                    kept = choice.chosen(first + number, self._signals(choice, number))
+                    self._leave_out(choice, number, choice.real & ~kept)
+
+    def _signals(self, choice: Choices, number: int) -> dict[Any, Tensor]:
+        """Returns what a step reads of one new token."""
+        signals, device = {}, choice.gid.device
+        for signal in choice.item.step.needs:
+            at = signal_layer(signal, choice.item.step)
+            weights = self.read[at][:, :, number].to(device)[to_device(choice.row, device)]
+            position = self._keys_of(choice, at).to(device)
+            rows = weights.gather(2, position[:, None].expand(-1, weights.shape[1], -1)).masked_fill(~choice.real[:, None], 0.0)
+            signals[signal] = rows if signal.heads else rows.mean(1)
+        return signals
 
     def _keys_of(self, choice: Choices, layer: int) -> Tensor:
         """Returns the key `(G, N)` of every token of a View at a layer."""
@@ -155,79 +216,128 @@ class NewToken:
         table.scatter_(1, torch.where(where >= 0, where, width), places)
         return table[to_device(choice.row, where.device)].gather(1, choice.column.to(where.device))
 
-    def _leave_out(self, choice: Choices, tokens: Tensor) -> None:
-        """Adds tokens `(G, N)` bool to what later layers do not attend to."""
+    def _leave_out(self, choice: Choices, number: int, tokens: Tensor) -> None:
+        """Adds tokens `(G, N)` bool to what later layers do not attend to for one new token."""
         batch, width = len(self.call.now[0]), int(self.call.before) + self.call.incoming
         if self.gone is None:
-            self.gone = torch.zeros(batch, width + 1, dtype=torch.bool, device=tokens.device)
+            self.gone = torch.zeros(batch, self.count, width + 1, dtype=torch.bool, device=tokens.device)
+        own = self.gone[:, number].clone().flatten()
         flat = to_device(choice.row, tokens.device)[:, None] * (width + 1) + torch.where(tokens, choice.column, width)
-        gone = self.gone.flatten().clone()
-        gone[flat.flatten()] = True
-        self.gone = gone.view_as(self.gone)
-        self.gone[:, width] = False
+        own[flat.flatten()] = True
+        self.gone[:, number] = own.view(batch, -1)
+        self.gone[:, number, width] = False
         self.picked.clear()
 
-    def pick(self, layer: int) -> tuple[Tensor, Tensor, bool] | None:
-        """Returns the keys that a layer attends to: `index (B, K')` int64 into those of its cache, `real (B, K')` bool, and whether all are
-        real; None in front of the first step."""
+    def pick(self, layer: int, number: int) -> tuple[Tensor, Tensor, bool] | None:
+        """Returns the keys that a layer attends to for one new token: `index (B, K')` int64 into those of its cache, `real (B, K')` bool, and
+        whether all are real; None in front of the first step."""
         if self.gone is None:
             return None
-        segment = self.call.segment[layer]
-        if segment not in self.picked:
+        at = self.call.segment[layer], number
+        if at not in self.picked:
             real, where = columns(self.call, layer), all_columns(self.call, layer)
-            gone = self.gone.to(where.device).gather(1, where.clamp_min(0)) & (where >= 0)
+            gone = self.gone[:, number].to(where.device).gather(1, where.clamp_min(0)) & (where >= 0)
             keep = real & ~gone
+            keep[:, real.shape[1] - self.count + number + 1 :] = False  # new tokens behind this one
             counts = keep.sum(1).tolist()  # the one host sync of a new token
-            self.picked[segment] = (*compaction(keep, max(counts)), len(set(counts)) == 1)
-        return self.picked[segment]
+            self.picked[at] = (*compaction(keep, max(counts)), len(set(counts)) == 1)
+        return self.picked[at]
 
 
-def chosen_keys(current: Callable[[], NewToken | None], layer: int) -> Callable[..., Any]:
-    """A detour for a layer behind such a step: its attention gets the chosen keys only.
+def new_tokens(call: Call, entry_prompt: int | None, items: Sequence[PlanStep], removing: Sequence[PlanStep]) -> NewTokens | None:
+    """Returns the new tokens of a call that choose keys, None where there are none. Text of a later turn attends to all keys, as the first does.
 
     Args:
-        current: the new token that runs in this thread, if a step acts on it.
+        call: the forward.
+        entry_prompt: how many of its columns are prompt; None where nothing says it: a single token behind a prompt is new, several are text.
+        items: steps at new tokens.
+        removing: all that remove tokens inside the LLM.
+
+    Raises:
+        VtrError: guesses of a draft stand behind the prompt in its own call and cannot choose as they would alone.
+    """
+    state, attending = call.state, None if call.state is None else call.state.attending
+    prompt = 0 if state is not None and call.incoming == 1 else call.incoming if entry_prompt is None else max(entry_prompt, 0)
+    count = call.incoming - prompt
+    if not items or count < 1 or (call.prompt is None and attending is None):
+        return None
+    late = next((item for item in removing if item.step.layer > min(one.step.layer for one in items)), None)
+    twice = len({item.method for item in items}) < len(items)
+    if (call.prompt is not None and late is not None) or (count > 1 and twice):
+        reason = f"{late.name} removes tokens behind it" if late is not None else "it chooses in front of several layers"
+        raise VtrError(
+            f"{items[0].name}: several new tokens at once, as in assisted decoding and prompt lookup, cannot choose keys as each would alone, since "
+            f"{reason}; generate without assistant_model and prompt_lookup_num_tokens"
+        )
+    return NewTokens(call, count, None if call.prompt is not None else attending)
+
+
+def chosen_keys(current: Callable[[], NewTokens | None], layer: int) -> Callable[..., Any]:
+    """A detour for a layer behind such a step: its attention gets, for every new token, the chosen keys only.
+
+    Args:
+        current: the new tokens that run in this thread, if a step acts on them.
         layer: of the LLM.
     """
 
     def run(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
-        token = current()
-        picked = None if token is None or query.shape[2] != 1 else token.pick(layer)
-        if picked is None:
+        tokens = current()
+        if tokens is None or tokens.gone is None or query.shape[2] < tokens.count:
             return function(module, query, key, value, mask, *args, **kwargs)
-        index, real, all_real = picked[0].to(key.device), picked[1].to(key.device), picked[2]
-        where = index[:, None, :, None]
-        key, value = (part.gather(2, where.expand(-1, part.shape[1], -1, part.shape[3])) for part in (key, value))
-        return function(module, query, key, value, _mask_of(mask, index, real, all_real, query), *args, **kwargs)
+
+        def alone(number: int) -> Any:
+            picked = tokens.pick(layer, number)
+            assert picked is not None
+            index, real, all_real = picked[0].to(key.device), picked[1].to(key.device), picked[2]
+            where, at = index[:, None, :, None], query.shape[2] - tokens.count + number
+            keys, values = (part.gather(2, where.expand(-1, part.shape[1], -1, part.shape[3])) for part in (key, value))
+            asked = query[:, :, at : at + 1]
+            return function(module, asked, keys, values, _mask_of(mask, at, index, real, all_real, query), *args, **kwargs)
+
+        if query.shape[2] == 1:
+            return alone(0)
+        made = [alone(number)[0] for number in range(tokens.count)]
+        if query.shape[2] > tokens.count:  # a prompt in front of them, which attends to all keys
+            made.insert(0, function(module, query, key, value, mask, *args, **kwargs)[0][:, : -tokens.count])
+        return torch.cat(made, 1), None
 
     return run
 
 
-def _mask_of(mask: Any, index: Tensor, real: Tensor, all_real: bool, query: Tensor) -> Any:
-    """Returns the mask of chosen keys, from that of all keys: None, `(B, keys)`, or `(B or 1, 1, 1, keys)` bool or additive."""
+def _mask_of(mask: Any, at: int, index: Tensor, real: Tensor, all_real: bool, query: Tensor) -> Any:
+    """Returns the mask of the keys that query `at` chose, from that of all keys: None, `(B, keys)`, or `(B or 1, 1, q, keys)` bool or additive."""
     if not isinstance(mask, Tensor):
         return None if all_real else real[:, None, None]
     if mask.ndim == 2:
         return mask.expand(len(index), -1).gather(1, index) & real if mask.dtype == torch.bool else mask.gather(1, index) * real
+    mask = mask[:, :, at : at + 1]
     own = mask.expand(len(index), -1, -1, -1).gather(3, index[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1))
     if own.dtype == torch.bool:
         return own & real[:, None, None]
     return own + additive(real[:, None, None], query.dtype)
 
 
-def check_cache(cache: Any, state: Any, name: str, answered: bool) -> None:
+def check_cache(cache: Any, state: Any, item: PlanStep, answered: bool) -> None:
     """Refuses a cache on which steps at new tokens, or the removal of earlier keys, cannot be followed.
 
     Args:
-        cache: of the prompt, or None; state: what an earlier reduced call left in it; name: of the method.
+        cache: of the prompt, or None; state: what an earlier reduced call left in it.
+        item: a step at new tokens, or one that removes earlier keys.
         answered: new tokens stand behind the prompt.
 
     Raises:
-        VtrError: it is static, there is none while an answer is made, or a turn with images or videos is in it already.
+        VtrError: it is static, there is none while an answer is made, a turn with images or videos is in it already, or guesses of a draft would
+            see keys that go.
     """
+    name = item.name
     if cache is None and answered:
         raise VtrError(f"{name}: changes which keys of a cache are used, and there is none; generate with use_cache=True")
     if cache is not None and cache.is_compileable:
         raise VtrError(f"{name}: changes which keys of a cache are used, which a static cache cannot follow; use a dynamic cache")
+    if answered and item.step.earlier_keys:
+        raise VtrError(
+            f"{name}: removes keys of earlier layers behind the prompt, which guesses of a draft in the same call have seen by then (assisted "
+            "decoding, prompt lookup); generate without assistant_model and prompt_lookup_num_tokens"
+        )
     if state is not None and state.attending is not None:
         raise VtrError(f"{name}: a later turn with an image or a video is not followed while new tokens choose; begin with a new cache")

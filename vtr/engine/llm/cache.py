@@ -57,7 +57,10 @@ def _crop(state: Decoding, count: int) -> None:
     """Forgets the last `count` keys of every layer."""
     state.valid = shared(state.segment, [v[:, : v.shape[1] - count] for v in state.valid])
     state.where = shared(state.segment, [w[:, : v.shape[1]] for w, v in zip(state.where, state.valid, strict=True)])
-    state.logical = min(state.logical, state.valid[state.counted].shape[1] + state.dropped)
+    length = state.valid[state.counted].shape[1] + state.dropped
+    state.logical = min(state.logical, length)
+    if state.attending is not None:
+        state.attending.crop(length)
 
 
 def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, encoded: bool, kwargs: dict, needs_tower: bool) -> None:

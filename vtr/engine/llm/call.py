@@ -68,7 +68,7 @@ class Call:
         windowed: the prompt is longer than the window of sliding-window layers, whose masks are then made from logical columns.
         own_masks: by type of layer, the 4-D masks of a model whose images see themselves, for all tokens of the call.
         masks: masks made so far, by segment.
-        token: the one new token of this call, where steps choose what it attends to.
+        token: the new tokens of this call, where steps choose what they attend to.
         prompt: the prompt, when visual tokens come with this call and the plan acts on them.
     """
 

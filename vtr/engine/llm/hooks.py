@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtr.engine.llm import freeze
-from vtr.engine.llm.attend import Attending, NewToken, check_cache, chosen_keys
+from vtr.engine.llm.attend import Attending, NewTokens, check_cache, chosen_keys, new_tokens
 from vtr.engine.llm.beside import Beside
 from vtr.engine.llm.cache import check_prefill, check_returned, evict, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
@@ -50,6 +50,7 @@ class LlmHooks:
         self.blocks = list(host.language.blocks)
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill", "decode")]
         self.attends, self.evicts = plan.at("decode"), [s for s in plan.steps if s.step.earlier_keys]
+        self.removing = [s for s in plan.at("prefill") if s.removes]
         self.needs_tower = any(s.in_tower for s in plan.steps)
         self.watched = plan.signals(tower=False)
         self.last_use = plan.last_use(tower=False)
@@ -90,7 +91,7 @@ class LlmHooks:
                 if language.backend.startswith("flash"):
                     undo.append(TAPS.detour(language.attention(block), freeze.by_runs(lambda: self.call, i)))
         for i in range(min((s.step.layer for s in self.attends), default=len(self.blocks)), len(self.blocks)):
-            undo.append(TAPS.detour(language.attention(language.blocks[i]), chosen_keys(self._new_token, i)))
+            undo.append(TAPS.detour(language.attention(language.blocks[i]), chosen_keys(self._new_tokens, i)))
         for i in {signal_layer(need, s.step) for s in self.attends for need in s.step.needs}:
             undo.append(TAPS.watch(language.attention(language.blocks[i]), self._read_new_token(i)))
         for i, signals in self.watched.items():
@@ -170,7 +171,7 @@ class LlmHooks:
         if visuals:
             inside = all(kind in entry.encoded for kind in visuals)
             for item in (*self.attends, *self.evicts):
-                check_cache(cache, state, item.name, entry.prompt is not None and entry.prompt < length)
+                check_cache(cache, state, item, entry.prompt is not None and entry.prompt < length)
             check_prefill(self.host, cache, state, call.before, inside, kwargs, self.needs_tower)
             call.prompt = Prompt(self.host, self.plan, entry, visuals, valid, facts, call.positions, self.text_towers)
             if self.host.beside is not None and kwargs.get(self.host.beside[0]) is not None:
@@ -182,8 +183,7 @@ class LlmHooks:
                 call.own_masks = own_masks(self.host, kwargs.get("attention_mask"), call.before)
             embeds = self._boundary(call.prompt, embeds)
             call.shortened(0)
-        elif state is not None and state.attending is not None and length == 1:
-            call.token = NewToken(state.attending, call)
+        call.token = new_tokens(call, entry.prompt, self.attends, self.removing)
         call.given = call.segment[0]
         window = self.host.sliding_window()
         call.windowed = window is not None and not call.static and call.before + length > window
@@ -265,8 +265,6 @@ class LlmHooks:
                 return None
             hidden = given = args[0] if args else kwargs["hidden_states"]
             prompt = call.prompt
-            if call.token is not None:
-                call.token.choose(i)
             if prompt is not None and prompt.beside is not None:
                 call.move(hidden.device)
                 hidden = prompt.beside.added(i, hidden, prompt.tokens)
@@ -277,6 +275,8 @@ class LlmHooks:
                     hidden = prompt.run_step(item, hidden)
                 if prompt.tokens.valid is not call.now[i]:
                     call.shortened(i)
+            if call.token is not None:
+                call.token.choose(i, self.attends)
             if prompt is not None:
                 for read in [r for r in prompt.taps if r < i and self.last_use[r] <= i]:
                     del prompt.taps[read]
@@ -342,14 +342,14 @@ class LlmHooks:
 
         return hook
 
-    def _new_token(self) -> NewToken | None:
+    def _new_tokens(self) -> NewTokens | None:
         return None if self.call is None else self.call.token
 
     def _read_new_token(self, i: int) -> Any:
         def watcher(_module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, scaling: float) -> None:
-            token = self._new_token()
-            if token is not None and query.shape[2] == 1:
-                token.note(i, query, key, scaling)
+            tokens = self._new_tokens()
+            if tokens is not None:
+                tokens.note(i, query, key, scaling)
 
         return watcher
 
@@ -376,4 +376,5 @@ class LlmHooks:
         if call.cache is not None and (call.reduced or (call.prompt is not None and self.attends)):
             store(self.states, call, self.host)
             if call.prompt is not None and self.attends:
-                self.states[call.cache].attending = Attending.of(self.attends, call)
+                begun = None if call.token is None else call.token.attending
+                self.states[call.cache].attending = begun or Attending.of(self.attends, call)

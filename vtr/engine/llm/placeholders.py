@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vtr.engine.llm.entry import Encoded, Entry
-from vtr.hosts._layout import Kind, Layout, frames_of_one_video
-from vtr.hosts._protocol import Host
+from vtr.hosts._layout import Kind, Layout
+from vtr.hosts._protocol import Host, one_video
 from vtr.types import VtrError
 
 
@@ -56,15 +56,7 @@ def framed(host: Host, placeholders: list[int], layouts: list[Layout]) -> list[L
     """
     _, rows, _, repeat = rows_of_images(placeholders, layouts)
     first = [row for row in rows if row % repeat == 0]
-    try:
-        return [
-            frames_of_one_video([layout for layout, own in zip(layouts, first, strict=True) if own == row]) for row in dict.fromkeys(first)
-        ]
-    except ValueError as error:
-        raise VtrError(
-            f"{host.name}: visuals='prompt' takes every image as a frame, but {error}; let the processor make one view of each, as with "
-            "max_patches=1 or do_image_splitting=False"
-        ) from error
+    return [one_video(host, [layout for layout, own in zip(layouts, first, strict=True) if own == row]) for row in dict.fromkeys(first)]
 
 
 def rows_of_images(placeholders: list[int], layouts: list[Layout]) -> tuple[list[int], list[int], list[int], int]:

@@ -21,6 +21,7 @@ NAMES = (
     "max_frames_num",
     "min_pixels",
     "max_pixels",
+    "visuals",
     "max_new_tokens",
     "batch_size",
     "max_batch_size",

@@ -26,6 +26,7 @@ from vtr.eval.run.asking import encode_prompts, generate_tokens, prompt_lengths,
 from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
+from vtr.planning import Visuals, host_for
 from vtr.reduction import apply
 from vtr.types import VtrError
 from vtr.types.errors import WrongValue
@@ -71,6 +72,7 @@ class Vtr(lmms):
         device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
         max_frames_num: most frames of a video; a model without videos is shown them as images.
         min_pixels, max_pixels: of an image, where the processor has such limits; default: its own.
+        visuals: `prompt` = the images of a prompt, frames of videos among them, are one video; for models that take images only.
         max_new_tokens: for tasks that set none.
         batch_size: prompts at once; changes times, not answers.
         max_batch_size: not used.
@@ -93,6 +95,7 @@ class Vtr(lmms):
         max_frames_num: int = 8,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        visuals: Visuals = "each",
         max_new_tokens: int = 1024,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -114,8 +117,9 @@ class Vtr(lmms):
             device = str(self.accelerator.device) if device in (None, "cuda") else device
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention), pixels=pixels)
         self.host = host_of(self.model)
-        self.shown = Shown(frames, self.host.has_video)
-        self.reduction = apply(self.model, chosen, processor=self.processor) if chosen else None
+        asked: Any = host_for(self.model, visuals)
+        self.shown, self.frame_settings = Shown(frames, self.host.has_video), asked.frame_settings
+        self.reduction = apply(self.model, chosen, processor=self.processor, visuals=visuals) if chosen else None
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +205,7 @@ class Vtr(lmms):
 
     def _encode(self, prompts: Sequence[Prompt]) -> Any:
         texts, images, videos = zip(*((prompt.text, prompt.images, prompt.videos) for prompt in prompts), strict=True)
-        inputs = encode_prompts(self.processor, texts, images, videos)
+        inputs = encode_prompts(self.processor, texts, images, videos, self.frame_settings)
         return to_model(inputs, self.model)
 
     def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[GenerationResult]:
@@ -221,7 +225,7 @@ class Vtr(lmms):
 
     def _visual_tokens(self, prompts: Sequence[Prompt], inputs: Any) -> list[dict[str, float]]:
         """Visual tokens of every prompt, summed over its images and videos: before, at the end of the LLM, and mean over its layers."""
-        rows = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
+        rows = [row for row, prompt in enumerate(prompts) for _ in (prompt.images[:1] if self.host.tiles else prompt.images)]
         rows += [row for row, prompt in enumerate(prompts) for _ in prompt.videos]
         if self.reduction and rows:
             images = [(i.row, i.visual_tokens, len(i.retained), fmean(i.per_layer)) for i in self.reduction.report().images]

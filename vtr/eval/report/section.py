@@ -22,8 +22,8 @@ BASELINES = (FULL, *AT_A_BUDGET, "none")
 """Rows without which a comparison means little."""
 
 CONTEXT = ("dtype", "attention", "device", "max_new_tokens")
-PIXELS = ("min_pixels", "max_pixels")
-"""What was asked of the processor; not there where it was left alone."""
+PIXELS = ("min_pixels", "max_pixels", "visuals")
+"""What was asked of the processor, and how a model without videos was shown them; not there where that was left alone."""
 
 
 class BudgetKey(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtr.data.frames import Video, video_of
 from vtr.hosts._layout import Layout
-from vtr.hosts._protocol import host_of
+from vtr.hosts._protocol import host_of, one_video
 from vtr.models.devices import synchronize
 from vtr.types import VtrError
 from vtr.types.errors import WrongValue
@@ -52,11 +52,7 @@ def build_prompt(processor: Any, question: str, images: int, videos: int = 0) ->
 def build_content(question: str, images: int, videos: int = 0) -> list[dict[str, str]]:
     """Parts of one turn, see `build_prompt`."""
     for mark, count in ((MARK, images), (VIDEO_MARK, videos)):
-        marks, kind = question.count(mark), mark.strip("<>")
-        if marks not in (0, count):
-            raise WrongValue(
-                f"question: has {marks} x {mark} but {count} {kind}(s) were given; give one {kind} for each, or leave {mark} out"
-            )
+        check_marks(question, mark, count)
     parts = _MARKS.split(question)
     content = [{"type": "image"} for _ in range(images) if MARK not in parts]
     content += [{"type": "video"} for _ in range(videos) if VIDEO_MARK not in parts]
@@ -66,6 +62,17 @@ def build_content(question: str, images: int, videos: int = 0) -> list[dict[str,
         elif part.strip():
             content.append({"type": "text", "text": part.strip() if len(parts) > 1 else part})
     return content
+
+
+def check_marks(question: str, mark: str, count: int) -> None:
+    """Refuses a question that says where images or videos go, but not of `count` of them.
+
+    Raises:
+        ValueError: it has another number of marks.
+    """
+    marks, kind = question.count(mark), mark.strip("<>")
+    if marks not in (0, count):
+        raise WrongValue(f"question: has {marks} x {mark} but {count} {kind}(s) were given; give one {kind} for each, or leave {mark} out")
 
 
 def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
@@ -80,7 +87,11 @@ def fill_template(processor: Any, turns: Sequence[dict[str, Any]]) -> str:
 
 
 def encode(
-    processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Video]] | None = None
+    processor: Any,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    videos: Sequence[Sequence[Video]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Returns the model inputs of a batch of questions, see `encode_prompts`.
 
@@ -88,14 +99,20 @@ def encode(
         processor: of the model.
         questions: one per row.
         images, videos: of each row, in order.
+        settings: see `encode_prompts`.
     """
     videos = [()] * len(questions) if videos is None else videos
     rows = zip(questions, images, videos, strict=True)
-    return encode_prompts(processor, [build_prompt(processor, asked, len(one), len(two)) for asked, one, two in rows], images, videos)
+    prompts = [build_prompt(processor, asked, len(one), len(two)) for asked, one, two in rows]
+    return encode_prompts(processor, prompts, images, videos, settings)
 
 
 def encode_prompts(
-    processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Video]] | None = None
+    processor: Any,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    videos: Sequence[Sequence[Video]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Returns the model inputs of a batch of prompts with the chat template filled in, padded on the left.
 
@@ -103,6 +120,7 @@ def encode_prompts(
         processor: of the model.
         prompts: one per row.
         images, videos: of each row, in order.
+        settings: of the processor, for this call; `Host.frame_settings` where images are frames.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     several = len(prompts) > 1
@@ -121,6 +139,7 @@ def encode_prompts(
         padding_side="left",
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         return_tensors="pt",
+        **(settings or {}),
     )
 
 
@@ -164,8 +183,8 @@ def _check_places(processor: Any, prompts: Sequence[str], videos: Sequence[Seque
         if own and (mark is None or prompt.count(mark) != len(own)):
             places = prompt.count(mark) if mark else 0
             raise VtrError(
-                f"processor: its chat template has places for {places} video(s) in this prompt, got {len(own)}; give frames as images, or use a "
-                "checkpoint whose template knows videos"
+                f"processor: its chat template has places for {places} video(s) in this prompt, got {len(own)}; give frames as images (with "
+                "visuals='prompt' they are one video), or use a checkpoint whose template knows videos"
             )
 
 
@@ -243,8 +262,11 @@ def placeholders(model: Any, inputs: Any) -> list[int]:
 
 
 def visuals_of(host: Any, inputs: Any) -> list[Layout]:
-    """Returns the layouts of what a processor made of prompts: of all images, then of all videos, in order."""
+    """Returns the layouts of what a processor made of prompts: of all images, then of all videos, in order; of a host whose images are frames that
+    of the video of the one prompt."""
     found = list(host.images_of(inputs))
+    if host.as_frames and found:
+        return [one_video(host, found)]
     if inputs.get("pixel_values_videos") is not None:
         found += host.layouts("video", {**inputs, "pixel_values": inputs["pixel_values_videos"]})
     return found

@@ -154,10 +154,12 @@ def fingerprint(
     device: str,
     model_type: str | None = None,
     pixels: PixelLimits | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns what makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice.
 
-    Limits of pixels are there where they are not the processor's own.
+    Limits of pixels are there where they are not the processor's own; `shown` is how a model without videos was shown them, see
+    `vtr.eval.run.setup.noted`.
     """
     content = {
         "method": cell.name,
@@ -172,5 +174,6 @@ def fingerprint(
         "versions": versions(),
         "code": code_hash(cell.methods, model_type),
         **(pixels.given if pixels is not None else {}),
+        **(shown or {}),
     }
     return json.loads(json.dumps(content))  # tuples are lists there, and a fingerprint is compared with one that was read

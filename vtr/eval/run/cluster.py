@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtr.eval.run.failures import Failure
-from vtr.eval.run.workers import Advance, Job, Setup, Surroundings, Worker
+from vtr.eval.run.setup import Setup
+from vtr.eval.run.workers import Advance, Job, Surroundings, Worker
 from vtr.types import VtrError
 from vtr.types.errors import WrongValue
 

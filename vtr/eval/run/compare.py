@@ -15,10 +15,11 @@ from PIL import Image
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.data.frames import Video
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
+from vtr.eval.run.setup import given_to, shown_as, visuals_as
 from vtr.hosts._protocol import host_of
-from vtr.models.pixels import OWN_LIMITS, PixelLimits, check_frame_limits
+from vtr.planning import Visuals
 from vtr.reduction import reduced
-from vtr.types import Method, VtrError
+from vtr.types import Method
 from vtr.types.errors import WrongValue
 from vtr.types.naming import FULL
 from vtr.viz import views_from_inputs, views_from_videos
@@ -83,6 +84,7 @@ def compare(
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
     videos: Sequence[Video] = (),
+    visuals: Visuals | None = None,
 ) -> Comparison:
     """Asks once with and once without the method.
 
@@ -94,21 +96,22 @@ def compare(
         max_new_tokens: of each answer.
         repeats: prefills whose median is reported.
         step: called with what is about to be done, for progress.
+        visuals: how a model that takes images only is shown videos, see `shown_as`.
 
     Raises:
         ValueError: `keep` above the visual tokens of an image, or what `build_prompt` and the method refuse.
-        VtrError: videos, and the model has none.
+        VtrError: what `shown_as` and `given_to` refuse.
     """
     if not images and not videos:
         raise WrongValue("image: at least one is needed, got none")
-    if videos:
-        check_videos(model)
-    inputs = to_model(encode(processor, [question], [list(images)], [list(videos)]), model)
-    shortened, report = ask(model, processor, inputs, method, max_new_tokens, repeats, step)
+    host = shown_as(host_of(model), bool(videos), visuals)
+    question, (images, videos) = given_to(host, question, images, videos)
+    inputs = to_model(encode(processor, [question], [images], [videos], host.frame_settings), model)
+    shortened, report = ask(model, processor, inputs, method, max_new_tokens, repeats, step, visuals_as(host))
     whole, _ = ask(model, processor, inputs, None, max_new_tokens, repeats, step)
     counts = [image["visual_tokens"] for image in report["images"]]
     whole.retained, whole.average_tokens = counts, float(sum(counts))
-    return Comparison(question, counts, whole, shortened, report, views_of(model, processor, inputs, images, videos))
+    return Comparison(question, counts, whole, shortened, report, views_of(host, processor, inputs, images, videos))
 
 
 def ask(
@@ -119,6 +122,7 @@ def ask(
     max_new_tokens: int,
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
+    visuals: Visuals = "each",
 ) -> tuple[Outcome, dict[str, Any]]:
     """Asks on one side and returns the outcome and the report (empty for the full model, whose tokens are then counted with newlines).
 
@@ -126,13 +130,14 @@ def ask(
         model, processor, max_new_tokens, repeats, step: as in `compare`.
         inputs: one encoded prompt on the model's device.
         method: None for the full model.
+        visuals: see `vtr.reduced`.
     """
     name = method.name if method else FULL
     layers = model.config.get_text_config().num_hidden_layers
     slots, length = placeholders(model, inputs)[0], prompt_lengths(inputs)[0]
     report: dict[str, Any] = {}
     lengths, per_layer, retained, frozen, runs, choosing = [length] * layers, [slots] * layers, [slots], [], [], []
-    with reduced(model, method, processor=processor) if method else nullcontext() as reduction:
+    with reduced(model, method, processor=processor, visuals=visuals) if method else nullcontext() as reduction:
         step(f"{name}: answer")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below
@@ -176,33 +181,25 @@ def check_budget(method: Method, report: dict[str, Any]) -> None:
             raise WrongValue(f"{method.name}: keep must be from 1 to the {kind}'s visual tokens, got {method.keep}; {where}")
 
 
-def check_videos(model: Any, pixels: PixelLimits = OWN_LIMITS) -> None:
-    """Refuses videos where a model has none, and limits of their pixels where it has no such limits.
-
-    Raises:
-        ValueError: such limits.
-        VtrError: it has no videos.
-    """
-    host = host_of(model)
-    if not host.has_video:
-        raise VtrError(
-            f"video: {host.name!r} takes images only, got a video; give its frames as images (--image, repeated), or use a model with videos such as "
-            "llava-onevision-7b"
-        )
-    check_frame_limits(host, pixels)
-
-
 def _report(reduction: Any) -> dict[str, Any]:
     return reduction.report().to_dict()
 
 
-def views_of(model: Any, processor: Any, inputs: Any, images: Sequence[Image.Image], videos: Sequence[Video] = ()) -> list[np.ndarray]:
-    """Returns the pixels of every image, then of every video, of one prompt as the tower saw them, `(V, H, W, 3)` uint8."""
-    layouts = visuals_of(host_of(model), inputs)
-    counts = [layout.views for layout in layouts]
+def views_of(host: Any, processor: Any, inputs: Any, images: Sequence[Image.Image], videos: Sequence[Video] = ()) -> list[np.ndarray]:
+    """Returns the pixels of every image, then of every video, of one prompt as the tower saw them, `(V, H, W, 3)` uint8.
+
+    Args:
+        host: as which the model was asked, see `shown_as`; where images are frames there is one entry for all.
+        processor, inputs: of the prompt.
+        images, videos: that the processor got, in order.
+    """
+    counts = [layout.views for layout in visuals_of(host, inputs)]
     found = []
     if images:
-        found += views_from_inputs(inputs, getattr(processor, "image_processor", processor), counts[: len(images)], images)
+        rows = inputs["pixel_values"].ndim == 5  # those of a prompt are in one row
+        own = [1] * len(images) if host.as_frames and not rows else counts[: len(images)]
+        found += views_from_inputs(inputs, getattr(processor, "image_processor", processor), own, images)
+        found = [np.concatenate(found)] if host.as_frames else found
     if videos:
         frames = [video.frames for video in videos]
         found += views_from_videos(inputs, getattr(processor, "video_processor", processor), counts[len(images) :], frames)

@@ -5,24 +5,22 @@ The model is built from its config on torch's meta device, which takes no memory
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.largest import Largest, largest_image, largest_video
-from vtr.eval.run.workers import Job, Setup, Surroundings, describe
+from vtr.eval.run.runner import cell_host
+from vtr.eval.run.setup import Setup, sketch, visuals_as
+from vtr.eval.run.workers import Job, Surroundings, describe
 from vtr.hosts._protocol import Host, host_of, pooled_tower
-from vtr.models.loading import find_checkpoint, load_config, recipe_of, stored_checkpoint
-from vtr.models.pixels import check_frame_limits, check_limits
+from vtr.models.loading import find_checkpoint, recipe_of, stored_checkpoint
+from vtr.models.pixels import check_frame_limits
 from vtr.planning import plan
 from vtr.plans import Plan
 from vtr.registry import create_method
@@ -42,45 +40,14 @@ class Forecast:
         average: visual tokens of a layer, mean over the LLM's layers.
         adaptive: the method decides itself how much stays, or the images are not known; both numbers are then upper bounds.
         tflops: one prompt through tower and LLM (a multiply-add counts once); the tower counts in full.
-        assumed: how large the frames of its videos are was assumed.
+        of: `(height, width)` that the frames of its videos were assumed to have; None where that is known, or does not matter.
     """
 
     retained: int
     average: float
     adaptive: bool
     tflops: float
-    assumed: bool = False
-
-
-@cache
-def sketch(setup: Setup) -> Any:
-    """The model of a setup without weights.
-
-    Raises:
-        ValueError: unknown model, or limits of pixels that its processor does not have.
-        VtrError: its config cannot be read, or not be built with this attention backend.
-    """
-    checkpoint = find_checkpoint(setup.model)
-    recipe = recipe_of(setup.model, checkpoint)
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    if checkpoint.folder is None and recipe is not None and recipe.config is not None:
-        config = AutoConfig.for_model(recipe.host, **recipe.config)
-    else:
-        config = load_config(stored_checkpoint(checkpoint) or checkpoint)
-
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, attn_implementation=setup.attention)
-    except (ImportError, ValueError) as error:
-        raise VtrError(f"{checkpoint.name}: cannot be built with attention={setup.attention!r} ({str(error).splitlines()[0]})") from None
-    finally:
-        logger.setLevel(level)
-    check_limits(host_of(model), setup.pixels)
-    return model
+    of: tuple[int, int] | None = None
 
 
 def misfits(setup: Setup, cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
@@ -127,7 +94,7 @@ def forecast(setup: Setup, cell: Cell) -> Forecast | None:
     per_layer = [largest.images * tokens for tokens in planned.counts(largest.tokens)]
     flops = prefill_flops(shape, [TEXT_TOKENS + tokens for tokens in per_layer], planned.frozen, TEXT_TOKENS)
     flops += largest.images * tower_flops(host_of(model), largest.grids)
-    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA, largest.assumed)
+    return Forecast(per_layer[-1], average_tokens(per_layer), planned.adaptive or largest.bound, flops / TERA, largest.of)
 
 
 def final_keep(setup: Setup, cell: Cell, method: int) -> int | None:
@@ -233,18 +200,26 @@ def tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
 
 
 def _largest(setup: Setup, cell: Cell) -> Largest | None:
-    checkpoint, host = find_checkpoint(setup.model), host_of(sketch(setup))
+    checkpoint, host = find_checkpoint(setup.model), _host(setup, cell)
     given = (host, setup, checkpoint, recipe_of(setup.model, checkpoint), cell.task, cell.limit)
-    if cell.task.frames and host.has_video:
+    if cell.task.frames and "video" in host.encode:
         return largest_video(*given)
-    image = largest_image(*given)
-    return replace(image, images=cell.task.frames) if image is not None and cell.task.frames else image
+    image, frames = largest_image(*given), cell.task.frames
+    if image is None or not frames:
+        return image
+    if host.as_frames:  # every image is one view
+        return replace(image, tokens=frames * image.tokens // len(image.grids), grids=image.grids[:1] * frames)
+    return replace(image, images=frames)
+
+
+def _host(setup: Setup, cell: Cell) -> Host:
+    return cell_host(host_of(sketch(setup)), cell, setup.visuals)
 
 
 def _planned(setup: Setup, cell: Cell) -> Plan:
-    model = sketch(setup)
-    found = plan(model, cell.method or create_method("uniform", keep_ratio=1.0), question="")  # a text, for methods that need one
-    host, cutter = host_of(model), found.cutter("video")
+    host, method = _host(setup, cell), cell.method or create_method("uniform", keep_ratio=1.0)
+    found = plan(sketch(setup), method, question="", visuals=visuals_as(host))  # a text, for methods that need one
+    cutter = found.cutter("video")
     if cell.task.frames and cutter and host.pooling is not None:
         raise pooled_tower(cutter, host.name)
     return found

@@ -31,14 +31,14 @@ class Largest:
         tokens: visual tokens, newlines excluded.
         grids: `(rows, cols)` of tokens of every view, as the tower sees it.
         bound: no image has more, but perhaps none has as many.
-        assumed: of a video: the recipe, or we, assumed how large frames are.
+        of: of a video: `(height, width)` of the frames that the recipe, or we, assumed; None where it is known, or does not matter.
         images: so many of them are in a prompt: frames where the model has no videos.
     """
 
     tokens: int
     grids: tuple[Grid, ...]
     bound: bool = False
-    assumed: bool = False
+    of: Grid | None = None
     images: int = 1
 
 
@@ -93,21 +93,27 @@ def largest_video(host: Host, setup: Any, checkpoint: Checkpoint, recipe: Recipe
             return max((_of_clip(host, processor, clip) for clip in _clips(task, limit)), key=lambda one: one.tokens)
     known = recipe.tokens.get("video") if recipe is not None else None
     if known is None:
-        return None if processor is None else replace(_of_clip(host, processor, (*_ASSUMED, frames)), assumed=True)
+        return None if processor is None else replace(_of_clip(host, processor, (*_ASSUMED, frames)), of=_ASSUMED[::-1])
     joins = known.get("joins", 1)
     views, view = -(-frames // joins), round(known["per_frame"] * joins)
     unit = host.tower.patch_size * math.isqrt(host.tower.joins)
-    if setup.pixels.max_pixels and "of" in known and view * unit**2 > setup.pixels.max_pixels:
-        view = _shrunk(known["of"], unit, setup.pixels.max_pixels)
+    if "of" in known and setup.pixels.given:
+        view = _resized(known["of"], unit, view, setup.pixels)
     view = min(view, known.get("most", views * view) // views)
     grid = host.tower.patch_grid if host.pooling is not None else None
-    return Largest(views * view, (grid or (1, view),) * views, assumed="of" in known)
+    return Largest(views * view, (grid or (1, view),) * views, of=tuple(known["of"]) if "of" in known else None)
 
 
-def _shrunk(size: list[int], unit: int, most: int) -> int:
-    """Returns the tokens of `unit` pixels that a frame of `[height, width]` has when the processor of Qwen-VL has to make it smaller."""
-    scale = min(1.0, math.sqrt(most / (size[0] * size[1])))
-    return math.prod(max(1, math.floor(side * scale / unit)) for side in size)
+def _resized(size: list[int], unit: int, tokens: int, limits: PixelLimits) -> int:
+    """Returns the tokens of `unit` pixels that the processor of Qwen-VL makes of a frame of `[height, width]`, `tokens` without limits."""
+    most, least = limits.max_pixels, limits.min_pixels
+    if most and tokens * unit**2 > most:
+        scale = min(1.0, math.sqrt(most / (size[0] * size[1])))
+        return math.prod(max(1, math.floor(side * scale / unit)) for side in size)
+    if least and tokens * unit**2 < least:
+        scale = math.sqrt(least / (size[0] * size[1]))
+        return math.prod(math.ceil(side * scale / unit) for side in size)
+    return tokens
 
 
 def _clips(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:
@@ -156,7 +162,7 @@ def _sizes(task: Task, limit: int | None) -> frozenset[tuple[int, ...]]:
 
 def _of_size(host: Host, processor: Any, size: tuple[int, ...]) -> Largest:
     """Returns what the processor makes of an image of `(width, height)` pixels."""
-    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", (size[0], size[1]))]]))
+    (layout,) = host.images_of(encode(processor, ["?"], [[Image.new("RGB", (size[0], size[1]))]], settings=host.frame_settings))
     return Largest(layout.tokens, layout.grids)
 
 

@@ -21,7 +21,7 @@ from vtr.registry import find_host, list_hosts
 from vtr.types import Method
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
-_ALWAYS = ("vtr.reduction", "vtr.eval.run.asking", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
+_ALWAYS = ("vtr.reduction", "vtr.eval.run.asking", "vtr.eval.run.setup", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
 _ALONE = ("vtr.eval.run.runner",)  # what it imports only sums up
 _SHOWN = "vtr.viz"  # draws what was answered
 _PACKAGE = Path(vtr.__file__).resolve().parent

@@ -7,8 +7,8 @@ Layout of a file:
     format, schema      "vtr-cell", 1
     key                 sha256 of the fingerprint; two cells with one key are the same experiment
     fingerprint         method, settings, seed, model, task, dtype, attention, device, versions, max_new_tokens, code (hash of our sources), and
-                        min_pixels and max_pixels where they are not the processor's own; a plan is `a+b` with the settings of its methods in
-                        order under `plan`
+                        min_pixels and max_pixels where they are not the processor's own; visuals (each, prompt) of a task with videos on a
+                        model that takes images only; a plan is `a+b` with the settings of its methods in order under `plan`
     conditions          what may change times but not answers: batch size, threads, platform, git (commit, dirty), start, seconds
     summary             scores and means, derived from samples; `metrics` of the task's own making where it has some
     samples             one line per sample: id, family, answer, prediction, correct, frames (of a task with videos), visual_tokens and retained

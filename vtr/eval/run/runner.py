@@ -10,23 +10,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from PIL import Image
-
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
-from vtr.data.frames import Video
-from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, seen_of, to_model, together, visuals_of
+from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model, together, visuals_of
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
+from vtr.eval.run.setup import Seen, noted, seen_by, shown_as, visuals_as
 from vtr.eval.run.sharing import TowerCache
 from vtr.eval.stats import accuracy, macro_accuracy
 from vtr.hosts._protocol import host_of
 from vtr.models.pixels import OWN_LIMITS, PixelLimits
-from vtr.planning import plan
+from vtr.planning import Visuals, plan
 from vtr.reduction import reduced
 from vtr.types.errors import WrongValue
-
-Seen = tuple[list[Image.Image], list[Video]]
-"""The images and the videos of a sample."""
 
 
 @dataclass
@@ -40,6 +35,7 @@ class Runner:
         batch_size: prompts at once; changes times, not answers.
         share_tower: run the tower once for all cells that leave it alone; times of these cells mean nothing then.
         pixels: with which the processor was loaded.
+        visuals: how a model that takes images only is shown videos, see `shown_as`.
     """
 
     model: Any
@@ -50,7 +46,8 @@ class Runner:
     batch_size: int = 16
     share_tower: bool = False
     pixels: PixelLimits = OWN_LIMITS
-    _counts: dict[tuple[tuple[int, ...], ...], list[int]] = field(default_factory=dict)
+    visuals: Visuals | None = None
+    _counts: dict[Any, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.host = host_of(self.model)
@@ -60,8 +57,9 @@ class Runner:
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Of a cell on this model."""
-        kind = self.model.config.model_type
-        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, kind, self.pixels)
+        kind, host = self.model.config.model_type, self._host(cell)
+        shown = noted(host, cell.task.frames is not None)
+        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, kind, self.pixels, shown)
 
     def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
         """Outcomes of all samples of a cell, in order.
@@ -71,8 +69,9 @@ class Runner:
             advance: called with the number of samples after each batch.
         """
         outcomes: list[dict[str, Any]] = []
+        given: dict[str, Any] = {"processor": self.processor, "visuals": visuals_as(self._host(cell))}
         with (
-            reduced(self.model, cell.method, processor=self.processor) if cell.method else nullcontext() as reduction,
+            reduced(self.model, cell.method, **given) if cell.method else nullcontext() as reduction,
             self._tower(reduction),
         ):
             for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
@@ -95,14 +94,20 @@ class Runner:
             "samples": samples,
         }
 
+    def _host(self, cell: Cell) -> Any:
+        return cell_host(self.host, cell, self.visuals)
+
     def _frozen(self, cell: Cell) -> list[int]:
-        return [] if cell.method is None else plan(self.model, cell.method, processor=self.processor).frozen
+        if cell.method is None:
+            return []
+        return plan(self.model, cell.method, processor=self.processor, visuals=visuals_as(self._host(cell))).frozen
 
     def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
 
     def _batch(self, cell: Cell, batch: Sequence[Any], reduction: Any) -> list[dict[str, Any]]:
-        seen = [seen_of(sample, self.host.has_video) for sample in batch]
+        host = self._host(cell)
+        seen = [seen_by(host, sample) for sample in batch]
         outcomes: dict[int, dict[str, Any]] = {}
         for rows in together(self.processor, [videos for _, videos in seen]):
             outcomes.update(zip(rows, self._asked(cell, [batch[row] for row in rows], [seen[row] for row in rows], reduction), strict=True))
@@ -112,9 +117,10 @@ class Runner:
         """Returns the outcomes of samples that the processor takes at once."""
         questions = [sample.question for sample in batch]
         images, videos = zip(*seen, strict=True)
-        inputs = to_model(encode(self.processor, questions, images, videos), self.model)
+        host = self._host(cell)
+        inputs = to_model(encode(self.processor, questions, images, videos, host.frame_settings), self.model)
         predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
-        counts = self._tokens(questions, seen, inputs, reduction)
+        counts = self._tokens(host, questions, seen, inputs, reduction)
         return [
             {
                 "id": sample.id,
@@ -129,7 +135,7 @@ class Runner:
             for sample, shown, prediction, own in zip(batch, seen, predictions, counts, strict=True)
         ]
 
-    def _tokens(self, questions: Sequence[str], seen: Sequence[Seen], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
+    def _tokens(self, host: Any, questions: Sequence[str], seen: Sequence[Seen], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
         """What the images and videos of every row came to: tokens before, left at the end, and at every LLM layer."""
         layers = self.model.config.get_text_config().num_hidden_layers
         images: list[list[dict[str, Any]]] = [[] for _ in questions]
@@ -138,7 +144,7 @@ class Runner:
         found = []
         rows = zip(questions, seen, images, placeholders(self.model, inputs), prompt_lengths(inputs), strict=True)
         for question, shown, own, slots, length in rows:
-            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(question, shown)
+            before = [image["visual_tokens"] for image in own] if reduction else self._full_tokens(host, question, shown)
             per_layer = (
                 [sum(layer) for layer in zip(*(image["per_layer"] for image in own), strict=True)] if reduction else [sum(before)] * layers
             )
@@ -154,14 +160,19 @@ class Runner:
             )
         return found
 
-    def _full_tokens(self, question: str, shown: Seen) -> list[int]:
+    def _full_tokens(self, host: Any, question: str, shown: Seen) -> list[int]:
         """Returns the visual tokens of a sample's images and videos without newlines, as the model's host lays them out; once per sizes."""
         images, videos = shown
-        size = (*(image.size for image in images), *((len(video.frames), *video.frames[0].size) for video in videos))
+        size = (host.as_frames, *(image.size for image in images), *((len(video.frames), *video.frames[0].size) for video in videos))
         if size not in self._counts:
-            inputs = encode(self.processor, [question], [images], [videos])
-            self._counts[size] = [layout.tokens for layout in visuals_of(self.host, inputs)]
+            inputs = encode(self.processor, [question], [images], [videos], host.frame_settings)
+            self._counts[size] = [layout.tokens for layout in visuals_of(host, inputs)]
         return self._counts[size]
+
+
+def cell_host(host: Any, cell: Cell, visuals: Visuals | None) -> Any:
+    """Returns the host as which a model is asked the questions of a cell, see `shown_as`; `visuals` counts only where there are videos."""
+    return shown_as(host, True, visuals) if cell.task.frames else host
 
 
 def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], config: Any, frozen: Sequence[int] = ()) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from vtr.eval.run import results
 from vtr.eval.run.claims import Claim
 from vtr.eval.run.failures import Failure, clear_failure, failure_path, read_failure, write_failure
-from vtr.eval.run.workers import Job, Pool, Setup
+from vtr.eval.run.setup import Setup
+from vtr.eval.run.workers import Job, Pool
 
 POLL_S = 0.5
 

@@ -13,24 +13,12 @@ import torch
 
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.failures import Failure, failure_of
-from vtr.eval.run.runner import Runner
+from vtr.eval.run.runner import Runner, cell_host
+from vtr.eval.run.setup import Setup, noted, sketch
+from vtr.hosts._protocol import host_of
 from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
-from vtr.models.pixels import OWN_LIMITS, PixelLimits
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a model is loaded and asked; arguments as for `load_model` and `Runner`."""
-
-    model: str
-    device: str | None = None
-    dtype: str = "auto"
-    attention: str = "sdpa"
-    batch_size: int = 16
-    share_tower: bool = False
-    pixels: PixelLimits = OWN_LIMITS
 
 
 class Job(NamedTuple):
@@ -49,11 +37,12 @@ class Surroundings:
     attention: str
     device: str
     model_type: str
-    pixels: PixelLimits
+    setup: Setup
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Returns what `Runner.fingerprint` will say."""
-        return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type, self.pixels)
+        shown = noted(cell_host(host_of(sketch(self.setup)), cell, self.setup.visuals), True) if cell.task.frames else {}
+        return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type, self.setup.pixels, shown)
 
 
 def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
@@ -71,7 +60,7 @@ def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[
     device, attention = check_device(setup.device), check_attention(setup.attention)
     config = load_config(checkpoint)
     dtype = check_dtype(setup.dtype, device, config)
-    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup.pixels)
+    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup)
 
 
 Load = Callable[[Setup], tuple[Any, Any]]
@@ -130,7 +119,8 @@ class Worker:
             model, processor = self._load(setup)
             identity = identify(find_checkpoint(setup.model))
             device = str(setup.device or model.device)
-            self._runner = Runner(model, processor, identity, setup.attention, device, setup.batch_size, setup.share_tower, setup.pixels)
+            asked = (setup.batch_size, setup.share_tower, setup.pixels, setup.visuals)
+            self._runner = Runner(model, processor, identity, setup.attention, device, *asked)
         except Exception as error:  # all cells of this model fail with it, those of others run
             _log.debug("%s could not be loaded", setup.model, exc_info=error)
             self._failure = failure_of(error)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtr.eval.run.cells import Cell, changed_settings, variants
-from vtr.eval.run.forecast import final_keep, forecast, misfits, sketch
-from vtr.eval.run.workers import Job, Setup
+from vtr.eval.run.forecast import final_keep, forecast, misfits
+from vtr.eval.run.setup import Setup, shown_as, sketch, visuals_as
+from vtr.eval.run.workers import Job
 from vtr.eval.sweep.checking import absent_devices, find_mistakes, names_of, settings_of, without_moved
 from vtr.eval.sweep.reading import Mistake, Place, SweepError, read_sweep
 from vtr.eval.sweep.schema import ALL, Budgets, Member, ModelEntry, SweepFile
 from vtr.eval.tasks import Task, get_task, list_tasks
+from vtr.hosts._protocol import host_of
 from vtr.models.pixels import PixelLimits
 from vtr.planning import plan
 from vtr.plans import FEWEST
@@ -121,11 +123,13 @@ def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place
     above = place if entry.budgets else ()  # the key `budgets` is in the model's entry, or at the top of the file
     seen: list[Variant] = []
     reasons: dict[tuple[Place, str], list[str]] = {}
-    probe = tasks[0] if tasks else get_task(list_tasks()[0])
+    probes = {
+        bool(task.frames): task for task in reversed(tasks or [get_task(list_tasks()[0])])
+    }  # a model may be shown videos in another way
     for group in groups:
         new = [variant for i, variant in enumerate(group.variants) if variant not in seen and variant not in group.variants[:i]]
         seen += new
-        cells = [_cell(file, variant, probe) for variant in new]
+        cells = [_cell(file, variant, probe) for variant in new for probe in probes.values()]
         bad = misfits(setup, cells)
         bad += [(cell, why) for cell in cells if all(cell is not one for one, _ in bad) and (why := _below_floor(setup, cell))]
         for where, cell, why in itertools.chain(*(_every_reason(file, setup, group.place, *one) for one in bad)):
@@ -133,15 +137,21 @@ def _model_jobs(file: SweepFile, entry: ModelEntry, tasks: Sequence[Task], place
                 where = (*above, *_budget_place(file.budgets, cell))
             text = _without_name(why) + _equalised_hint(file, why)
             if group.optional:
-                found.left_out.append(f"{cell.label} on {entry.model}: {text}")
+                found.left_out.append(f"{cell.label} on {entry.model}{_of_kind(cell, probes)}: {text}")
             else:
                 reasons.setdefault((where, text), []).append(cell.label)
-        unfit = {id(cell) for cell, _ in bad}
-        fitting = [variant for variant, cell in zip(new, cells, strict=True) if id(cell) not in unfit]
-        found.jobs += [Job(setup, _cell(file, variant, task)) for task in tasks for variant in fitting]
+        unfit = [(cell.method, cell.seed, bool(cell.task.frames)) for cell, _ in bad]
+        found.jobs += [
+            Job(setup, _cell(file, variant, task)) for task in tasks for variant in new if (*variant, bool(task.frames)) not in unfit
+        ]
     for (where, text), who in reasons.items():
         found.mistakes.append(Mistake(where, f"{', '.join(dict.fromkeys(who))} on {entry.model}: {text}"))
     return found
+
+
+def _of_kind(cell: Cell, probes: Mapping[bool, Task]) -> str:
+    """Returns which tasks a cell that does not fit stands for, where the sweep has tasks with videos and others."""
+    return "" if len(probes) == 1 else " with videos" if cell.task.frames else " with images"
 
 
 def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
@@ -154,6 +164,7 @@ def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
         entry.batch_size or file.batch_size,
         file.share_tower,
         PixelLimits(entry.min_pixels or file.min_pixels, entry.max_pixels or file.max_pixels),
+        entry.visuals or file.visuals,
     )
 
 
@@ -266,7 +277,9 @@ def _equalised(file: SweepFile, setup: Setup, method: Method | None) -> Method |
     if method is None or method.keep is None or file.equalise == "keep":
         return method
     try:
-        removing = [step for step in plan(sketch(setup), method, question="").steps if step.removes]
+        model = sketch(setup)
+        shown = visuals_as(shown_as(host_of(model), any(get_task(name).frames for name in file.tasks), setup.visuals))
+        removing = [step for step in plan(model, method, question="", visuals=shown).steps if step.removes]
     except (ValueError, TypeError, VtrError):
         return method  # reported where it is checked
     inside = bool(removing) and removing[0].step.stage == "prefill"

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vtr.eval.tasks import get_task
 from vtr.models.loading import ATTENTIONS, DTYPES, find_checkpoint
+from vtr.planning import Visuals
 from vtr.registry import method_class
 from vtr.types import BUDGETS, Budget, VtrError
 from vtr.types.errors import WrongValue
@@ -132,6 +133,7 @@ class ModelEntry(_Part):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
+    visuals: Visuals | None = None
 
 
 class Member(_Part):
@@ -153,7 +155,8 @@ class SweepFile(_Part):
     """All keys of a sweep.
 
     `equalise` says what the budgets `keep` mean for methods that remove only inside the LLM: `keep` (the default) leaves that many at the end, as
-    `vtr eval` does and as for the others; `average_keep` gives them that mean over the layers, so that rows cost the same.
+    `vtr eval` does and as for the others; `average_keep` gives them that mean over the layers, so that rows cost the same. `visuals` says how a
+    model that takes images only is shown videos: all frames as one video (`prompt`, the default) or every frame as an image (`each`).
     """
 
     models: Annotated[list[Annotated[ModelEntry, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]], Listed]
@@ -173,6 +176,7 @@ class SweepFile(_Part):
     attention: Attention = "sdpa"
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
+    visuals: Visuals | None = None
     workers: Workers = Workers()
     out: str | None = None
 
