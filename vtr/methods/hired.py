@@ -28,7 +28,7 @@ from torch import Tensor
 from vtr.ops.canvas import on_device, rows_and_cols, valid_region
 from vtr.ops.grids import sides
 from vtr.ops.parts import members, topk_per_part
-from vtr.ops.topk import quota
+from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -64,6 +64,8 @@ def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Te
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row. `O(N log N)` per row, no host sync.
     """
+    if not crop_score.shape[1]:
+        return topk_mask(late, real, keep)
     capacity = members(part, real, crop_score.shape[1] + 1).sum(-1)  # (G, 1 + C)
     wanted = torch.minimum((keep.double() * alpha).long(), capacity[:, 0])
     crops = torch.minimum(keep - wanted, capacity[:, 1:].sum(1))

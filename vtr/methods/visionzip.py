@@ -85,7 +85,7 @@ def visionzip(
     into = torch.where(used.any(1, keepdim=True), index.gather(1, similarity.argmax(2)), -1)
     assign = torch.where(dominant | pivot, itself, torch.where(rest, into, -1))
     if merge == "mean":
-        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign)[0], assign
+        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign, (real.shape[1], most))[0], assign
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
     source = ((assign[:, None] == index[..., None]) & (rest & ~pivot)[:, None]).to(wide.dtype)  # (G, C, N)
     mean = (source @ wide.masked_fill(~real[..., None], 0)) / source.sum(2, keepdim=True).clamp_min(1)

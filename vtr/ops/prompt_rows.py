@@ -95,8 +95,8 @@ def last_token_row(
     Returns:
         `(G, N)`; a prompt without text asks with its last visual token.
     """
-    n = real.shape[1]
-    tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
-    index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)
-    last = take(torch.cat([visual_query, text_query], 1), index)  # (G, 1, H, d)
+    tail = torch.where(real, torch.arange(real.shape[1], device=real.device), 0).amax(1, keepdim=True)
+    last = take(visual_query, tail)  # (G, 1, H, d)
+    if text_real.shape[1]:
+        last = torch.where(text_real.any(1)[:, None, None, None], take(text_query, last_text(text_real)), last)
     return prompt_rows(last, visual_key, text_key, real, text_real, row, scaling=scaling)[:, 0]
