@@ -114,8 +114,10 @@ def _ragged(cosine: Tensor, residual: Tensor, size: Tensor, diverse: Tensor, rem
 
 def _nearest(cosine: Tensor, compared: Tensor, between: Tensor) -> Tensor:
     """The largest cosine `(G, C)` of tokens `compared (G, C)` to any of `between (G, B)`, from `(G, N, N)`."""
-    at = (compared * cosine.shape[2])[..., None] + between[:, None]
-    return cosine.flatten(1).gather(1, at.flatten(1)).view_as(at).amax(2)
+    groups, n, _ = cosine.shape
+    rows = (compared + torch.arange(groups, device=cosine.device)[:, None] * n).flatten()
+    near = cosine.flatten(0, 1).index_select(0, rows).view(*compared.shape, n)
+    return near.gather(2, between[:, None].expand(-1, compared.shape[1], -1)).amax(2)
 
 
 @register_method("vispruner")

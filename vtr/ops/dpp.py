@@ -76,7 +76,8 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
             row = quality * _two_columns(unit, unit.flatten(0, 1).index_select(0, at)) * quality.flatten()[at, None]
         before = rows[:, :count]
         if count:
-            row -= _two_columns(before.mT, before.gather(2, pick[:, None, None].expand(-1, count, 1))[..., 0])
+            own = before.gather(2, pick[:, None, None].expand(-1, count, 1)).mT
+            row -= torch.bmm(own.expand(-1, 2, -1), before)[:, 0]  # two equal rows, as below
         root = torch.where(spanned, torch.inf, best.sqrt())[:, None]  # an empty row where all is explained
         row = torch.div(row, root + jitter if jitter else root, out=rows[:, count])
         residual -= row.square()

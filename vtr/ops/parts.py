@@ -22,6 +22,11 @@ def part_sum(values: Tensor, member: Tensor) -> Tensor:
     return torch.where(member, values[:, None], 0).sum(-1)
 
 
+def of_part(values: Tensor, part: Tensor) -> Tensor:
+    """What the part of each token has: `(G, N)` of `values (G, P)`, or `(G, 1)` where there is one part."""
+    return values if values.shape[1] == 1 else values.gather(1, part)
+
+
 def topk_per_part(score: Tensor, part: Tensor, real: Tensor, keep: Tensor) -> Tensor:
     """The `keep` best of every part; ties go to the lowest index. `O(N (log N + P))` per row with one sort, no host sync.
 
