@@ -120,18 +120,18 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
         in_turn: the groups are the prompt rows, in their order, so that nothing has to be copied for them.
     """
-    inverse = tap.places.inverse()[row]
-    spot = {"visual": inverse.gather(1, visual), "text": inverse.gather(1, text)}
+    inverse = tap.places.inverse()
+    inverse = inverse if in_turn else inverse[row]
+    columns_of = {"visual": visual, "text": text}
     length = tap.places.column.shape[1]
     if signal.kind != "rows":
-        flat = {name: s + row[:, None] * length for name, s in spot.items()}
-        both = [_per_token(signal, tap, flat[name], 0) for name in ("visual", "text")]
+        both = [_per_token(signal, tap, inverse.gather(1, columns) + row[:, None] * length, 0) for columns in columns_of.values()]
         if isinstance(both[0], tuple):
             return tuple(PerToken(v, t) for v, t in zip(both[0], both[1], strict=True))
         return PerToken(both[0], both[1])
     assert tap.query is not None and tap.key is not None
-    columns = spot[signal.keys] + tap.first
-    keys = torch.ones_like(tap.places.valid) if tap.keys is None else tap.keys
+    columns = inverse.gather(1, columns_of[signal.keys]) + tap.first
+    keys = tap.keys
     where = None if tap.where is None else tap.where.clamp_min(0).cummax(1).values
     every = torch.arange(len(tap.query), device=row.device)
     if signal.queries == "last":  # one row for each prompt, whatever its images are
@@ -139,7 +139,7 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         wanted = torch.where(there, torch.arange(length, device=row.device), -1).argmax(1)[:, None]  # (B, 1)
         key, owner = tap.key, every
     else:
-        wanted, owner = spot[signal.queries], row
+        wanted, owner = inverse.gather(1, columns_of[signal.queries]), row
         key, keys, where = (part if part is None or in_turn else part[row] for part in (tap.key, keys, where))
     found = []
     for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations

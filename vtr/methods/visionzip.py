@@ -29,7 +29,7 @@ from torch import Tensor
 from vtr.ops.bipartite import merge_tokens
 from vtr.ops.gather import left_align, take
 from vtr.ops.received import attention_received
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -53,7 +53,15 @@ Sum = Literal["add", "mean"]
 
 
 def visionzip(
-    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Sum = "add"
+    tokens: Tensor,
+    metric: Tensor,
+    score: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    contextual: Tensor,
+    most: int,
+    merge: Sum = "add",
+    known: Known | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dominant tokens, and pivots that the other tokens merge into.
 
@@ -66,11 +74,12 @@ def visionzip(
         contextual: `(G,)` int64, how many of `keep` are pivots, at most `keep`.
         most: at least `contextual.max()`, a Python int.
         merge: `add` or `mean`, see step 4.
+        known: `real.sum(1)` and `keep - contextual`, as for `topk_mask`.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row, tokens `(G, N, D)` (kept rows count) and `assign (G, N)` int64. `O(N most d)`.
     """
-    dominant = topk_mask(score, real, keep - contextual)
+    dominant = topk_mask(score, real, keep - contextual, known)
     rest = real & ~dominant
     step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
     number = rest.long().cumsum(1) - 1
@@ -152,5 +161,6 @@ class VisionZip(Method):
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
         metric = key.float().mean(2)
-        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge)
+        known = view.counts, [keep - round(keep * self.contextual) for keep in view.keeps]
+        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge, known)
         return Selection(keep=keep, tokens=tokens, assign=assign)

@@ -35,6 +35,9 @@ def take(tensor: Tensor, index: Tensor, dim: int = 1) -> Tensor:
         `tensor` with `dim` of size K and the batch dimension of size B.
     """
     dim = dim % tensor.ndim
+    if dim == 1 and tensor.ndim > 2 and len(tensor) == len(index) and tensor.is_contiguous():  # whole rows, which is much faster
+        start = torch.arange(0, tensor.shape[0] * tensor.shape[1], max(tensor.shape[1], 1), device=index.device)
+        return tensor.flatten(0, 1).index_select(0, (index + start[:, None]).flatten()).view(*index.shape, *tensor.shape[2:])
     shape = list(tensor.shape)
     shape[dim - 1] = index.shape[0]
     view = [1] * tensor.ndim
