@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
-_NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "_unsafe_view", "alias", "scalar_tensor")
+_NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "_unsafe_view", "alias", "scalar_tensor", "promote_types")
 """Beginnings of names of operators that start no kernel: memory, other views of it, and numbers of the host."""
 
 

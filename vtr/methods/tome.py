@@ -27,7 +27,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
+from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, match_halves, merge_rows, merge_tokens
+from vtr.ops.fused import fused
 from vtr.registry import register_method
 from vtr.types import Budget, Card, FrameOption, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
 from vtr.types.signals import keys
@@ -61,6 +62,8 @@ def tome(
         Keep mask `(G, N)`, merged tokens `(G, N, D)` (kept rows count), `assign (G, N)` int64, and the new numbers `(G, N)`.
     """
     most = None if known is None else _most(*known, shift)
+    if most is not None and most.alike and set(known[0]) == {real.shape[1]}:  # type: ignore[index]
+        return _uniform(tokens, metric, size, number, most, shift, reorder)
     rank = dense_rank(number, real)
     destination = alternate_destinations(rank, real, keep, shift, spaced=most is None or most.spaced)
     remove = real.sum(1) - keep
@@ -76,20 +79,41 @@ def tome(
     return match.keep & real, merged, assign, numbered
 
 
+def _uniform(
+    tokens: Tensor, metric: Tensor, size: Tensor, number: Tensor, most: _Most, shift: int, reorder: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`tome` of full rows that all lose as many tokens, at most half of them."""
+    order = number.argsort(dim=1, stable=True)
+    itself = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    found = match_halves(metric, order, shift % 2, most.removed)
+    keep = torch.ones_like(found.destination).scatter_(1, found.of, False)
+    assign = itself.scatter(1, found.of, found.into)
+    if fused():
+        merged, _ = merge_tokens(tokens, size, assign)
+    else:
+        merged, _ = merge_rows(tokens, size, found.of, found.into, min(most.removed, most.destinations))
+    if reorder:
+        rank = found.source.gather(1, found.similarity.argsort(dim=1, descending=True, stable=True))
+        number = number.scatter(1, rank, itself[:, : rank.shape[1]])
+    return keep, merged, assign, number + found.destination * (1 + number.amax(1, keepdim=True))
+
+
 class _Most(NamedTuple):
-    """The most sources, destinations and removed tokens of a row; whether the destinations of one are spaced."""
+    """The most sources, destinations and removed tokens of a row; whether the destinations of one are spaced; whether all rows are alike."""
 
     sources: int
     destinations: int
     removed: int
     spaced: bool
+    alike: bool
 
 
 def _most(counts: Sequence[int], keeps: Sequence[int], shift: int) -> _Most:
     odd = [(count + shift) // 2 - shift // 2 for count in counts]
     to = [min(every_second, keep) for every_second, keep in zip(odd, keeps, strict=True)]
     sources, removed = (max(n - m for n, m in zip(counts, fewer, strict=True)) for fewer in (to, keeps))
-    return _Most(sources, max(to), removed, to != odd)
+    alike = len(set(counts)) == len(set(keeps)) == 1 and to == odd and removed > 0
+    return _Most(sources, max(to), removed, to != odd, alike)
 
 
 def merge_schedule(n: int, keep: int, layers: int, inflect: float = 0.0) -> list[int]:

@@ -84,6 +84,34 @@ def bipartite_match(metric: Tensor, source: Tensor, destination: Tensor, remove:
     return Match(~gone, torch.where(gone, into, itself), similarity)
 
 
+class Halves(NamedTuple):
+    """Result of `match_halves`: `of` and `into (B, R)` int64, the tokens that go and their pivots; `destination (B, T)` bool, who may be one;
+    `source (B, S)` int64, who may go, and `similarity (B, S)` float32 of each to its nearest destination."""
+
+    of: Tensor
+    into: Tensor
+    destination: Tensor
+    source: Tensor
+    similarity: Tensor
+
+
+def match_halves(metric: Tensor, order: Tensor, first: int, remove: int) -> Halves:
+    """`bipartite_match` of full rows that all lose as many tokens, every second one of which is a source: half of it by half of it is compared.
+
+    Args:
+        metric: `(B, T, d)`, as for `bipartite_match`.
+        order: `(B, T)` int64, the tokens in the order that says which is a source.
+        first: number in it of the first source, 0 or 1.
+        remove: how many go, at most as many as there are sources.
+    """
+    unit = F.normalize(metric.float(), dim=-1)
+    source, to = order[:, first::2].sort(1).values, order[:, 1 - first :: 2].sort(1).values  # in position order: ties go to the lowest index
+    similarity, nearest = (take(unit, source) @ take(unit, to).mT).max(dim=2)
+    best = similarity.argsort(dim=1, descending=True, stable=True)[:, :remove]
+    destination = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(1, to, True)
+    return Halves(source.gather(1, best), to.gather(1, nearest.gather(1, best)), destination, source, similarity)
+
+
 def merge_tokens(tokens: Tensor, size: Tensor, assign: Tensor, most: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Average of every pivot and what was merged into it, weighted by size. Only pivots are computed, and only what merges is read.
 
@@ -101,22 +129,38 @@ def merge_tokens(tokens: Tensor, size: Tensor, assign: Tensor, most: tuple[int, 
         from vtr.ops._triton_rows import merged_tokens
 
         return merged_tokens(tokens, size, assign)
-    rows, length, width = tokens.shape
+    length = tokens.shape[1]
     goes, takes = (max(length - 1, 1),) * 2 if most is None else (min(max(some, 1), length) for some in most)
     itself = torch.arange(length, device=tokens.device)
     of, gone = left_align((assign != itself) & (assign >= 0), goes)  # (B, R)
-    into = torch.where(gone, assign.gather(1, of), length)
+    return merge_rows(tokens, size, of, torch.where(gone, assign.gather(1, of), length), min(goes, takes), gone)
+
+
+def merge_rows(tokens: Tensor, size: Tensor, of: Tensor, into: Tensor, takes: int, gone: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`merge_tokens` where it is known which tokens go.
+
+    Args:
+        tokens, size: as for `merge_tokens`.
+        of, into: `(B, R)` int64, the tokens that go and their pivots.
+        takes: at least the pivots of a row.
+        gone: `(B, R)` bool, entries that count; None for all. Those that do not go into T.
+
+    Returns:
+        Tokens `(B, T, D)` and sizes `(B, T)` float32.
+    """
+    rows, length, width = tokens.shape
     absorbs = torch.zeros(rows, length + 1, dtype=torch.bool, device=tokens.device).scatter_(1, into, True)[:, :length]
-    pivot, merged = left_align(absorbs, min(goes, takes))  # (B, P)
-    slot = absorbs.cumsum(1).gather(1, into.clamp_max(length - 1)) - 1 + torch.arange(rows, device=tokens.device)[:, None] * pivot.shape[1]
-    slot = slot.clamp_min(0).flatten()
-    weight = torch.where(gone, size.gather(1, of), 0).double()  # float64 sums do not depend on the order of addition
-    own = size.gather(1, pivot)
+    pivot, merged = left_align(absorbs, min(takes, length))  # (B, P)
+    start = torch.arange(-1, rows * pivot.shape[1] - 1, pivot.shape[1], device=tokens.device)[:, None]
+    slot = (absorbs.cumsum(1).gather(1, into if gone is None else into.clamp_max(length - 1)) + start).clamp_min(0).flatten()
+    weight, own, joins = size.gather(1, of).double(), size.gather(1, pivot), take(tokens, of)
+    if gone is not None:
+        weight, joins = torch.where(gone, weight, 0), joins.masked_fill(~gone[..., None], 0)
+    # float64 sums do not depend on the order of addition
     total = own.double().view(-1).index_add(0, slot, weight.view(-1)).view_as(pivot)
     first = take(tokens, pivot)  # (B, P, D)
-    joins = take(tokens, of).masked_fill(~gone[..., None], 0) * weight[..., None]
-    summed = (first.double() * own[..., None]).flatten(0, 1).index_add(0, slot, joins.flatten(0, 1))
-    mean = (summed.view(rows, -1, width) / total.clamp_min(1e-12)[..., None]).to(tokens.dtype)
+    summed = (first.double() * own[..., None]).flatten(0, 1).index_add(0, slot, (joins * weight[..., None]).flatten(0, 1))
+    mean = (summed.view(rows, -1, width) / total[..., None]).to(tokens.dtype)
     mean = torch.where(merged[..., None], mean, first)
     sizes = size.float().scatter(1, pivot, torch.where(merged, total, own).float())
     return tokens.scatter(1, pivot[..., None].expand_as(mean), mean), sizes

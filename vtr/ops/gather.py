@@ -19,7 +19,7 @@ def compaction(keep: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
     """
     if width is None:
         width = int(keep.sum(1).max())
-    index = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    index = keep.view(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
     return index, keep.gather(1, index)
 
 
@@ -49,7 +49,7 @@ def take(tensor: Tensor, index: Tensor, dim: int = 1) -> Tensor:
 
 def left_align(present: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Index of the present entries first, in order: `index (B, width)`, `real (B, width)`. The mirror image of `compaction`."""
-    index = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    index = present.view(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
     return index, present.gather(1, index)
 
 
