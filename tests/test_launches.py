@@ -34,7 +34,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str, kind: str, times: int) -
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(cls, "steps", lambda self, geometry: tuple(s if s.select is None else replace(s, select=watched(s.select)) for s in steps(self, geometry)))
+        patch.setattr(
+            cls,
+            "steps",
+            lambda self, geometry: tuple(s if s.select is None else replace(s, select=watched(s.select)) for s in steps(self, geometry)),
+        )
         batch = batch_of(kind, [*ROWS] * times)
         with given.reduced(model_of(kind), method):
             model_of(kind)(**batch.inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -98,8 +97,3 @@ def _ms(run: Callable[[], Any], times: int, device: torch.device) -> float:
     watch.mark("stop")
     synchronize(device)
     return watch.ms("start", "stop") / times
-
-
-def ratio(row: dict[str, Any]) -> float:
-    """Returns how many times faster than the reference the method is: above 1 = faster."""
-    return statistics.median(a / b for a, b in zip(row["plain_ms"], row["ms"], strict=True))

@@ -62,8 +62,9 @@ def attention_rows(
 def products(rows: Tensor, keys: Tensor) -> Tensor:
     """Returns `rows @ keys.mT` of every head, without copying keys that lie token by token in memory, all heads of a token side by side.
 
-    A batched product needs one step from matrix to matrix; such keys have two, from head to head and from row to row of the batch, and matmul would copy
-    them. A few rows are multiplied with all heads at once instead: `(K, H d)` by a matrix `(H d, H R)` that is zero between different heads.
+    A batched product needs one step from matrix to matrix; such keys have two, from head to head and from one row of the batch to the next, and
+    matmul would copy them. A few rows are multiplied with all heads at once instead: `(K, H d)` by a matrix `(H d, H R)` that is zero between
+    different heads.
 
     Args:
         rows: `(B, H, R, d)`.

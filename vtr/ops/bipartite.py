@@ -105,7 +105,10 @@ def match_halves(metric: Tensor, order: Tensor, first: int, remove: int) -> Halv
         remove: how many go, at most as many as there are sources.
     """
     unit = F.normalize(metric.float(), dim=-1)
-    source, to = order[:, first::2].sort(1).values, order[:, 1 - first :: 2].sort(1).values  # in position order: ties go to the lowest index
+    source, to = (
+        order[:, first::2].sort(1).values,
+        order[:, 1 - first :: 2].sort(1).values,
+    )  # in position order: ties go to the lowest index
     similarity, nearest = (take(unit, source) @ take(unit, to).mT).max(dim=2)
     best = similarity.argsort(dim=1, descending=True, stable=True)[:, :remove]
     destination = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(1, to, True)

@@ -38,9 +38,7 @@ def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_
         return (1 - (unit @ unit[group, index, :, None]).squeeze(-1)).masked_fill(~real, torch.inf)
 
     size = max(1, dense_limit * dense_limit // n)  # as much memory at a time as the dense form takes at its limit
-    parts = [
-        _nearest_other(_distance(unit[:, start : start + size] @ unit.mT, real), start) for start in range(0, n, size)
-    ]
+    parts = [_nearest_other(_distance(unit[:, start : start + size] @ unit.mT, real), start) for start in range(0, n, size)]
     return row, torch.cat(parts, 1).masked_fill(~real, -torch.inf)
 
 
