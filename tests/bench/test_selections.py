@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import vtr
 from vtr.bench import selections, tables
 from vtr.bench.cases import CASES, ONLY_CROPS, Given
 from vtr.bench.plain import shared_out
+from vtr.bench.plain_patch import merging
 from vtr.ops.topk import quota
 from vtr.registry import list_methods
 
@@ -31,7 +33,7 @@ def test_the_plain_reference_keeps_the_same_tokens(name, batch, views, keep):
 
 
 def test_cases_are_methods():
-    assert set(CASES) <= set(list_methods()) and ONLY_CROPS <= set(CASES)
+    assert set(CASES) <= set(list_methods()) and set(CASES) >= ONLY_CROPS
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -63,3 +65,18 @@ def test_times_launches_and_memory_of_both_are_in_the_table(monkeypatch):
 def test_what_has_no_reference_is_refused(asked, message):
     with pytest.raises(ValueError, match=message):
         selections.time_selections("cpu", **asked)
+
+
+@torch.no_grad()
+def test_a_plain_patch_of_a_vit_gives_the_logits_that_vtr_gives():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=4).eval()  # 36 patches and CLS
+    pixels = torch.randn(2, 3, 96, 96)
+    full = model(pixels)
+    with vtr.reduced(model, "tome", keep=16):
+        ours = model(pixels)
+    with merging(model, [5] * 4):
+        plain = model(pixels)
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours, full, atol=1e-4) and torch.equal(model(pixels), full), "and nothing stays"
