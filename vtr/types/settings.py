@@ -86,7 +86,7 @@ def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
     """
     for name, kinds, fitting, _ in _annotations(type(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
-        if type(value) in fitting or (not kinds and _stays(type(value))):
+        if type(value) in fitting or (not kinds and _stays(type(value))):  # type: ignore[arg-type]
             continue
         if (own := plain(value)) is not value:
             object.__setattr__(settings, name, own)
