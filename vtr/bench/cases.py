@@ -147,9 +147,10 @@ def _step(name: str, given: Given, place: int = -1, grid: tuple[int, int] | None
 def _case(given: Given, step: Step, view: View, values: Sequence[Any], one: Callable[[int], Found], maps: int = 0) -> Case:
     """A case whose signals are `values` in the order of the step's needs; `maps` counts attention maps of views."""
     view.signals = dict(zip(step.needs, values, strict=True))
-    assert step.select is not None
+    select = step.select
+    assert select is not None
     size = given.batch * given.views * given.heads * (given.area + 1) ** 2 * 4 * maps
-    return Case(lambda: step.select(view), one, len(view.counts), size)
+    return Case(lambda: select(view), one, len(view.counts), size)
 
 
 def divprune(given: Given) -> Case:
@@ -270,7 +271,7 @@ def tome(given: Given) -> Case:
         cls = lambda part: torch.cat([part[:, :1] * 0, part], 1)  # noqa: E731
         tokens, sizes = cls(view.tokens), cls(view.sizes)[..., None]
         sizes[:, 0] = 1
-        merged, _, kept = plain_inside.tome(tokens, cls(metric.mean(2)), sizes, remove)
+        merged, _, kept = plain_inside.tome(tokens, cls(metric.mean(2)), sizes, remove)  # type: ignore[assignment]
         kept, order = kept.sort(1)
         return kept[:, 1:] - 1, merged.gather(1, order[:, 1:, None].expand(-1, -1, merged.shape[2]))
 

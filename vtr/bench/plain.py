@@ -175,7 +175,8 @@ def todre(tokens: Tensor, row: Tensor, keep: int) -> Tensor:
 
 def _cover(rows: Tensor, keep: int, weight: Tensor | None = None) -> Tensor:
     """Greedy coverage of the rows of `(R, N)` by columns."""
-    covered, picked = rows.new_zeros(len(rows)), []
+    covered = rows.new_zeros(len(rows))
+    picked: list[int] = []
     for _ in range(keep):
         gain = (rows - covered[:, None]).clamp_min(0).sum(0)
         score = gain if weight is None else gain * weight

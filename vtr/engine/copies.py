@@ -35,7 +35,7 @@ class CleanCopies:
     def __init__(self, model: nn.Module, owner: Any) -> None:
         self.owner = owner
         self._first = RemovableHandle.next_id  # hooks are numbered in the order in which they are registered
-        self._before = [(module, None if _of_torch(type(module)) else vars(module).copy()) for module in modules_of(model)]
+        self._before = [(module, None if _of_torch(type(module)) else vars(module).copy()) for module in modules_of(model)]  # type: ignore[arg-type]
 
     def follow(self) -> Callable[[], None]:
         """Gives every module that was changed since a `__getstate__` without the changes; returns what takes it away again."""
@@ -68,7 +68,7 @@ class CleanCopies:
 
 
 @cache
-def _of_torch(kind: type[nn.Module]) -> bool:
+def _of_torch(kind: Any) -> bool:
     """Whether modules of a class get hooks of a reduction at most, and no attributes: layers and containers of torch itself."""
     return kind.__module__.startswith("torch.nn.")
 

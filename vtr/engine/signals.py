@@ -140,7 +140,8 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         key, owner = tap.key, every
     else:
         wanted, owner = inverse.gather(1, columns_of[signal.queries]), row
-        key, keys, where = (part if part is None or in_turn else part[row] for part in (tap.key, keys, where))
+        key = tap.key if in_turn else tap.key[row]
+        keys, where = (part if part is None or in_turn else part[row] for part in (keys, where))
     found = []
     for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
         query = tap.query[owner[:, None], :, chunk].transpose(1, 2)

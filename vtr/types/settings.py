@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
 
 
 @cache
-def _stays(kind: type) -> bool:
+def _stays(kind: Any) -> bool:
     """Whether `plain` returns every value of a type as it is."""
     return not (kind in (list, tuple) or issubclass(kind, os.PathLike) or hasattr(kind, "ndim") or hasattr(kind, "__index__"))
 
