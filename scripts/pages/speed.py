@@ -166,7 +166,10 @@ def _ops(name: str, record: Record) -> str:
         head, body = selections_table(record["selections"])
         said = (
             f"`eval/speed/{name}.json`: each method's own step beside a plain implementation of its paper, one image at a time, by turns on the same "
-            f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster. {_where(record)}"
+            f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster, below 1 slower. {_where(record)}\n\n"
+            "The launches, and that nothing "
+            "waits for the device, are the same for any batch in vtr; a reference takes its images one by one. Below a few milliseconds a time is "
+            "launches and little work; at batch 8 a reference has one image in the caches of a CPU, where vtr holds all of them."
         )
         parts += [*([""] if parts else []), "## Selections beside plain references", "", said, "", markdown_table(head, body)]
     return "\n".join(parts)
