@@ -247,8 +247,8 @@ def clustering_flops(
 
 
 def matching_flops(shape: TransformerShape, lengths: Sequence[float]) -> float:
-    """Multiply-adds of comparing every token with every other by its head-averaged key, at each layer that merges (ToMe)."""
-    return sum(n * n * shape.head_dim for n in lengths)
+    """Multiply-adds of comparing half of the tokens with the other half by head-averaged keys, at each layer that merges (ToMe)."""
+    return sum((n // 2) * (n - n // 2) * shape.head_dim for n in lengths)
 
 
 def kv_bytes(shape: TransformerShape, lengths: Sequence[float], bytes_per_value: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from vtr.hosts._protocol import Host, host_of, with_frames
 from vtr.ops.precision import outside_autocast
 from vtr.plans import Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from
-from vtr.types import Method, VtrError, check_choices, steps_of_method, with_named_signals
+from vtr.types import Method, Step, View, VtrError, check_choices, steps_of_method, with_named_signals
 from vtr.types.errors import WrongType, WrongValue, as_refusals
 
 Visuals = Literal["each", "prompt"]
@@ -93,7 +94,7 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
             steps = check_steps(one.name, one.steps(geometry))
         for change in changes:
             steps = check_steps(one.name, change(one, tuple(steps)))
-        steps = [s if s.select is None else replace(s, select=with_named_signals(one.name, outside_autocast(s.select))) for s in steps]
+        steps = [s if s.select is None else _with(s, with_named_signals(one.name, outside_autocast(s.select))) for s in steps]
         for step in steps:
             check_step(one.name, step, host, geometry)
         check_positions(one, host)
@@ -101,6 +102,13 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
     made = Plan(tuple(methods), in_model_order(items), host.llm_layers, replace(geometry, patch_norm=None), changes)
     check_plan(made, host)
     return made
+
+
+def _with(step: Step, select: Callable[[View], Any]) -> Step:
+    """The step with another function, without checking all of it anew."""
+    twin = copy(step)
+    object.__setattr__(twin, "select", select)
+    return twin
 
 
 def methods_of(method: Methods, settings: Mapping[str, Any]) -> list[Method]:

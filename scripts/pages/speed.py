@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.pages.targets import tower_against_boundary, verdicts
 from vtr.bench.record import KEPT, METHOD
-from vtr.bench.tables import Cell, compiled_cell, heads, lines, not_compiled, ops_table, row_of, runs_of, spread
+from vtr.bench.tables import Cell, compiled_cell, heads, lines, not_compiled, ops_table, row_of, runs_of, selections_table, spread
 from vtr.markdown import markdown_table
 
 Record = Mapping[str, Any]
@@ -161,4 +161,15 @@ def _choosing(models: Sequence[tuple[str, Record]]) -> str:
 def _ops(name: str, record: Record) -> str:
     head, body = ops_table(record["rows"])
     said = f"`eval/speed/{name}.json`: random tokens {record['width']} wide in {record['dtype']}, one of nine kept. {_where(record)}"
-    return "\n".join(["## Selection functions by themselves", "", said, "", markdown_table(head, body)])
+    parts = ["## Selection functions by themselves", "", said, "", markdown_table(head, body)] if body else []
+    if record.get("selections"):
+        head, body = selections_table(record["selections"])
+        said = (
+            f"`eval/speed/{name}.json`: each method's own step beside a plain implementation of its paper, one image at a time, by turns on the same "
+            f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster, below 1 slower. {_where(record)}\n\n"
+            "The launches, and that nothing "
+            "waits for the device, are the same for any batch in vtr; a reference takes its images one by one. Below a few milliseconds a time is "
+            "launches and little work; at batch 8 a reference has one image in the caches of a CPU, where vtr holds all of them."
+        )
+        parts += [*([""] if parts else []), "## Selections beside plain references", "", said, "", markdown_table(head, body)]
+    return "\n".join(parts)

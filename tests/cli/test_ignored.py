@@ -52,7 +52,7 @@ def test_bench_refuses_what_a_mode_does_not_read(mode, option, tmp_path):
     new, shown = tmp_path / "new.md", parameters("bench")[option].opts[0]
     chosen = {"--ops": ("--ops",), "--model": ("--model", "tiny-llava")}[mode]
     value = () if VALUES[option] is None else (VALUES[option].replace("{new}", str(new)),)
-    way = "; methods are timed on a model, with --model" * (mode == "--ops")
+    way = "; models are timed with --model" * (mode == "--ops")
     refused(2, f"error: bench: {mode} does not use {shown}; leave it out{way}", "bench", *chosen, shown, *value)
     assert not new.exists()
 
@@ -61,8 +61,8 @@ def test_bench_refuses_what_a_mode_does_not_read(mode, option, tmp_path):
     ("message", "arguments"),
     [
         (
-            "bench: --ops does not use --methods, --keep; leave them out; methods are timed on",
-            ("--ops", "--methods", "divprune", "--keep", 64),
+            "bench: --ops does not use --keep, --floors; leave them out; models are timed with",
+            ("--ops", "--keep", 64, "--floors"),
         ),
         ("bench: --ops and --model are timed one by one, got both (--model tiny-llava)", ("--ops", "--model", "tiny-llava")),
         ("--schedule: is for shapes with random weights, got --model tiny-llava", ("--model", "tiny-llava", "--schedule", "own")),

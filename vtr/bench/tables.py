@@ -109,3 +109,21 @@ def ops_table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         text = f"({row['left_out']})" if "left_out" in row else spread(row["ms"])
         found.setdefault(row["op"], {})[row["tokens"], row["batch"]] = text
     return ["ms", *(f"N = {n}, B = {b}" for n, b in sizes)], [[op, *(own.get(size, "") for size in sizes)] for op, own in found.items()]
+
+
+def selections_table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and lines of methods' selections beside plain references, one line per method and size; a ratio above 1 is faster."""
+    head = ["method", "N", "B", "reference ms", "vtr ms", "ratio", "launches", "peak MiB", "full map MiB"]
+    found = []
+    for row in rows:
+        size = [row["method"], str(row["tokens"]), str(row["batch"])]
+        if "left_out" in row:
+            found.append([*size, f"({row['left_out']})", "", "", "", "", ""])
+            continue
+        ratio = median(slow / fast for slow, fast in zip(row["plain_ms"], row["ms"], strict=True))
+        waits = f" + {row['plain_waits']} waits" if row["plain_waits"] else ""
+        launches = f"{row['plain_launches']}{waits} / {row['launches']}"
+        peaks = f"{row['plain_peak_bytes'] / MIB:.1f} / {row['peak_bytes'] / MIB:.1f}"
+        whole = f"{row['map_bytes'] / MIB:.0f}" if row["map_bytes"] else ""
+        found.append([*size, spread(row["plain_ms"]), spread(row["ms"]), f"{ratio:.2f}", launches, peaks, whole])
+    return head, found

@@ -30,7 +30,7 @@ USED = {
         *("model", "methods", "keep", "batch", "new_tokens", "repeats", "minutes", "floors", "compiled", "schedule", "settings"),
         *("threads", "min_pixels", "max_pixels", "file", "device", "dtype", "attention", "quiet"),
     ),
-    "--ops": ("ops", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
+    "--ops": ("ops", "methods", "repeats", "longest", "threads", "file", "device", "dtype", "quiet"),
 }
 """Parameters that each of the things to do reads."""
 
@@ -41,7 +41,9 @@ def bench(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Shape with random weights, folder, hub id, or a name of `vtr models`.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Names separated by commas, or all: every method that can run on this model.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Names separated by commas, or all: every method that can run on this model; --ops: whose selections.")
+    ] = "all",
     keep: Annotated[str, typer.Option(help="Visual tokens left per image, separated by commas.")] = "64",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
     new_tokens: Annotated[str, typer.Option(help="Answer lengths, separated by commas; the prefill makes the first token.")] = "1,64",
@@ -58,7 +60,9 @@ def bench(
         ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of a method as method.key=value; repeatable.")] = None,
-    ops: Annotated[bool, typer.Option("--ops", help="Time the selection functions by themselves instead of a model.")] = False,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Time selection functions by themselves, and methods' selections beside plain references.")
+    ] = False,
     longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
@@ -80,7 +84,7 @@ def bench(
         raise WrongValue("bench: nothing to do; give --model or --ops")
     if ops and model is not None:
         raise WrongValue(f"bench: --ops and --model are timed one by one, got both (--model {model}); give one of them")
-    mode, way = ("--ops", "; methods are timed on a model, with --model") if ops else ("--model", "")
+    mode, way = ("--ops", "; models are timed with --model") if ops else ("--model", "")
     refuse_unused(context, mode, USED[mode], way)
     if file is not None and not file.parent.is_dir():
         raise WrongValue(f"--json: no folder {str(file.parent)!r}; make it first")
@@ -104,7 +108,7 @@ def bench(
     if compiled and max(asked.new_tokens) < 2:
         raise WrongValue(f"--compiled: an answer of one token has no decode step, got --new-tokens {new_tokens}; give a longer one")
     if ops:
-        _ops(place, dtype, repeats, longest, file, quiet)
+        _ops(place, dtype, repeats, longest, None if asked.methods == ("all",) else asked.methods, file, quiet)
     if model is not None:
         limits = PixelLimits(min_pixels, max_pixels)
         _model(model, asked, place, dtype, check_attention(attention), schedule, limits, file, quiet)
@@ -176,23 +180,26 @@ def _pool_size(asked: Any) -> int:
     return min(asked.repeats + 1, 4)
 
 
-def _ops(device: str, dtype: str, repeats: int, longest: float, file: Path | None, quiet: bool) -> None:
+def _ops(device: str, dtype: str, repeats: int, longest: float, methods: tuple[str, ...] | None, file: Path | None, quiet: bool) -> None:
     import torch
 
     from vtr.bench.ops import WIDTH, time_ops
     from vtr.bench.record import environment, make_record, to_text
+    from vtr.bench.selections import time_selections
     from vtr.bench.session import dtype_of
-    from vtr.bench.tables import ops_table
+    from vtr.bench.tables import ops_table, selections_table
 
     chosen = dtype_of(dtype, device, "float16")
     with progress(quiet) as bars:
         task = bars.add_task("ops", total=None)
         step = lambda what: bars.update(task, advance=1, description=what)  # noqa: E731
-        rows = time_ops(device, chosen, repeats, longest_s=longest, advance=step)
+        chosen_ones = time_selections(device, chosen, repeats, methods, advance=step)
+        rows = time_ops(device, chosen, repeats, longest_s=longest, advance=step) if methods is None else []
     name = str(chosen).removeprefix("torch.")
-    record = make_record("ops", environment(torch.device(device)), width=WIDTH, dtype=name, rows=rows)
-    head, body = ops_table(rows)
-    _print_table(head, body)
+    record = make_record("ops", environment(torch.device(device)), width=WIDTH, dtype=name, rows=rows, selections=chosen_ones)
+    for head, body in (ops_table(rows), selections_table(chosen_ones)):
+        if body:
+            _print_table(head, body)
     if file:
         _write(file, to_text(record))
         out.print(f"written to {file}", style="dim", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from typing import Any
 
@@ -35,7 +35,7 @@ class CleanCopies:
     def __init__(self, model: nn.Module, owner: Any) -> None:
         self.owner = owner
         self._first = RemovableHandle.next_id  # hooks are numbered in the order in which they are registered
-        self._before = [(module, vars(module).copy()) for module in modules_of(model)]
+        self._before = [(module, None if _of_torch(type(module)) else vars(module).copy()) for module in modules_of(model)]  # type: ignore[arg-type]
 
     def follow(self) -> Callable[[], None]:
         """Gives every module that was changed since a `__getstate__` without the changes; returns what takes it away again."""
@@ -44,9 +44,11 @@ class CleanCopies:
             now = vars(module)
             before_it, behind_it = now["_forward_pre_hooks"], now["_forward_hooks"]
             hooked = (before_it and max(before_it) in ours) or (behind_it and max(behind_it) in ours)
-            if not hooked and len(now) == len(before) and all(map(is_, now.values(), before.values())):
+            same = before is None or (len(now) == len(before) and all(map(is_, now.values(), before.values())))
+            if same and not hooked:
                 continue
-            swapped = {n: before.get(n, _ABSENT) for n in now.keys() | before.keys() if now.get(n) is not before.get(n)}
+            before = now if before is None else before
+            swapped = {} if same else {n: before.get(n, _ABSENT) for n in now.keys() | before.keys() if now.get(n) is not before.get(n)}
             swapped["__getstate__"] = before.get("__getstate__", _ABSENT)
             now["__getstate__"] = partial(self._state, module, swapped, ours)
             changed.append((now, swapped["__getstate__"]))
@@ -63,6 +65,12 @@ class CleanCopies:
         for name in _HOOKS:
             state[name] = type(state[name])((i, hook) for i, hook in state[name].items() if i not in ours)
         return _State(state, type(module).__name__)
+
+
+@cache
+def _of_torch(kind: Any) -> bool:
+    """Whether modules of a class get hooks of a reduction at most, and no attributes: layers and containers of torch itself."""
+    return kind.__module__.startswith("torch.nn.")
 
 
 class _State(dict):

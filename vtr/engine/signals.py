@@ -109,7 +109,7 @@ def _pooled(every: Any, tap: Tap, gid: Tensor, pool: Callable[[Tensor], Tensor])
     return tokens.transpose(1, 2) if by_heads else tokens
 
 
-def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor) -> Any:
+def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor, in_turn: bool = False) -> Any:
     """A signal of the LLM.
 
     Args:
@@ -118,35 +118,38 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         visual, text: `(G, N)` and `(G, M)` int64, original columns of the group's visual tokens and of its row's text tokens.
         row: `(G,)` prompt row of each group.
         read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
+        in_turn: the groups are the prompt rows, in their order, so that nothing has to be copied for them.
     """
-    inverse = tap.places.inverse()[row]
-    spot = {"visual": inverse.gather(1, visual), "text": inverse.gather(1, text)}
+    inverse = tap.places.inverse()
+    inverse = inverse if in_turn else inverse[row]
+    columns_of = {"visual": visual, "text": text}
     length = tap.places.column.shape[1]
     if signal.kind != "rows":
-        flat = {name: s + row[:, None] * length for name, s in spot.items()}
-        both = [_per_token(signal, tap, flat[name], 0) for name in ("visual", "text")]
+        both = [_per_token(signal, tap, inverse.gather(1, columns) + row[:, None] * length, 0) for columns in columns_of.values()]
         if isinstance(both[0], tuple):
             return tuple(PerToken(v, t) for v, t in zip(both[0], both[1], strict=True))
         return PerToken(both[0], both[1])
     assert tap.query is not None and tap.key is not None
-    if signal.queries == "last":
-        position = torch.arange(length, device=row.device)
+    columns = inverse.gather(1, columns_of[signal.keys]) + tap.first
+    keys = tap.keys
+    where = None if tap.where is None else tap.where.clamp_min(0).cummax(1).values
+    every = torch.arange(len(tap.query), device=row.device)
+    if signal.queries == "last":  # one row for each prompt, whatever its images are
         there = tap.places.valid & read.gather(1, tap.places.column)
-        wanted = torch.where(there, position, -1).argmax(1)[row][:, None]  # (G, 1)
+        wanted = torch.where(there, torch.arange(length, device=row.device), -1).argmax(1)[:, None]  # (B, 1)
+        key, owner = tap.key, every
     else:
-        wanted = spot[signal.queries]
-    columns = spot[signal.keys] + tap.first
-    keys = torch.ones_like(tap.places.valid) if tap.keys is None else tap.keys
+        wanted, owner = inverse.gather(1, columns_of[signal.queries]), row
+        key = tap.key if in_turn else tap.key[row]
+        keys, where = (part if part is None or in_turn else part[row] for part in (keys, where))
     found = []
     for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
-        query = tap.query[row].gather(2, chunk[:, None, :, None].expand(-1, tap.query.shape[1], -1, tap.query.shape[-1]))
+        query = tap.query[owner[:, None], :, chunk].transpose(1, 2)
         since = None
-        if tap.where is not None:  # physical column of the first key inside the window of each query
-            where = tap.where[row].clamp_min(0).cummax(1).values
+        if where is not None:  # physical column of the first key inside the window of each query
             since = torch.searchsorted(where, where.gather(1, chunk + tap.first) - tap.window, right=True)
-        weights = attention_rows(
-            query, tap.key[row], tap.scaling, keys=keys[row], positions=chunk + tap.first, since=since, softmax=signal.softmax
-        )
+        weights = attention_rows(query, key, tap.scaling, keys=keys, positions=chunk + tap.first, since=since, softmax=signal.softmax)
+        weights = weights[row] if signal.queries == "last" and not in_turn else weights
         picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
         found.append(picked if signal.heads else picked.mean(1))
     rows = torch.cat(found, dim=-2)

@@ -197,7 +197,7 @@ class TowerHooks:
                 plan_resize(self.host, run, item.step.select(view), pixels)
 
     def _layer_hook(self, i: int) -> Any:
-        steps = [s for s in self.layer_steps if s.step.layer == i and s.step.at == "layer"]
+        steps = [s for s in self.plan.at("tower", i, at="layer") if s.step.action != "restore"]
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             run = self.run()

@@ -14,7 +14,7 @@ from vtr.hosts._layout import Kind, Layout, frames_of_one_video, runs_of
 from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._towers import Pooling, Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
-from vtr.hosts._wrappers import model_type_of, modules_of, names_of, wrapped
+from vtr.hosts._wrappers import model_type_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
 from vtr.types.errors import WrongType
@@ -368,6 +368,7 @@ def host_of(model: nn.Module) -> Any:
             f"vtr.apply: {type(model).__name__} is not built as the host for {model_type or names_of(model)[0]!r} knows it: {error}; give the "
             "model itself if this is a wrapper, else register a host for it"
         ) from error
-    if getattr(host, "base", model) not in modules_of(model):
+    base = getattr(host, "base", model)
+    if base is not model and not any(module is base for module in model.modules()):
         raise VtrError(f"vtr.apply: {type(model).__name__} wraps a model that is not among its modules; give that model itself")
     return host

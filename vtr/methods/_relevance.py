@@ -72,8 +72,18 @@ class Relevant(Method):
         area = max(rows * cols for grids in view.grids for rows, cols in grids)
         parts = split(view.cells[..., 0], view.real, view.keep, view.views, min(area, view.real.shape[1]))
         tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)
-        kept = self.choose(tokens, weights, parts.real.flatten(0, 1), parts.keep.flatten(), min(view.most, tokens.shape[1]))
+        kept = self.choose(tokens, weights, parts.real.flatten(0, 1), parts.keep.flatten(), min(_most_of_a_view(view), tokens.shape[1]))
         return Selection(keep=join_mask(kept, parts, view.real.shape[1]))
+
+
+def _most_of_a_view(view: View) -> int:
+    """The most tokens that one view can have to leave: an equal share of its image, all of it where another view may have fewer than that."""
+    most = 0
+    for grids, count, keep in zip(view.grids, view.counts, view.keeps, strict=True):
+        share, area = -(-keep // len(grids)), max(rows * cols for rows, cols in grids)
+        fewest = count - (len(grids) - 1) * area  # that a view can have while the others are whole
+        most = max(most, share if fewest >= share else keep)
+    return most
 
 
 def _note_features(view: View) -> None:

@@ -45,4 +45,4 @@ class ScoreMethod(Method):
 
     def _keep_best(self, needs: tuple[Signal, ...], view: View) -> Selection:
         score = self.score(view, *(view.signals[need] for need in needs))
-        return Selection(keep=topk_mask(score, view.real, view.keep))
+        return Selection(keep=topk_mask(score, view.real, view.keep, (view.counts, view.keeps)))

@@ -29,8 +29,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtr.ops.attention_rows import products
 from vtr.ops.gather import take
-from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.parts import members, of_part, part_sum, topk_per_part
 from vtr.ops.precision import widened
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
@@ -92,7 +93,7 @@ def prune_amount(attention: Tensor, part: Tensor, real: Tensor, target: Tensor, 
     if remaining == 0:
         return torch.full_like(room, torch.inf)
     if eps is None:
-        share = attention / part_sum(attention, member).gather(1, part)
+        share = attention / of_part(part_sum(attention, member), part)
         entropy = -part_sum(torch.xlogy(share, share), member)
     else:
         entropy = -part_sum(attention * (attention + eps).log(), member)
@@ -112,12 +113,15 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
     `values (G, N, H, d)`, `cls_values (G, P, H, d)`, `part (G, N)`, `real (G, N)` -> `(G, N)` float32.
     """
     values, cls_values = widened(values), widened(cls_values)
-    views = cls_values if cls_values.shape[1] > 1 else cls_values.expand(-1, 2, -1, -1)  # one column rounds differently in larger batches
-    every = values.transpose(1, 2) @ views.permute(0, 2, 3, 1)  # (G, H, N, P)
-    logits = every.gather(3, part[:, None, :, None].expand(-1, every.shape[1], -1, -1)).squeeze(3)  # (G, H, N)
+    every = products(cls_values.transpose(1, 2), values.transpose(1, 2))  # (G, H, P, N)
+    own = cls_values.square().sum(-1).mT  # (G, H, P)
+    if every.shape[2] == 1:
+        logits = torch.cat([every[:, :, 0].masked_fill(~real[:, None], -torch.inf), own], 2)
+        return logits.softmax(2)[..., :-1].mean(1)
+    logits = every.gather(2, part[:, None, None].expand(-1, every.shape[1], -1, -1)).squeeze(2)  # (G, H, N)
     member = members(part, real, cls_values.shape[1])[:, None]  # (G, 1, P, N)
     patches = logits[:, :, None].masked_fill(~member, -torch.inf).logsumexp(-1)  # (G, H, P)
-    total = torch.logaddexp(patches, cls_values.square().sum(-1).mT)
+    total = torch.logaddexp(patches, own)
     mass = total.gather(2, part[:, None].expand(-1, total.shape[1], -1))
     return torch.where(real, (logits - mass).exp().mean(1), 0)
 
@@ -127,7 +131,7 @@ def flow_score(attention: Tensor, semantic: Tensor | None, strength: Tensor, par
     if semantic is None:
         return attention * strength
     member = members(part, real, parts)
-    attention, semantic = (row / part_sum(row, member).gather(1, part) for row in (attention, semantic))
+    attention, semantic = (row / of_part(part_sum(row, member), part) for row in (attention, semantic))
     return (attention + semantic) * strength
 
 

@@ -26,6 +26,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtr.ops.canvas import on_device
 from vtr.ops.gather import left_align
 from vtr.ops.grids import largest
 from vtr.ops.topk import topk_mask
@@ -72,16 +73,15 @@ def neighbours(cells: Tensor, real: Tensor, views: int, grid: tuple[int, int]) -
     (groups, n), (rows, cols) = real.shape, grid
     view, row, col = cells.unbind(-1)
     area = views * rows * cols
-    table = torch.full((groups, area + 1), n, dtype=torch.int64, device=real.device)
+    table = torch.full((groups, area + 1), n, dtype=torch.int64, device=real.device)  # the last entry stays none
     at = torch.where(real, (view * rows + row) * cols + col, area)
-    table = table.scatter(1, at, torch.arange(n, device=real.device).expand_as(at))
-    found = []
-    for down, across in BESIDE:
-        to_row, to_col = row + down, col + across
-        inside = real & (to_row >= 0) & (to_row < rows) & (to_col >= 0) & (to_col < cols)
-        place = table.gather(1, torch.where(inside, (view * rows + to_row) * cols + to_col, 0))
-        found.append(torch.where(inside, place, n))
-    return torch.stack(found, -1)
+    own = torch.where(real, torch.arange(n, device=real.device), n)
+    table = table.scatter_(1, at, own)
+    down, across = on_device(list(zip(*BESIDE, strict=True)), real.device)
+    to_row, to_col = row[..., None] + down, col[..., None] + across  # (G, N, 4)
+    inside = real[..., None] & (to_row >= 0) & (to_row < rows) & (to_col >= 0) & (to_col < cols)
+    place = torch.where(inside, (view[..., None] * rows + to_row) * cols + to_col, area)
+    return table.gather(1, place.flatten(1)).view_as(place)
 
 
 def raster_neighbours(groups: int, n: int, cols: int, device: torch.device | None = None) -> Tensor:

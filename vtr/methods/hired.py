@@ -28,7 +28,7 @@ from torch import Tensor
 from vtr.ops.canvas import on_device, rows_and_cols, valid_region
 from vtr.ops.grids import sides
 from vtr.ops.parts import members, topk_per_part
-from vtr.ops.topk import quota
+from vtr.ops.topk import Known, quota, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -50,7 +50,9 @@ from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
 
-def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5) -> Tensor:
+def hired(
+    late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5, known: Known | None = None
+) -> Tensor:
     """Budget per view, then the best of every view.
 
     Args:
@@ -60,10 +62,13 @@ def hired(late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Te
         real: `(G, N)` bool, candidates.
         keep: `(G,)` int64, `keep <= real.sum(1)`.
         alpha: share of the thumbnail.
+        known: as for `topk_mask`.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row. `O(N log N)` per row, no host sync.
     """
+    if not crop_score.shape[1]:
+        return topk_mask(late, real, keep, known)
     capacity = members(part, real, crop_score.shape[1] + 1).sum(-1)  # (G, 1 + C)
     wanted = torch.minimum((keep.double() * alpha).long(), capacity[:, 0])
     crops = torch.minimum(keep - wanted, capacity[:, 1:].sum(1))
@@ -152,7 +157,7 @@ class HiRED(Method):
         return (Remove(Boundary(before_projector=True), lambda view: self._select(view, early, late), needs),)
 
     def _select(self, view: View, early: Signal, late: Signal) -> Selection:
-        crops = max(rows * cols for rows, cols in view.crop_grids)
+        crops, known = max(rows * cols for rows, cols in view.crop_grids), (view.counts, view.keeps)
         if crops and early in view.signals:
             regions = [_region(view, group) for group in range(len(view.crop_grids))]
             region, grid = (on_device(values, view.real.device) for values in (regions, view.crop_grids))
@@ -160,7 +165,7 @@ class HiRED(Method):
             score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, patches)
         else:
             score = view.real.new_zeros((len(view.real), crops), dtype=torch.float64)
-        return Selection(keep=hired(view.signals[late], score, view.cells[..., 0], view.real, view.keep, self.alpha))
+        return Selection(keep=hired(view.signals[late], score, view.cells[..., 0], view.real, view.keep, self.alpha, known))
 
 
 def _region(view: View, group: int) -> list[int]:

@@ -109,7 +109,7 @@ def suppress(unit: Tensor, score: Tensor, group: Tensor, real: Tensor, threshold
     near = (ranked @ ranked.mT > threshold[:, None, None]) & (label[:, :, None] == label[:, None])
     near = near.triu(1)  # only worse ones
     for place in range(real.shape[1] - 1):
-        survives = survives & ~(near[:, place] & survives[:, place, None])
+        survives = survives > (near[:, place] & survives[:, place, None])  # and not
     return Ranked(order, survives)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from vtr.methods._schedule import Scheduled
 from vtr.ops.prompt_rows import last_token_row
 from vtr.ops.schedule import least_average, scaled_layers
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
 from vtr.types import Budget, Card, Geometry, Layer, PerToken, PositionOption, Remove, Selection, Stage, Step, View
 from vtr.types.signals import next_keys, next_queries
@@ -52,9 +52,9 @@ def pyramiddrop_score(query: PerToken, key: PerToken, real: Tensor, text_real: T
     return last_token_row(query.visual, query.text, key.visual, key.text, real, text_real, row, scaling=scaling)
 
 
-def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
-    """Keep mask `(G, N)` of the `keep (G,)` best-scored among `real (G, N)`; ties go to the lowest index."""
-    return topk_mask(score, real, keep)
+def pyramiddrop(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:
+    """Keep mask `(G, N)` of the `keep (G,)` best-scored among `real (G, N)`; ties go to the lowest index. `known` as for `topk_mask`."""
+    return topk_mask(score, real, keep, known)
 
 
 @register_method("pyramiddrop")
@@ -104,6 +104,6 @@ class PyramidDrop(Scheduled):
             assert view.text is not None
             query, key = (view.signals[need] for need in needs)
             score = pyramiddrop_score(query, key, view.real, view.text.real, view.row, view.scaling.get(needs[0]))
-            return Selection(keep=pyramiddrop(score, view.real, view.keep))
+            return Selection(keep=pyramiddrop(score, view.real, view.keep, (view.counts, view.keeps)))
 
         return tuple(Remove(Layer(layer), select, needs, share=share) for layer, share in zip(layers, shares, strict=True))

@@ -22,19 +22,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, merge_tokens
+from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, match_halves, merge_rows, merge_tokens
+from vtr.ops.fused import fused
 from vtr.registry import register_method
 from vtr.types import Budget, Card, FrameOption, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
 from vtr.types.signals import keys
 
 
 def tome(
-    tokens: Tensor, metric: Tensor, size: Tensor, real: Tensor, keep: Tensor, number: Tensor, shift: int = 1, reorder: bool = False
+    tokens: Tensor,
+    metric: Tensor,
+    size: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    number: Tensor,
+    shift: int = 1,
+    reorder: bool = False,
+    known: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer's merge.
 
@@ -47,22 +56,64 @@ def tome(
         number: `(G, N)` int64, order of the tokens (step 4); only the order counts.
         shift: prefix tokens in front, which shift the even/odd split.
         reorder: number unmerged sources by falling similarity, as the authors do without a CLS token.
+        known: `real.sum(1)` and `keep` as Python ints, so that only sources and destinations are compared, and only what merges is read.
 
     Returns:
         Keep mask `(G, N)`, merged tokens `(G, N, D)` (kept rows count), `assign (G, N)` int64, and the new numbers `(G, N)`.
     """
+    most = None if known is None else _most(*known, shift)
+    if most is not None and most.alike and set(known[0]) == {real.shape[1]}:  # type: ignore[index]
+        return _uniform(tokens, metric, size, number, most, shift, reorder)
     rank = dense_rank(number, real)
-    destination = alternate_destinations(rank, real, keep, shift)
+    destination = alternate_destinations(rank, real, keep, shift, spaced=most is None or most.spaced)
     remove = real.sum(1) - keep
-    match = bipartite_match(metric, real & ~destination, destination, remove)
-    merged, _ = merge_tokens(tokens, size, torch.where(real, match.assign, -1))
-    position = torch.arange(real.shape[1], device=real.device).expand_as(rank)
+    match = bipartite_match(metric, real & ~destination, destination, remove, most and (most.sources, most.destinations))
+    assign = torch.where(real, match.assign, -1)
+    merged, _ = merge_tokens(tokens, size, assign, most and (most.removed, most.destinations))
     numbered = rank
     if reorder:
         order = match.similarity.argsort(dim=1, descending=True, stable=True)
+        position = torch.arange(real.shape[1], device=real.device).expand_as(rank)
         numbered = torch.where(destination, rank, torch.empty_like(order).scatter_(1, order, position))
     numbered = torch.where(remove[:, None] > 0, numbered + destination.long() * real.shape[1], rank)
-    return match.keep & real, merged, torch.where(real, match.assign, -1), numbered
+    return match.keep & real, merged, assign, numbered
+
+
+def _uniform(
+    tokens: Tensor, metric: Tensor, size: Tensor, number: Tensor, most: _Most, shift: int, reorder: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`tome` of full rows that all lose as many tokens, at most half of them."""
+    order = number.argsort(dim=1, stable=True)
+    itself = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    found = match_halves(metric, order, shift % 2, most.removed)
+    keep = torch.ones_like(found.destination).scatter_(1, found.of, False)
+    assign = itself.scatter(1, found.of, found.into)
+    if fused():
+        merged, _ = merge_tokens(tokens, size, assign)
+    else:
+        merged, _ = merge_rows(tokens, size, found.of, found.into, min(most.removed, most.destinations))
+    if reorder:
+        rank = found.source.gather(1, found.similarity.argsort(dim=1, descending=True, stable=True))
+        number = number.scatter(1, rank, itself[:, : rank.shape[1]])
+    return keep, merged, assign, number + found.destination * (1 + number.amax(1, keepdim=True))
+
+
+class _Most(NamedTuple):
+    """The most sources, destinations and removed tokens of a row; whether the destinations of one are spaced; whether all rows are alike."""
+
+    sources: int
+    destinations: int
+    removed: int
+    spaced: bool
+    alike: bool
+
+
+def _most(counts: Sequence[int], keeps: Sequence[int], shift: int) -> _Most:
+    odd = [(count + shift) // 2 - shift // 2 for count in counts]
+    to = [min(every_second, keep) for every_second, keep in zip(odd, keeps, strict=True)]
+    sources, removed = (max(n - m for n, m in zip(counts, fewer, strict=True)) for fewer in (to, keeps))
+    alike = len(set(counts)) == len(set(keeps)) == 1 and to == odd and removed > 0
+    return _Most(sources, max(to), removed, to != odd, alike)
 
 
 def merge_schedule(n: int, keep: int, layers: int, inflect: float = 0.0) -> list[int]:
@@ -172,6 +223,7 @@ def _select(view: View, key: Signal, shift: int, reorder: bool) -> Selection:
     number = view.per_token.get("number")
     if number is None:
         number = torch.arange(view.real.shape[1], device=view.tokens.device).expand_as(view.real)
-    keep, tokens, assign, number = tome(view.tokens, metric, view.sizes, view.real, view.keep, number, shift, reorder)
+    known = view.counts, view.keeps
+    keep, tokens, assign, number = tome(view.tokens, metric, view.sizes, view.real, view.keep, number, shift, reorder, known)
     view.per_token["number"] = number
     return Selection(keep=keep, tokens=tokens, assign=assign)

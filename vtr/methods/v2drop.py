@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vtr.methods._schedule import Tabled
 from vtr.ops.precision import widened
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
 from vtr.types import Budget, Card, Geometry, Layer, Observe, Remove, Selection, Stage, Step, View
 
@@ -40,9 +40,9 @@ def variation(entered: Tensor, left: Tensor) -> Tensor:
     return torch.linalg.vector_norm(widened(left) - widened(entered), dim=-1)
 
 
-def v2drop(entered: Tensor, left: Tensor, real: Tensor, keep: Tensor) -> Tensor:
+def v2drop(entered: Tensor, left: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:
     """Keep mask `(G, N)` of the `keep (G,)` tokens that changed most among `real (G, N)`; ties go to the lowest index."""
-    return topk_mask(variation(entered, left), real, keep)
+    return topk_mask(variation(entered, left), real, keep, known)
 
 
 @register_method("v2drop")
@@ -81,6 +81,6 @@ def _note(view: View) -> None:
 
 
 def _select(view: View) -> Selection:
-    keep = v2drop(view.per_token[ENTERED], view.tokens, view.real, view.keep)
+    keep = v2drop(view.per_token[ENTERED], view.tokens, view.real, view.keep, (view.counts, view.keeps))
     view.per_token[ENTERED] = view.tokens[..., :0]  # no longer needed
     return Selection(keep=keep)

@@ -30,7 +30,7 @@ from torch import Tensor
 from vtr.ops.bipartite import merge_tokens
 from vtr.ops.gather import left_align, take
 from vtr.ops.received import attention_received
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -54,7 +54,15 @@ Sum = Literal["add", "mean"]
 
 
 def visionzip(
-    tokens: Tensor, metric: Tensor, score: Tensor, real: Tensor, keep: Tensor, contextual: Tensor, most: int, merge: Sum = "add"
+    tokens: Tensor,
+    metric: Tensor,
+    score: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    contextual: Tensor,
+    most: int,
+    merge: Sum = "add",
+    known: Known | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dominant tokens, and pivots that the other tokens merge into.
 
@@ -67,11 +75,12 @@ def visionzip(
         contextual: `(G,)` int64, how many of `keep` are pivots, at most `keep`.
         most: at least `contextual.max()`, a Python int.
         merge: `add` or `mean`, see step 4.
+        known: `real.sum(1)` and `keep - contextual`, as for `topk_mask`.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row, tokens `(G, N, D)` (kept rows count) and `assign (G, N)` int64. `O(N most d)`.
     """
-    dominant = topk_mask(score, real, keep - contextual)
+    dominant = topk_mask(score, real, keep - contextual, known)
     rest = real & ~dominant
     step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
     number = rest.long().cumsum(1) - 1
@@ -86,7 +95,7 @@ def visionzip(
     into = torch.where(used.any(1, keepdim=True), index.gather(1, similarity.argmax(2)), -1)
     assign = torch.where(dominant | pivot, itself, torch.where(rest, into, -1))
     if merge == "mean":
-        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign)[0], assign
+        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign, (real.shape[1], most))[0], assign
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
     source = ((assign[:, None] == index[..., None]) & (rest & ~pivot)[:, None]).to(wide.dtype)  # (G, C, N)
     mean = (source @ wide.masked_fill(~real[..., None], 0)) / source.sum(2, keepdim=True).clamp_min(1)
@@ -154,5 +163,6 @@ class VisionZip(Method):
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
         metric = key.float().mean(2).unflatten(-1, (joins, -1)).mean(-2)
-        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge)
+        known = view.counts, [keep - round(keep * self.contextual) for keep in view.keeps]
+        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge, known)
         return Selection(keep=keep, tokens=tokens, assign=assign)

@@ -20,6 +20,7 @@ that of its patches is added up, and tokens are compared and removed behind the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.received import attention_received
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import ranked
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
 from vtr.types.signals import cls_row, keys, queries, received
@@ -37,7 +38,15 @@ from vtr.types.signals import cls_row, keys, queries, received
 STEP = 8  # tokens removed per round; Theia-4869/VisPruner llava/model/llava_arch.py at aefa01a
 
 
-def vispruner(features: Tensor, score: Tensor, real: Tensor, keep: Tensor, removed: int, important_ratio: float = 0.5) -> Tensor:
+def vispruner(
+    features: Tensor,
+    score: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    removed: int,
+    important_ratio: float = 0.5,
+    known: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Tensor:
     """Keeps the most attended tokens and, of the rest, those without a near duplicate.
 
     Args:
@@ -47,48 +56,69 @@ def vispruner(features: Tensor, score: Tensor, real: Tensor, keep: Tensor, remov
         keep: `(G,)` int64, `keep <= real.sum(1)`.
         removed: at least the largest `real.sum(1) - keep`, a Python int, so that nothing here waits for the device.
         important_ratio: r.
+        known: `real.sum(1)` and `keep` as Python ints; where all rows have the same, nothing needs a mask.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row; ties go to the lowest index. `O(N^2 D)` once, then `removed / 8` rounds of
-        at most `O(N^2 / 2)`, without a host sync.
+        at most `O(N^2 / 4)`, without a host sync.
     """
     n = real.shape[1]
+    unit = F.normalize(features.detach().float().nan_to_num(), dim=-1)
+    cosine = unit @ unit.mT  # (G, N, N)
+    order = torch.where(real, ranked(score), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    if known is not None and len(set(known[0])) == len(set(known[1])) == 1:
+        count, number = known[0][0], known[1][0]
+        first = int(number * important_ratio)
+        rest = _uniform(cosine, order[:, first:count], number - first) if number > first else order[:, :0]
+        return torch.zeros_like(real).scatter_(1, torch.cat([order[:, :first], rest], 1), True)
     important = (keep.double() * important_ratio).long()
-    diverse = keep - important
-    ranked = score if score.dtype == torch.float64 else score.float()
-    order = ranked.nan_to_num(-torch.inf, torch.inf, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, (~real).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))  # real ones in front
     place = torch.arange(n, device=real.device)
+    size = torch.where(keep > important, real.sum(1) - important, 0)  # of the residual; nothing to compare for where it is 0
     residual = order.gather(1, (place + important[:, None]).clamp_max(n - 1))
-    size = real.sum(1) - important  # of the residual; only so many entries of a row mean something
-    stays = topk_mask(score, real, important)
-    gone = torch.zeros(len(real), n + 1, dtype=torch.bool, device=real.device)
-    only_important = diverse == 0  # nothing to compare for
-    size = torch.where(only_important, 0, size)
+    gone = _ragged(cosine, torch.where(place < size[:, None], residual, n), size, keep - important, removed)
+    stays = torch.zeros(len(real), n + 1, dtype=torch.bool, device=real.device).scatter_(1, gone, True)[:, :n].logical_not_() & real
+    important_ones = torch.zeros_like(real).scatter_(1, order, place < important[:, None])
+    return torch.where((keep == important)[:, None], important_ones, stays)
 
-    unit = F.normalize(features.float().nan_to_num(), dim=-1)
-    cosine = (unit @ unit.mT).flatten(0, 1)  # (G * N, N)
-    row = torch.arange(len(real), device=real.device)[:, None] * n
+
+def _uniform(cosine: Tensor, residual: Tensor, diverse: int) -> Tensor:
+    """Steps 3 and 4 where all rows have as many tokens: `(G, diverse)` of a residual `(G, R)`, by cosines `(G, N, N)`."""
+    while (size := residual.shape[1]) > diverse:
+        compared, between = residual[:, 0::2], residual[:, 1::2]
+        similar = _nearest(cosine, compared, between).argsort(dim=1, descending=True, stable=True)
+        less = min(STEP, compared.shape[1], size - diverse)
+        residual = torch.cat([compared.gather(1, similar[:, less:]), between], 1)  # most similar first
+    return residual
+
+
+def _ragged(cosine: Tensor, residual: Tensor, size: Tensor, diverse: Tensor, removed: int) -> Tensor:
+    """Steps 3 and 4 of a residual `(G, N)` whose first `size (G,)` entries are tokens and the others N; what is removed, N for nothing."""
+    n = cosine.shape[1]
+    cosine = F.pad(cosine, (0, 1, 0, 1), value=-torch.inf)
+    place = torch.arange(STEP, device=cosine.device)
+    gone = []
     for done in range(ceil(removed / STEP) + STEP.bit_length()):  # the last rounds are for residuals too small to lose 8
         residual = residual[:, : max(n - done * STEP, 2 * STEP)]
         compared, between = residual[:, 0::2], residual[:, 1::2]
         if between.shape[1] == 0:
             break
-        half = (size + 1) // 2
-        less = torch.minimum(half, size - diverse).clamp(0, STEP)
-        open_to = torch.full((len(real), n + 1), -torch.inf, device=real.device)
-        open_to.scatter_(1, torch.where(place[: between.shape[1]] < (size - half)[:, None], between, n), 0.0)
-        near = cosine.index_select(0, (row + compared).flatten()).view(*compared.shape, n)
-        near = (near + open_to[:, None, :n]).amax(2).masked_fill(place[: compared.shape[1]] >= half[:, None], -torch.inf)
-        compared = compared.gather(1, near.argsort(dim=1, descending=True, stable=True))  # most similar first
-        losing = place[: compared.shape[1]] < less[:, None]
-        gone.scatter_(1, torch.where(losing, compared, n), True)
-        left = (half - less)[:, None]
-        at = place[: residual.shape[1]]
-        source = torch.where(at < left, at + less[:, None], compared.shape[1] + at - left)
-        residual = torch.cat([compared, between], 1).gather(1, source.clamp_max(residual.shape[1] - 1))
+        less = torch.minimum((size + 1) // 2, size - diverse).clamp(0, STEP)
+        similar = _nearest(cosine, compared, between).argsort(dim=1, descending=True, stable=True)
+        compared = compared.gather(1, similar)  # most similar first
+        losing, first = place[: compared.shape[1]] < less[:, None], compared[:, :STEP]
+        gone.append(torch.where(losing, first, n))
+        residual = torch.cat([torch.where(losing, n, first), compared[:, STEP:], between], 1)
+        residual = residual.gather(1, (residual == n).to(torch.uint8).argsort(dim=1, stable=True))
         size = size - less
-    return torch.where(only_important[:, None], stays, real & ~gone[:, :n])
+    return torch.cat(gone, 1) if gone else residual[:, :0]
+
+
+def _nearest(cosine: Tensor, compared: Tensor, between: Tensor) -> Tensor:
+    """The largest cosine `(G, C)` of tokens `compared (G, C)` to any of `between (G, B)`, from `(G, N, N)`."""
+    groups, n, _ = cosine.shape
+    rows = (compared + torch.arange(groups, device=cosine.device)[:, None] * n).flatten()
+    near = cosine.flatten(0, 1).index_select(0, rows).view(*compared.shape, n)
+    return near.gather(2, between[:, None].expand(-1, compared.shape[1], -1)).amax(2)
 
 
 @register_method("vispruner")
@@ -109,7 +139,7 @@ class VisPruner(Method):
         arxiv="2412.01818",
         code="github.com/Theia-4869/VisPruner",
         signals="CLS attention and output of the feature layer; without CLS queries and keys of the last tower layer",
-        cost="N x N cosines once, then a round of at most N^2 / 2 comparisons per 8 tokens removed",
+        cost="N x N cosines once, then a round of at most N^2 / 4 comparisons per 8 tokens removed",
         settings={"important_ratio": "share of the budget that goes to the most attended tokens; 1 is FasterVLM"},
     )
 
@@ -132,4 +162,5 @@ class VisPruner(Method):
         if len(needs) == 2:
             score = attention_received(score, view.signals[needs[1]], view.real, scaling=view.scaling.get(needs[0]))
         removed = max(count - keep for count, keep in zip(view.counts, view.keeps, strict=True))
-        return Selection(keep=vispruner(view.tokens, score, view.real, view.keep, removed, self.important_ratio))
+        known = view.counts, view.keeps
+        return Selection(keep=vispruner(view.tokens, score, view.real, view.keep, removed, self.important_ratio, known))

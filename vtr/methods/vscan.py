@@ -97,7 +97,7 @@ def join_nearest(tokens: Tensor, kept: Tensor, real: Tensor, most: int) -> tuple
     itself = torch.arange(real.shape[1], device=real.device).expand_as(real)
     into = torch.where(used.any(1, keepdim=True) & real, index.gather(1, similarity.argmax(2)), -1)
     assign = torch.where(kept, itself, into)
-    return merge_tokens(tokens, torch.ones_like(real, dtype=torch.float32), assign)[0], assign
+    return merge_tokens(tokens, torch.ones_like(real, dtype=torch.float32), assign, (real.shape[1], most))[0], assign
 
 
 @register_method("vscan")

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from vtr.ops.precision import outside_autocast
 
+FEW = 8
+"""Rows of a key head up to which keys that lie head by head in memory are read as they are, at the price of as many products as heads."""
+
 
 @outside_autocast
 def attention_rows(
@@ -38,7 +41,7 @@ def attention_rows(
     batch, heads, rows, width = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     grouped = query.to(dtype).reshape(batch, key.shape[1], -1, width)  # query heads of one key head side by side
-    logits = (grouped @ key.to(dtype).mT * scaling).view(batch, heads, rows, key.shape[2])
+    logits = (products(grouped, key.to(dtype)) * scaling).reshape(batch, heads, rows, key.shape[2])
     if bias is not None:
         logits = logits + bias[:, None, None].to(dtype)
     hidden = None if keys is None else ~keys[:, None, None]
@@ -54,3 +57,26 @@ def attention_rows(
         return logits
     weights = logits.softmax(-1)
     return weights if hidden is None else weights.nan_to_num(0.0)
+
+
+def products(rows: Tensor, keys: Tensor) -> Tensor:
+    """Returns `rows @ keys.mT` of every head, without copying keys that lie token by token in memory, all heads of a token side by side.
+
+    A batched product needs one step from matrix to matrix; such keys have two, from head to head and from one row of the batch to the next, and
+    matmul would copy them. A few rows are multiplied with all heads at once instead: `(K, H d)` by a matrix `(H d, H R)` that is zero between
+    different heads.
+
+    Args:
+        rows: `(B, H, R, d)`.
+        keys: `(B, H, K, d)`, of the same dtype.
+
+    Returns:
+        `(B, H, R, K)`.
+    """
+    batch, heads, number, width = rows.shape
+    by_token = keys.stride(3) == 1 and keys.stride(1) == width and heads > 1
+    if batch == 1 or number > FEW or not by_token:
+        return rows @ keys.mT
+    apart = torch.eye(heads, dtype=rows.dtype, device=rows.device)[:, None, :, None]
+    block = (rows.mT[:, :, :, None] * apart).reshape(batch, heads * width, heads * number)
+    return (keys.transpose(1, 2).flatten(2) @ block).view(batch, -1, heads, number).permute(0, 2, 3, 1)

@@ -36,20 +36,21 @@ def greedy_coverage(
     matrix = matrix.detach()
     groups, rows, _ = matrix.shape
     group = torch.arange(groups, device=matrix.device)
-    picks = torch.zeros(groups, most, dtype=torch.int64, device=matrix.device)
-    scores = matrix.new_zeros(groups, most)
-    covered, buffer, open_ = matrix.new_zeros(groups, rows), torch.empty_like(matrix), real.clone()
-    for count in range(most):
+    picks, scores = [], []
+    covered, buffer, closed = matrix.new_zeros(groups, rows), torch.empty_like(matrix), ~real
+    for _ in range(most):
         score = torch.sub(matrix, covered[..., None], out=buffer).clamp_(min=0).sum(1)
         score = score if weight is None else score * weight
         score = score if bonus is None else score + bonus
-        allowed = open_
+        refused = closed
         if first is not None:
-            now = open_ & first
-            allowed = torch.where(now.any(1, keepdim=True), now, open_)
-        best = score.masked_fill(~allowed, -torch.inf).max(1)
-        pick = best.indices
-        picks[:, count], scores[:, count] = pick, best.values
-        open_[group, pick] = False
-        covered = torch.maximum(covered, matrix[group, :, pick])
-    return picks, scores
+            now = first & ~closed
+            refused = torch.where(now.any(1, keepdim=True), ~now, closed)
+        best = score.masked_fill(refused, -torch.inf).max(1)
+        picks.append(best.indices)
+        scores.append(best.values)
+        closed.scatter_(1, best.indices[:, None], True)
+        covered = torch.maximum(covered, matrix[group, :, best.indices])
+    if not picks:
+        return torch.zeros(groups, 0, dtype=torch.int64, device=matrix.device), matrix.new_zeros(groups, 0)
+    return torch.stack(picks, 1), torch.stack(scores, 1)

@@ -42,10 +42,9 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    unit = F.normalize(tokens.to(wide), dim=-1, eps=1e-12)
-    quality = quality.to(wide)
+    unit = F.normalize(tokens.detach().to(wide), dim=-1, eps=1e-12).masked_fill_(~real[..., None], 0)
+    quality = torch.where(real, quality.detach().to(wide), 0)
     groups, n, width = unit.shape
-    group = torch.arange(groups, device=unit.device)
     diagonal = quality.square() * unit.square().sum(-1)
     gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
     rounding = EXPLAINED * torch.finfo(wide).eps
@@ -53,30 +52,37 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
         from vtr.ops._triton_greedy import pick_determinant
 
         return pick_determinant(gram, quality, diagonal, real, most, rounding, jitter)
+    if gram is not None:
+        gram = gram.mul_(quality[:, None]).mul_(quality[..., None]).flatten(0, 1)  # the kernel, `(G N, N)`
 
+    start = torch.arange(groups, device=unit.device) * n
     threshold = rounding * diagonal
-    residual = diagonal.masked_fill(~real, -torch.inf)
-    left = quality.masked_fill(~real, -torch.inf)
+    # of each token what the picks do not explain, and what it counts once they explain all of it; -inf where it is picked
+    both = torch.stack([diagonal, quality], 1).masked_fill_(~real[:, None], -torch.inf)
+    residual, left = both.unbind(1)
     rows = unit.new_zeros(groups, most, n)
-    order = torch.empty(groups, most, dtype=torch.int64, device=unit.device)
+    picks: list[Tensor] = []
     for count in range(most):
-        best = residual.argmax(1)
-        spanned = residual[group, best] <= threshold[group, best]
-        pick = torch.where(spanned, left.argmax(1), best)
-        order[:, count] = pick
+        best, by_residual = residual.max(1)
+        spanned = best <= threshold.gather(1, by_residual[:, None])[:, 0]
+        pick = torch.where(spanned, left.argmax(1), by_residual)
+        picks.append(pick)
         if count + 1 == most:
             break
-        cosine = gram[group, pick] if gram is not None else _two_columns(unit, unit[group, pick])
-        row = quality * cosine * quality[group, pick, None]
+        at = start + pick
+        if gram is not None:
+            row = gram.index_select(0, at)
+        else:
+            row = quality * _two_columns(unit, unit.flatten(0, 1).index_select(0, at)) * quality.flatten()[at, None]
+        before = rows[:, :count]
         if count:
-            row = row - _two_columns(rows[:, :count].mT, rows[group, :count, pick])
-        row = row / (residual[group, pick].clamp_min(1e-30).sqrt() + jitter)[:, None]
-        row = torch.where(spanned[:, None] | ~real, 0, row)
-        rows[:, count] = row
-        residual = residual - row.square()
-        residual.scatter_(1, pick[:, None], -torch.inf)  # never twice
-        left = left.scatter(1, pick[:, None], -torch.inf)
-    return order
+            own = before.gather(2, pick[:, None, None].expand(-1, count, 1)).mT
+            row -= torch.bmm(own.expand(-1, 2, -1), before)[:, 0]  # two equal rows, as below
+        root = torch.where(spanned, torch.inf, best.sqrt())[:, None]  # an empty row where all is explained
+        row = torch.div(row, root + jitter if jitter else root, out=rows[:, count])
+        residual -= row.square()
+        both.scatter_(2, pick[:, None, None].expand(-1, 2, 1), -torch.inf)  # never twice
+    return torch.stack(picks, 1) if picks else torch.zeros(groups, 0, dtype=torch.int64, device=unit.device)
 
 
 def _two_columns(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ DENSE_LIMIT = 8192
 
 
 def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_LIMIT) -> tuple[Distances, Tensor]:
-    """Cosine distances `1 - cos` of every token to the others, in float32; zero vectors have distance 1 to everything.
+    """Cosine distances `1 - cos` of every token to the others, in float32; zero vectors have distance 1 to everything, and NaN counts as 0.
 
     Args:
         tokens: `(G, N, D)`, any float dtype.
@@ -27,21 +27,18 @@ def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_
     Returns:
         The distances, and `(G, N)` the distance of each token to its nearest other token, -inf where not real. `O(N^2 D)` once.
     """
-    unit = F.normalize(tokens.float(), dim=-1)
+    unit = F.normalize(tokens.detach().float().nan_to_num(), dim=-1)
     n = tokens.shape[1]
     if n <= dense_limit:
-        distance = (1 - unit @ unit.mT).masked_fill(~real[:, None], torch.inf)  # (G, N, N)
-        return distance, _second_smallest(distance).masked_fill(~real, -torch.inf)
+        distance = _distance(unit @ unit.mT, real)  # (G, N, N)
+        return distance, _nearest_other(distance).masked_fill(~real, -torch.inf)
 
     def row(index: Tensor) -> Tensor:
         group = torch.arange(len(index), device=index.device)
         return (1 - (unit @ unit[group, index, :, None]).squeeze(-1)).masked_fill(~real, torch.inf)
 
     size = max(1, dense_limit * dense_limit // n)  # as much memory at a time as the dense form takes at its limit
-    parts = [
-        _second_smallest((1 - unit[:, start : start + size] @ unit.mT).masked_fill(~real[:, None], torch.inf))
-        for start in range(0, n, size)
-    ]
+    parts = [_nearest_other(_distance(unit[:, start : start + size] @ unit.mT, real), start) for start in range(0, n, size)]
     return row, torch.cat(parts, 1).masked_fill(~real, -torch.inf)
 
 
@@ -64,18 +61,28 @@ def farthest_first(first: Tensor, distances: Distances, real: Tensor, most: int,
         return pick_in_turn(distances, first, real, most, total=False, repeat=repeat)
     group = torch.arange(len(first), device=first.device)
     to_picked = torch.full(real.shape, torch.inf, device=real.device).masked_fill(~real, -torch.inf)
-    picks = torch.zeros(len(first), most, dtype=torch.int64, device=first.device)
-    pick = first
-    for count in range(most):
-        picks[:, count] = pick
-        row = distances[group, pick] if isinstance(distances, Tensor) else distances(pick)
+    if most == 0:
+        return torch.zeros(len(first), 0, dtype=torch.int64, device=first.device)
+    picks = [first]
+    for _ in range(most - 1):
+        row = distances[group, picks[-1]] if isinstance(distances, Tensor) else distances(picks[-1])
         to_picked = torch.fmin(to_picked, row)  # fmin: a NaN distance never frees a picked token
         if not repeat:
-            to_picked[group, pick] = -torch.inf
-        pick = to_picked.argmax(1)
-    return picks
+            to_picked.scatter_(1, picks[-1][:, None], -torch.inf)
+        picks.append(to_picked.argmax(1))
+    return torch.stack(picks, 1)
 
 
-def _second_smallest(distance: Tensor) -> Tensor:
-    """The smallest is the token itself."""
-    return distance.topk(min(2, distance.shape[-1]), largest=False).values[..., -1]
+def _distance(cosine: Tensor, real: Tensor) -> Tensor:
+    """`1 - cosine (G, R, N)` in place, inf to what is not `real (G, N)`."""
+    return cosine.neg_().add_(1).masked_fill_(~real[:, None], torch.inf)
+
+
+def _nearest_other(distance: Tensor, start: int = 0) -> Tensor:
+    """The smallest distance of each row of `(G, R, N)`, the tokens from `start` on, to another token; inf where there is none."""
+    itself = distance.diagonal(offset=start, dim1=1, dim2=2)
+    own = itself.clone()
+    itself.fill_(torch.inf)
+    nearest = distance.amin(2)
+    itself.copy_(own)
+    return nearest

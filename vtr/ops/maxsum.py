@@ -25,6 +25,7 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
+    tokens = tokens.detach()
     wide = tokens if tokens.dtype == torch.float64 else tokens.float()
     unit = F.normalize(wide.nan_to_num(), dim=-1, eps=1e-12)
     groups, n, width = unit.shape
@@ -36,17 +37,14 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
 
         return pick_in_turn(gram, first, real, most, total=True)
 
-    order = torch.empty(groups, most, dtype=torch.int64, device=unit.device)
     total = torch.zeros_like(unit[..., 0]).masked_fill_(~real, torch.inf)  # similarity to everything picked so far
-    pick = first
-    for count in range(most):
-        order[:, count] = pick
-        if count + 1 == most:
-            break
+    picks = [first][:most]
+    while len(picks) < most:
+        pick = picks[-1]
         total += gram[group, pick] if gram is not None else _similarity(unit, unit[group, pick])
         total.scatter_(1, pick[:, None], torch.inf)  # never twice
-        pick = total.argmin(1)
-    return order
+        picks.append(total.argmin(1))
+    return torch.stack(picks, 1) if picks else first.new_zeros(groups, 0)
 
 
 def _similarity(unit: Tensor, picked: Tensor) -> Tensor:

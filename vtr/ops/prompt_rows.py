@@ -43,7 +43,7 @@ def prompt_rows(
     Returns:
         `(G, R, N)`; 0 where hidden or not real.
     """
-    same = (row[:, None] == row)[:, :, None, None]  # (G, G, 1, 1)
+    others = (row[:, None] == row).fill_diagonal_(False)[:, :, None, None]  # (G, G, 1, 1), images of the same prompt
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = []
     for start in range(0, query.shape[1], CHUNK):
@@ -55,9 +55,10 @@ def prompt_rows(
         text = attention_rows(asked, text_key.transpose(1, 2), scaling, keys=text_real, softmax=False)
         if sees_text is not None:
             text = text.masked_fill(~sees_text[:, None, part], -torch.inf)
-        images = visual.logsumexp(-1).expand(len(row), -1, -1, -1).masked_fill(~same, -torch.inf).logsumexp(1)
-        total = torch.logaddexp(images, text.logsumexp(-1)) if text.shape[-1] else images
-        found.append((visual - total[..., None]).exp().nan_to_num(0.0).mean(1))
+        every = [visual, text]
+        if len(row) > 1:
+            every.append(visual.logsumexp(-1).expand(len(row), -1, -1, -1).masked_fill(~others, -torch.inf).logsumexp(1)[..., None])
+        found.append(torch.cat(every, -1).softmax(-1)[..., : visual.shape[-1]].nan_to_num(0.0).mean(1))
     return torch.cat(found, 1) if found else real.new_zeros(*real.shape[:1], 0, real.shape[1], dtype=torch.float32)
 
 
@@ -95,8 +96,8 @@ def last_token_row(
     Returns:
         `(G, N)`; a prompt without text asks with its last visual token.
     """
-    n = real.shape[1]
-    tail = torch.where(real, torch.arange(n, device=real.device), 0).amax(1, keepdim=True)
-    index = torch.where(text_real.any(1, keepdim=True), n + last_text(text_real), tail)
-    last = take(torch.cat([visual_query, text_query], 1), index)  # (G, 1, H, d)
+    tail = torch.where(real, torch.arange(real.shape[1], device=real.device), 0).amax(1, keepdim=True)
+    last = take(visual_query, tail)  # (G, 1, H, d)
+    if text_real.shape[1]:
+        last = torch.where(text_real.any(1)[:, None, None, None], take(text_query, last_text(text_real)), last)
     return prompt_rows(last, visual_key, text_key, real, text_real, row, scaling=scaling)[:, 0]

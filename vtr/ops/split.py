@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vtr.ops.gather import take
 from vtr.ops.parts import members
 from vtr.ops.topk import quota
 
@@ -41,9 +42,7 @@ def split(part: Tensor, real: Tensor, keep: Tensor, parts: int, width: int) -> P
 
 def gather_parts(values: Tensor, parts: Parts) -> Tensor:
     """`values (G, N, ...)` of each part: `(G * P, W, ...)`."""
-    flat = parts.token.flatten(1)
-    wide = flat.view(*flat.shape, *[1] * (values.ndim - 2)).expand(*flat.shape, *values.shape[2:])
-    return values.gather(1, wide).unflatten(1, parts.token.shape[1:]).flatten(0, 1)
+    return take(values, parts.token.flatten(1)).unflatten(1, parts.token.shape[1:]).flatten(0, 1)
 
 
 def join_mask(mask: Tensor, parts: Parts, n: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,27 +13,40 @@ LONGEST_COUNTED = 4096
 """Scores of a row up to which a kernel may count who is better instead of sorting."""
 
 
-def topk_mask(score: Tensor, real: Tensor, keep: Tensor) -> Tensor:
+Known = tuple[Sequence[int], Sequence[int]]
+"""Candidates of each row and how many of them stay, as Python ints, where the host knows both."""
+
+
+def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:
     """The `keep` best of each row; ties go to the lowest index. `O(N log N)` per row, or one kernel; no host sync.
 
     Args:
         score: `(B, N)`, higher stays; compared in float32 at least. NaN counts as the worst.
         real: `(B, N)` bool, candidates.
         keep: `(B,)` int64.
+        known: `real.sum(1)` and `keep`; where all rows are full and keep as many, nothing needs a mask.
 
     Returns:
         Keep mask `(B, N)` bool with `min(keep, real.sum(1))` True per row.
     """
-    score = score if score.dtype == torch.float64 else score.float()
-    score = score.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    score = ranked(score)
     if score.shape[1] <= LONGEST_COUNTED and fused():
         from vtr.ops._triton_rows import best_mask
 
         return best_mask(score, real, keep)
-    by_score = score.argsort(dim=1, descending=True, stable=True)
-    candidates_first = by_score.gather(1, (~real).gather(1, by_score).to(torch.uint8).argsort(dim=1, stable=True))
-    rank = torch.empty_like(by_score).scatter_(1, candidates_first, torch.arange(score.shape[1], device=score.device).expand_as(by_score))
-    return (rank < keep[:, None]) & real
+    if known is not None and set(known[0]) == {score.shape[1]} and len(set(known[1])) == 1:
+        best = score.argsort(dim=1, descending=True, stable=True)[:, : known[1][0]]
+        return torch.zeros(score.shape, dtype=torch.bool, device=score.device).scatter_(1, best, True)
+    best_first = torch.where(real, score, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(score.shape[1], device=score.device) < keep[:, None]
+    return torch.empty_like(real).scatter_(1, best_first, chosen.expand_as(real)) & real
+
+
+def ranked(score: Tensor) -> Tensor:
+    """Returns scores of any shape as they are compared: in float32 at least, NaN and -inf as the lowest number, so that -inf is free for others."""
+    score = score if score.dtype == torch.float64 else score.float()
+    lowest = torch.finfo(score.dtype).min
+    return score.nan_to_num(lowest, torch.inf, lowest)
 
 
 def best_of_groups(score: Tensor, real: Tensor, group: Tensor, limit: Tensor) -> Tensor:

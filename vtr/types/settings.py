@@ -33,6 +33,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+@cache
+def _stays(kind: Any) -> bool:
+    """Whether `plain` returns every value of a type as it is."""
+    return not (kind in (list, tuple) or issubclass(kind, os.PathLike) or hasattr(kind, "ndim") or hasattr(kind, "__index__"))
+
+
 def setting_value(text: str) -> Any:
     """Returns a setting that was written as text, on a command line for example: JSON or `True`, `False`, `None` where it is that, else the text."""
     named = {"True": True, "False": False, "None": None}
@@ -82,7 +88,7 @@ def check_types(settings: object, who: str, skip: tuple[str, ...] = ()) -> None:
     """
     for name, kinds, fitting, _ in _annotations(type(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
-        if type(value) in fitting:
+        if type(value) in fitting or (not kinds and _stays(type(value))):  # type: ignore[arg-type]
             continue
         if (own := plain(value)) is not value:
             object.__setattr__(settings, name, own)

@@ -310,6 +310,7 @@ def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Te
     found: dict[Signal, Any] = {}
     visual = _columns_of(prompt.tokens, gid, len(prompt.tokens.images.alive))
     projected: Tap | None = None
+    in_turn = [prompt.tokens.images.row[image] for image in groups.owner] == list(range(len(hidden)))
     for signal in item.step.needs:
         if signal.kind == "text_embedding":
             found[signal] = prompt.text_towers[signal.source].embed(prompt.questions, view.row)
@@ -326,7 +327,7 @@ def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Te
         else:
             tap = _tap(prompt, item, signal)
         view.scaling = {**view.scaling, **scaling_of(signal, tap)}
-        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, prompt.read)
+        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, prompt.read, in_turn)
     return found
 
 
