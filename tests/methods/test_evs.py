@@ -51,7 +51,7 @@ def test_counts_of_vllm() -> None:
 
 def test_settings() -> None:
     assert EVS().budget == Budget(keep_ratio=0.3) and only_step(EVS()).where == Boundary()
-    with pytest.raises(ValueError, match="evs: compat must be 'authors' or None, got 'vllm'"):
+    with pytest.raises(ValueError, match="evs: compat must be None or 'authors', got 'vllm'"):
         EVS(compat="vllm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="evs: sees the frames of a video together, got frames='each'"):
         EVS(frames="each")

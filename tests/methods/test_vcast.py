@@ -94,7 +94,7 @@ def test_settings() -> None:
     assert VCast().budget == Budget(keep_ratio=0.25) and only_step(VCast()).where == Boundary()
     with pytest.raises(ValueError, match="vcast: temperature must be above 0, got 0"):
         VCast(temperature=0)
-    with pytest.raises(ValueError, match="vcast: compat must be 'authors' or None"):
+    with pytest.raises(ValueError, match="vcast: compat must be None or 'authors'"):
         VCast(compat="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="vcast: least must be"):
         VCast(least=-1)

@@ -162,7 +162,9 @@ class VisionZip(Method):
             attention = attention_received(attention, key, view.real, scaling=view.scaling.get(score))
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
-        metric = key.float().mean(2).unflatten(-1, (joins, -1)).mean(-2)
+        metric = key.float().mean(2)
+        if joins > 1:  # keys of the patches of a token, side by side
+            metric = metric.unflatten(-1, (joins, -1)).mean(-2)
         known = view.counts, [keep - round(keep * self.contextual) for keep in view.keeps]
         keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge, known)
         return Selection(keep=keep, tokens=tokens, assign=assign)
