@@ -43,6 +43,14 @@ def test_methods_leave_what_the_masked_model_sees(kind, name, settings):
     assert removed < 1e-6 and cached < 1e-6
 
 
+@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm_plus", "v2drop"])
+def test_published_tables_take_a_count_where_an_image_may_have_any_size(name):
+    removed, cached = removed_and_cached(vtr.create_method(name, keep=4), "qwen2_5_vl")
+    assert removed < 1e-6 and cached < 1e-6
+    with pytest.raises(ValueError, match=f"{name}: counts is measured against the most visual tokens .* give keep_ratio"):
+        vtr.plan(model_of("qwen2_5_vl"), name, counts=(5, 4, 3))
+
+
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("padded", [True, False])
 @torch.no_grad()

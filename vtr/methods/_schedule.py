@@ -35,7 +35,7 @@ class Scheduled(Method):
             ValueError: nobody knows.
         """
         if geometry.most_tokens is None:
-            given = next((name for name in ("counts", "keep", "average_keep") if getattr(self, name) is not None), "its schedule")
+            given = "counts" if self.counts is not None else "average_keep"
             raise ValueError(
                 f"{self.name}: {given} is measured against the most visual tokens of an image, which host {geometry.host!r} does not limit; "
                 "give keep_ratio"
@@ -68,10 +68,15 @@ class Tabled(Scheduled):
         return given if given is not self.default_budget else Budget(keep_ratio=self.tables[self.table or max(self.tables)][-1] / self.of)
 
     def schedule(self, geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Layers, and the share of the way from keep to N that each removal leaves."""
+        """Layers, and the share of the way from keep to N that each removal leaves.
+
+        Where a model does not limit an image, the table is the one nearest to the budget of an image of `of` tokens, as in the paper.
+        """
         budget = self.budget
         assert budget is not None
-        most = 1 if budget.keep_ratio is not None else self.most_tokens(geometry)  # a ratio needs no number
+        most = (
+            1 if budget.keep_ratio is not None else geometry.most_tokens or (self.of if self.counts is None else self.most_tokens(geometry))
+        )
         return table_schedule(
             self.name,
             self.tables,
