@@ -40,6 +40,19 @@ def test_results_of_a_run_become_tables_between_the_marks(tmp_path):
     assert vtr("report", folder, "--out", page).exit_code == 0 and page.read_text() == text
 
 
+def test_a_page_may_have_several_blocks(tmp_path):
+    page = tmp_path / "results.md"
+    fill(tmp_path / "cells")
+    page.write_text("<!-- tables:begin -->\nfirst\n<!-- tables:end -->\n<!-- more:begin -->\nsecond\n<!-- more:end -->\n")
+    assert vtr("report", tmp_path / "cells", "--out", page, "--block", "more").exit_code == 0
+    text = page.read_text()
+    assert "first" in text and "second" not in text and text.index("### keep 64") > text.index("<!-- more:begin -->")
+    for given in (("--out", page), ("--out", tmp_path / "a.csv"), ()):
+        refused = vtr("report", tmp_path / "cells", *given, "--block", "others")
+        assert refused.exit_code == 2 and "--block: no marks <!-- others:begin -->" in refused.output
+    assert page.read_text() == text
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     for folder, message in ((tmp_path, "no results in"), (tmp_path / "nowhere", "no folder")):
         result = vtr("report", folder)

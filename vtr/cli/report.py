@@ -22,6 +22,9 @@ def report(
     target: Annotated[
         Path | None, typer.Option("--out", help="File; in a Markdown file with table marks only what stands between them is replaced.")
     ] = None,
+    block: Annotated[
+        str, typer.Option(help="Which marks of the Markdown file are meant: <!-- NAME:begin --> and <!-- NAME:end -->.")
+    ] = "tables",
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG and SVG; html has them inside anyway.")] = None,
     times: Annotated[Path | None, typer.Option(help="Folder of the same experiments without --share-tower, for milliseconds.")] = None,
     speed: Annotated[
@@ -38,8 +41,12 @@ def report(
     from vtr.eval.run import results
 
     if not timings:
-        refuse_unused(context, "--no-timings", ("folders", "form", "target", "plots", "timings", "quiet"))
+        refuse_unused(context, "--no-timings", ("block", "folders", "form", "target", "plots", "timings", "quiet"))
     form = find_format(form, target)
+    old = target.read_text(encoding="utf-8") if form == "md" and target is not None and target.is_file() else ""
+    if block != "tables" and not has_block(old, block):
+        marks = f"<!-- {block}:begin --> and <!-- {block}:end -->"
+        raise WrongValue(f"--block: no marks {marks} in {target or 'what is printed'}; give --out a Markdown file that has them")
     records = [one for path in dict.fromkeys(speed or []) for one in read_speed(path)]
     cells, problems = _read(folders, quiet)
     if not cells:
@@ -60,9 +67,8 @@ def report(
     if target is None:
         typer.echo(text, nl=False)
         return
-    old = target.read_text(encoding="utf-8") if form == "md" and target.is_file() else ""
-    if has_block(old, "tables"):
-        text = with_block(old, "tables", f"\n{text}")
+    if has_block(old, block):
+        text = with_block(old, block, f"\n{text}")
     results.prepare_folder(target.parent)
     results.write_atomic(target, text)
     out.print(f"{len(cells)} results written to {target}", soft_wrap=True, markup=False)
