@@ -63,6 +63,8 @@ CEILINGS: dict[str, tuple[int, int | None]] = {
 }
 """All selections of one prefill of a tiny model, 7 tokens of an image left: on the method's home, and on `CROPS` where it works there. A change that
 needs more has to say why; one that needs fewer lowers the number."""
+COUNTED_ON = "2.14"
+"""Release of torch that the ceilings belong to."""
 GROWING: dict[str, str] = {}
 """Methods that launch more for a larger batch, and why."""
 
@@ -107,7 +109,7 @@ def test_every_method_has_a_ceiling():
     assert GROWING.keys() <= CEILINGS.keys()
 
 
-@pytest.mark.parametrize("place", [0, 1], ids=["home", "crops"])
+@pytest.mark.parametrize("place", [pytest.param(0, id="home"), pytest.param(1, id="crops", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.*keep.*")
 @torch.no_grad()
@@ -118,7 +120,8 @@ def test_a_selection_launches_no_more_than_it_did(monkeypatch, name, place):
     if most is None:
         return
     count = counted(monkeypatch, name, kind, 1)
-    assert count <= most, f"{name}: {count} operators, at most {most} before"
-    assert count >= 0.9 * most, f"{name}: {count} operators are fewer than the {most} of the table; lower it"
+    if torch.__version__.startswith(COUNTED_ON):  # another release may take an operator apart in other ways
+        assert count <= most, f"{name}: {count} operators, at most {most} before"
+        assert count >= 0.9 * most, f"{name}: {count} operators are fewer than the {most} of the table; lower it"
     if name not in GROWING:
         assert counted(monkeypatch, name, kind, 3) == count, "more for a larger batch"

@@ -165,7 +165,7 @@ CHOOSING = {
 
 
 @pytest.mark.usefixtures("silent_transformers")
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash"])
+@pytest.mark.parametrize("attention", ["sdpa", *(pytest.param(one, marks=pytest.mark.slow) for one in ("eager", "flash"))])
 @pytest.mark.parametrize("name", CHOOSING)
 def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention, monkeypatch):
     kind = "llava_next_video_clips" if name == "dycoke" else "llava"

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import vtr
 from tests.caches import held
-from tests.test_contract import NAMES, home, method_of
+from tests.test_contract import NAMES, REPRESENTATIVES, home, method_of
 from tests.tiny_models import IMAGE, ONE, Batch, batch_of, build, model_of
 from vtr.registry import method_class
 from vtr.testing import given
@@ -20,6 +20,8 @@ FP64 = torch.float64
 NEW = 8
 METHODS = [name for name in NAMES if name not in ("none", "expedit", "shortv", "prunevid")]
 """The others choose nothing: `none` keeps nothing, `expedit` restores, `shortv` freezes. `prunevid` refuses guesses behind its prompt."""
+SOME = [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in METHODS]
+"""One of each mechanism in the quick suite."""
 READERS = [name for name in METHODS if method_class(name).card.needs_text or "prefill" in method_class(name).stages]
 """Methods that read the text, or attention of it."""
 
@@ -52,7 +54,7 @@ def silent_transformers():
 
 
 @pytest.mark.usefixtures("silent_transformers")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SOME)
 def test_assisted_decoding_changes_nothing(name):
     assert asked(name, assistant_model=draft(home(name))) == asked(name)
 

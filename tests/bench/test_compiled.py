@@ -52,6 +52,7 @@ def test_every_row_is_one_graph_on_a_cache_of_its_length(ran):
     assert markdown_table(tables.heads(own), tables.lines(own)).splitlines()[2] in text and "peak MiB" not in tables.heads(own)
 
 
+@pytest.mark.slow
 def test_a_row_that_does_not_compile_says_why(ran):
     """The rows after it run, too; three rows show it, as each costs seconds of tracing."""
     model, pool, rows = ran[0], ran[1], ran[2][:3]

@@ -139,7 +139,11 @@ def save_clip(folder):
     return f"open_clip:local-dir:{folder}"
 
 
-@pytest.mark.parametrize("save", [save_timm, save_vit, save_clip, lambda folder: "tiny-vit-seg"], ids=["timm", "HF", "open_clip", "ours"])
+@pytest.mark.parametrize(
+    "save",
+    [*(pytest.param(save, marks=pytest.mark.slow) for save in (save_timm, save_vit)), save_clip, lambda folder: "tiny-vit-seg"],
+    ids=["timm", "HF", "open_clip", "ours"],
+)
 def test_any_encoder_and_any_pictures(save, tmp_path, monkeypatch):
     """On pictures of the user's; what was found is what the search says of that encoder on those pictures."""
     (tmp_path / "pictures").mkdir()

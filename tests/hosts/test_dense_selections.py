@@ -219,6 +219,7 @@ def test_without_a_restoring_step_merged_tokens_get_their_pivot_and_pruned_ones_
             last_output("timm", images())
 
 
+@pytest.mark.slow
 def test_pruned_tokens_that_nobody_looked_at_come_back_as_nan():
     """On a device where looking would cost a sync; here compiled code, which looks at no values either."""
     model = model_of("timm")

@@ -158,7 +158,7 @@ SHALLOW = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "hf_swin" else pytest.mark.slow) for name in SHALLOW])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SHALLOW])
 def test_it_compiles_to_one_graph(name: str) -> None:
     x, model = pixels(1, 3, 128, 128), CASES[name].build(**SHALLOW[name])
     model = model.vision_encoder if name == "hf_sam" else model

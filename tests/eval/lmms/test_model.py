@@ -284,6 +284,7 @@ def test_every_family_is_a_task_and_a_member_of_the_group(lmms):
         type(members["shapes_text"])({"task": "mine", "dataset_path": "shapes", "dataset_name": "texts"})
 
 
+@pytest.mark.slow
 def test_the_choice_that_lmms_eval_picks_is_the_likeliest(lmms, embedded):
     from datasets import Dataset, DatasetDict
     from lmms_eval.api.task import ConfigurableTask

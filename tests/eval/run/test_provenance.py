@@ -82,7 +82,7 @@ def hash_now(module):
     return code_hash([importlib.import_module(module).Theirs(keep=4)], "llava")
 
 
-@pytest.mark.parametrize("init", [True, False], ids=["package", "folder"])
+@pytest.mark.parametrize("init", [pytest.param(True, id="package", marks=pytest.mark.slow), pytest.param(False, id="folder")])
 def test_every_module_of_a_third_partys_package_counts(package, init):
     if not init:
         (package / "__init__.py").unlink()

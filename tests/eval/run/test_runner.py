@@ -30,7 +30,7 @@ PLANS = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["llava", "llava-next"])
+@pytest.fixture(scope="module", params=[pytest.param(False, id="llava", marks=pytest.mark.slow), pytest.param(True, id="llava-next")])
 def loaded(request):
     return load_model(str(random_checkpoint(request.param)))
 

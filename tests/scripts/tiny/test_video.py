@@ -210,6 +210,7 @@ def test_floors_are_measured_as_the_plain_model_answers(tokenizer):
         assert answer == tokenizer.decode(made, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_floors_that_are_missed_are_named():
     names = video_check.choices(TICKS)
     good = {"order": 50.0, "motion": 25.0, "events": 25.0, "needle": 2.0, "attribute": 10.0, "macro": 22.4}
