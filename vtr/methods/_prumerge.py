@@ -90,8 +90,6 @@ class Merging(Method):
         super().__post_init__()
         if self.neighbours < 0:
             raise ValueError(f"{self.name}: neighbours must be an integer, 0 or more, got {self.neighbours!r}; the authors use 32")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"{self.name}: compat must be None or 'authors', got {self.compat!r}")
 
     def choose(self, attention: Tensor, real: Tensor, keep: Tensor | None, most: int) -> Chosen:
         """Which tokens stay, `keep - 1` of them, or by their outliers when `keep` is None. `most` is the largest keep, or number of tokens."""

@@ -39,8 +39,6 @@ class Relevant(Method):
             )
         if self.sign not in (1, -1, None):
             raise ValueError(f"{self.name}: sign must be 1 or -1, got {self.sign!r}; None chooses by relevance")
-        if self.compat not in (None, "authors"):
-            raise ValueError(f"{self.name}: compat must be 'authors' or None, got {self.compat!r}")
 
     def choose(self, tokens: Tensor, quality: Tensor, real: Tensor, keep: Tensor, most: int) -> Tensor:
         """Keep mask `(G, N)` of the tokens `(G, N, D)` of one view each, by their quality `(G, N)`, above 0."""
