@@ -70,6 +70,15 @@ PAIRS = [
 everywhere = pytest.mark.parametrize(("name", "kind"), PAIRS)
 ABROAD = ("identity equals the full model", "retained is what was asked for, keep=7", "neighbours and left padding change nothing")
 """What the quick suite asks of the method of a mechanism away from home; the oracle below, too."""
+OF_THE_ENGINE = (
+    "tokens are removed, not masked",
+    "text tokens are untouched",
+    "nothing is left behind",
+    "a failed call does not disturb the next",
+)
+"""What the engine does for every method of a mechanism alike: the quick suite asks it of one, `make test-method` of any."""
+TWICE = ("float16 runs", "neighbours and right padding change nothing")
+"""What differs from another check only in a dtype or a side."""
 
 
 def of_the_contract() -> list:
@@ -77,8 +86,10 @@ def of_the_contract() -> list:
     found = []
     for pair in PAIRS:
         name, kind = pair.values
-        slow = [check for check in CONTRACT if pair.marks or (kind != home(name) and check not in ABROAD)]
-        marks = {check: pytest.mark.slow if check in slow else () for check in CONTRACT}
+        spared = TWICE if name in REPRESENTATIVES else (*TWICE, *OF_THE_ENGINE)
+        slow = [check for check in CONTRACT if pair.marks or (check in spared if kind == home(name) else check not in ABROAD)]
+        mark = (pytest.mark.slow, pytest.mark.home) if kind == home(name) else pytest.mark.slow
+        marks = {check: mark if check in slow else () for check in CONTRACT}
         found += [pytest.param(check, name, kind, id=f"{check}-{pair.id}", marks=marks[check]) for check in CONTRACT]
     return found
 

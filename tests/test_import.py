@@ -72,7 +72,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         vtr.reduce  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["import vtr.plans", "from vtr.reduction import Reduction"])
+@pytest.mark.parametrize("first", ["import vtr.plans", pytest.param("from vtr.reduction import Reduction", marks=pytest.mark.slow)])
 def test_apply_is_the_function_whatever_was_imported_first(first) -> None:
     code = f"{first}\nimport vtr, vtr.report\nfrom vtr import apply\nprint(vtr.apply is apply, apply.__name__, type(apply).__name__)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -97,7 +97,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize("how", [("-m", "package.train"), ("package/train.py",), ("scripts/vtr.py",)])
+@pytest.mark.parametrize(
+    "how", [("-m", "package.train"), *(pytest.param(one, marks=pytest.mark.slow) for one in (("package/train.py",), ("scripts/vtr.py",)))]
+)
 def test_ctrl_c_stays_with_the_program_that_imports_vtr(tmp_path, how) -> None:
     """In a package whose `__init__` imports vtr, under `python -m` too, and in a script that is called vtr.py."""
     package, scripts = tmp_path / "package", tmp_path / "scripts"
@@ -110,6 +112,7 @@ def test_ctrl_c_stays_with_the_program_that_imports_vtr(tmp_path, how) -> None:
     assert (answer.returncode, answer.stdout) == (0, "saving the checkpoint\ncleaning up\n"), answer.stderr
 
 
+@pytest.mark.slow
 def test_vtr_can_be_imported_in_a_thread(tmp_path) -> None:
     """As the first import of it, in a process that `python -m` started."""
     (tmp_path / "package").mkdir()

@@ -13,7 +13,8 @@ frames = pytest.importorskip("torch._dynamo.convert_frame")
 EXPEDIT = {**dense_models.COARSE, "tau": 0.1}
 
 
-@pytest.mark.parametrize("kind", ["timm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ViT", "open_clip"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["timm", "ViT", "open_clip"])
 @torch.no_grad()
 def test_a_vit_compiled_before_is_reduced_and_whole_again_after(kind):
     model, pixels = dense_models.model_of(kind), dense_models.images()

@@ -66,6 +66,7 @@ def test_tokens_at_the_wrong_place_are_found(monkeypatch):
     assert {f"{kind}: removed = masked" for kind in KINDS if not kind.startswith("freezing")} <= failed()
 
 
+@pytest.mark.slow
 def test_values_that_were_not_averaged_are_found(monkeypatch):
     import vtr.methods.pool
 
@@ -79,6 +80,7 @@ def test_values_that_were_not_averaged_are_found(monkeypatch):
     assert failed() == {"merging method, LLaVA: removed = masked", "merging method, LLaVA: cached = recomputed"}
 
 
+@pytest.mark.slow
 def test_layers_that_do_not_freeze_are_found(monkeypatch):
     monkeypatch.setattr(llm.LlmHooks, "_layer_hook", lambda self, i: lambda module, args, kwargs: None)
     assert {"freezing method, LLaVA: removed = masked", "freezing method, LLaVA: cached = recomputed"} <= failed()

@@ -49,6 +49,7 @@ def test_what_makes_no_sense_is_refused(arguments, message):
     assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_evaluation_libraries_are_not_needed(tmp_path):
     absent = ("pandas", "lmms_eval", "open_clip", "ray")
     command = [

@@ -8,10 +8,10 @@ import pytest
 from vtr.testing.tiny_models import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+A_METHOD, A_FAMILY = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["a method", "a family"])
+@pytest.mark.parametrize("block", [pytest.param(A_METHOD, id="a method"), pytest.param(A_FAMILY, id="a family", marks=pytest.mark.slow)])
 def test_the_page_works_as_printed(block, monkeypatch):
     monkeypatch.setitem(FAMILIES, "wider", None)  # put back as it was: absent
     exec(block, {})

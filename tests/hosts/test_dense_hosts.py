@@ -132,6 +132,7 @@ def test_gradients_flow_as_they_did():
     assert pixels.grad is not None and pixels.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_model_gives_the_same():
     model, pixels = model_of("timm"), images()

@@ -16,7 +16,7 @@ from vtr.testing.compare import against_masks, in_prompt_order, logits_of, run
 from vtr.testing.families import SIDE, Clip, Shot
 from vtr.testing.probes import EveryNth, MergePairs, Ragged
 from vtr.testing.reference import Expected, difference, keep_mask, masked_logits
-from vtr.testing.tiny_models import FAMILIES, MIXED, MIXED_KINDS, VIDEO_KINDS, generate
+from vtr.testing.tiny_models import ANSWER, FAMILIES, MIXED, MIXED_KINDS, VIDEO_KINDS, generate
 from vtr.types import VIDEO
 from vtr.types.signals import cls_row, frame_score, keys, received
 
@@ -65,7 +65,7 @@ def test_a_batch_of_images_and_videos_equals_its_rows(kind):
         together = generate(setup.model, batch)
         for row in range(2):
             alone = generate(setup.model, batch.row(row))
-            assert torch.equal(alone.sequences[0, -5:], together.sequences[row, -5:])
+            assert torch.equal(alone.sequences[0, -ANSWER:], together.sequences[row, -ANSWER:])
             assert (logits_of(alone)[:, 0] - logits_of(together)[:, row]).abs().max() < 1e-6
 
 
@@ -289,7 +289,7 @@ def test_generate_encodes_the_frames_of_its_prompts_together():
         together = generate(setup.model, batch)
         assert [image.frames for image in reduction.report().images] == [2, 1]
         alone = generate(setup.model, batch.row(1))
-    assert torch.equal(alone.sequences[0, -5:], together.sequences[1, -5:])
+    assert torch.equal(alone.sequences[0, -ANSWER:], together.sequences[1, -ANSWER:])
 
 
 def test_what_are_no_frames_is_refused():

@@ -68,9 +68,11 @@ def budgets(video: Video) -> list[int]:
     return sorted({min(max(k, 1), n) for k in (1, 2, video.frames - 1, video.frames + 1, round(0.15 * n), n // 4, 2 * n // 3, n - 1, n)})
 
 
-def check_views(method: Method, signals: Signals | None = None, step: int = 0, width: int = 8, videos: Sequence[Video] = VIDEOS) -> None:
-    """Exact counts in batches, each video as alone, nothing but real tokens, no waiting, all kept bit for bit."""
-    for turn in range(9):
+def check_views(
+    method: Method, signals: Signals | None = None, step: int = 0, width: int = 8, videos: Sequence[Video] = VIDEOS, turns: int = 9
+) -> None:
+    """Exact counts in batches, each video as alone, nothing but real tokens, no waiting, all kept bit for bit; a budget of its own each turn."""
+    for turn in range(turns):
         keep = [budgets(video)[turn % len(budgets(video))] for video in videos]
         view = video_view(videos, keep, signals=signals, filler=turn % 3, width=width)
         before = view.tokens.clone()
@@ -127,9 +129,9 @@ def check_dtypes(method: Method, signals: Signals | None = None, step: int = 0) 
         assert answer.tokens is None or answer.tokens.dtype == dtype
 
 
-def check_all(method: Method, signals: Signals | None = None, step: int = 0) -> None:
-    """All of the above."""
-    check_views(method, signals, step)
+def check_all(method: Method, signals: Signals | None = None, step: int = 0, turns: int = 9) -> None:
+    """All of the above; fewer turns do for further settings."""
+    check_views(method, signals, step, turns=turns)
     check_still(method, signals, step)
     check_dtypes(method, signals, step)
 

@@ -16,6 +16,7 @@ from vtr.testing.watching import images_of
 from vtr.types import View
 
 
+@pytest.mark.slow
 def test_the_kit_needs_neither_pytest_nor_model_libraries_to_be_imported():
     code = (
         "import sys, vtr.testing; from vtr.testing import check_method, check_host; import vtr.testing.oracles, vtr.testing.probes; "

@@ -81,6 +81,9 @@ class Track:
 
     def boxes(self, rate: int) -> list[Box | None]:
         """Returns the box of the item in every frame."""
+        if self.step == (0, 0):
+            box = self.item.box
+            return [box if self.shown[frame // rate] else None for frame in range(TICKS * rate)]
         items = [self.at(frame, rate) for frame in range(TICKS * rate)]
         return [item.box if item else None for item in items]
 

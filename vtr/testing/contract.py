@@ -21,6 +21,7 @@ from vtr.testing.given import apply, reduced
 from vtr.testing.subject import TINY, Broken, Subject, require, retained_of, without_images
 from vtr.testing.tiny_models import (
     ALL_KINDS,
+    ANSWER,
     FAMILIES,
     KINDS,
     PIXELS_OF,
@@ -53,7 +54,7 @@ def identity_equals_the_full_model(subject: Subject, kind: str) -> None:
         if not any(retained_of(reduction.report())):  # keeps nothing: the prompt with its images cut out
             batch = without_images(batch)
             full, answer = model(**batch.inputs, position_ids=batch.positions).logits, generate(model, batch)
-            again_tokens, answer_tokens = again.sequences[:, -5:], answer.sequences[:, -5:]
+            again_tokens, answer_tokens = again.sequences[:, -ANSWER:], answer.sequences[:, -ANSWER:]
             same = torch.equal(logits[batch.valid], full[batch.valid])
         else:
             again_tokens, answer_tokens = again.sequences, answer.sequences

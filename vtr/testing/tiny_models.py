@@ -29,6 +29,8 @@ ONE_EACH = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 5))
 WITH_TEXT_ONLY = ((4, Shot(40, 90), 6), (9,), (3, Shot(96, 30), Shot(48, 48), 5))
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Arguments with an entry for every token of a prompt."""
+ANSWER = 3
+"""New tokens that `generate` asks for: the first comes from the prefill, the others from the cache."""
 PIXELS_OF: dict[type, str] = {Shot: "pixel_values", Clip: "pixel_values_videos"}
 """Arguments that hold the pixels of images and of videos."""
 
@@ -243,7 +245,7 @@ def batch_of(
     return Batch(kind, inputs, tuple(shots))
 
 
-def generate(model: Any, batch: Batch, new_tokens: int = 5, **settings: Any) -> Any:
+def generate(model: Any, batch: Batch, new_tokens: int = ANSWER, **settings: Any) -> Any:
     """Returns the greedy answer with its logits."""
     settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True, **FAMILIES[batch.kind].generation, **settings}
     return model.generate(**batch.inputs, max_new_tokens=new_tokens, **settings)

@@ -103,6 +103,7 @@ def test_looking_for_tasks_passes_on_warnings_only_and_leaves_loguru_as_it_is(mo
     assert lines == ["WARNING a tag twice\n", "DEBUG mine\n"]
 
 
+@pytest.mark.slow
 def test_a_group_is_one_task_with_its_tasks_as_families():
     task = get_task("lmms:mvbench@16")
     assert (task.name, task.frames, task.remote) == ("lmms:mvbench@16", 16, True)

@@ -116,6 +116,7 @@ def test_it_starts_as_what_fits_of_the_llava(tokenizer, llava):
         torch.testing.assert_close(model.lm_head(ours)[..., :206], teacher(words).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(llava, tmp_path: Path):
     whole = qwen_run.trainer(tmp_path / "whole", llava, stages=SHORT, sizes=SMALL)
     assert whole.run() and not whole.left

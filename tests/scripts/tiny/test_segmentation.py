@@ -26,6 +26,7 @@ def llava(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_starts_with_the_features_of_tiny_llavas_tower(llava):
     model = DenseViT(segmentation.CONFIG).eval()
     segmentation.start_from(model.vit, llava)

@@ -96,6 +96,7 @@ def _hash_of(modules: tuple[str, ...]) -> str:
     return total.hexdigest()
 
 
+@cache  # parsing the hundred sources of a cell takes a second, and the next cell has nearly the same
 def _imported(name: str, source: str) -> list[str]:
     """Returns the dotted names of ours that a module imports: modules and what may be modules."""
     path, found = _file(name), []
