@@ -7,7 +7,6 @@ it is, notebooks with their outputs, everything else as code. So the site needs 
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,8 @@ def notebook(cells: dict[str, Any]) -> str:
         parts.append(source if cell["cell_type"] == "markdown" else fenced(source, "python"))
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
-            if "image/png" in data:
-                parts.append(f"![output](data:image/png;base64,{''.join(data['image/png']).replace(os.linesep, '')})")
+            if kind := next((kind for kind in ("image/png", "image/jpeg") if kind in data), None):
+                parts.append(f"![output](data:{kind};base64,{''.join(''.join(data[kind]).split())})")
             elif text := "".join(output.get("text", data.get("text/plain", ""))):
                 parts.append(fenced(text, "text"))
     return "\n\n".join(parts)

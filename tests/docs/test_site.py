@@ -81,3 +81,10 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     assert not [f"{page.relative_to(tmp_path)}: {address}" for page in pages for address in loaded(page.read_text(encoding="utf-8"))]
     styles = [style.read_text(encoding="utf-8") for style in tmp_path.rglob("*.css")]
     assert not [match for style in styles for match in re.findall(r"url\(['\"]?(?:https?:)?//[^)]*|@import[^;]*", style)]
+
+
+@pytest.mark.parametrize("drawing", sorted((ROOT / "docs" / "figures").glob("*.mmd")), ids=lambda path: path.stem)
+def test_a_drawing_shows_what_its_source_says(drawing: Path) -> None:
+    shown = re.sub(r"\s+|&gt;|<[^>]*>", "", drawing.with_suffix(".svg").read_text(encoding="utf-8"))
+    for label in re.findall(r'"([^"]+)"', drawing.read_text(encoding="utf-8")):
+        assert all(re.sub(r"[\s>]+", "", line) in shown for line in label.split("<br/>")), label
