@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([A-Za-z_-]*\)>=\(.*\)/"\1==\2.*"/p' setup.cfg)
 
-.PHONY: help demo test test-method named test-slow test-gpu test-newest test-oldest lock quality style install readme clean
+.PHONY: help demo test test-method named test-slow test-gpu test-newest test-oldest lock quality style install readme docs notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -54,8 +54,15 @@ style: install  ## fix what ruff can fix
 	@$(PYTHON_IN_ENV) -m ruff check --quiet --fix .
 	@$(PYTHON_IN_ENV) -m ruff format --quiet .
 
-readme: install  ## write the README's table of methods again
+readme: install  ## write the tables of README, docs and cards again
 	@$(PYTHON_IN_ENV) scripts/update_readme.py
+
+docs: install  ## build the site into out/site
+	@PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(PYTHON_IN_ENV) -m mkdocs build --quiet --strict
+	@echo "open out/site/index.html"
+
+notebooks: install  ## run the notebooks again and store what they print
+	@$(PYTHON_IN_ENV) scripts/run_notebooks.py
 
 install:  ## only install
 	@scripts/install.sh "$(ENV)"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 env=$1 python=$1/bin/python stamp=$1/.vtr-installed log=$1/vtr-install.log
 shift
 constraints=${CONSTRAINTS-constraints/tested.txt}
-wanted="$PWD ${EXTRAS:=dev,eval} ${constraints:-no constraints} $*"
+wanted="$PWD ${EXTRAS:=dev,eval,docs} ${constraints:-no constraints} $*"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fresh() {

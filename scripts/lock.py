@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes constraints/tested.txt: the versions in this environment of all that `pip install -e .[dev,eval]` brings. Called by `make lock`."""
+"""Writes constraints/tested.txt: the versions in this environment of all that `pip install -e .[dev,eval,docs]` brings. Called by `make lock`."""
 
 import platform
 import sys
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 TARGET = Path(__file__).resolve().parents[1] / "constraints" / "tested.txt"
-OURS, EXTRAS = "visual-token-reduction", ("dev", "eval")
+OURS, EXTRAS = "visual-token-reduction", ("dev", "eval", "docs")
 
 
 def versions() -> dict[str, str]:
@@ -40,7 +40,7 @@ def main() -> int:
         print(f"lock: {error.name} is not installed in {sys.prefix}; run `make test` in this environment first", file=sys.stderr)
         return 1
     made = f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    header = f"# What `pip install -e .[dev,eval]` brought where the tests passed. Written by `make lock`: {made}.\n"
+    header = f"# What `pip install -e .[dev,eval,docs]` brought where the tests passed. Written by `make lock`: {made}.\n"
     TARGET.write_text(header + "".join(pins), encoding="utf-8")
     return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes the README's tables of methods and models, and those of docs/models.md: `make readme`.
+"""Writes the README's tables of methods and models, and those of docs and its cards: `make readme`.
 
 With --check it only tells whether they are up to date.
 """
@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import vtr  # noqa: E402
-from scripts.pages import models  # noqa: E402
+from scripts.pages import models, overview  # noqa: E402
 from vtr.cli.list_ import facts, methods_table  # noqa: E402
 from vtr.eval.report.marked import with_block  # noqa: E402
 from vtr.registry import method_class  # noqa: E402
 
-README, MODELS = ROOT / "README.md", ROOT / "docs" / "models.md"
+README, MODELS, METHODS = ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "methods.md"
 
 
 def table() -> str:
@@ -28,14 +28,14 @@ def table() -> str:
 def pages() -> dict[Path, str]:
     """Returns the pages with the tables of this moment between their markers."""
     readme = with_block(README.read_text(encoding="utf-8"), "methods", table())
+    methods = with_block(METHODS.read_text(encoding="utf-8"), "methods", table().replace("(docs/", "("))
     readme = with_block(readme, "models", models.families_table(whole=False) + "\n\n" + models.not_hosted_table())
     page = with_block(MODELS.read_text(encoding="utf-8"), "families", models.families_table())
-    return {README: readme, MODELS: with_block(page, "refused", models.methods_tables())}
+    return {README: readme, METHODS: methods, MODELS: with_block(page, "refused", models.methods_tables()), **overview.pages(ROOT)}
 
 
 def main(arguments: list[str]) -> int:
-    old = {path: path.read_text(encoding="utf-8") for path in (README, MODELS)}
-    stale = {path: new for path, new in pages().items() if new != old[path]}
+    stale = {path: new for path, new in pages().items() if new != path.read_text(encoding="utf-8")}
     if "--check" not in arguments:
         for path, new in stale.items():
             path.write_text(new, encoding="utf-8")

@@ -188,3 +188,27 @@ def _saved(name: str, kind: Any, config: Any, processor: Any) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{n}" for n in range(4, 119))]
+LONGEST = 12
+"""Tokens of a segment that the text tower of `random_clip` reads, BOS and EOS included."""
+
+
+def random_clip(folder: Path, vision: Any) -> Path:
+    """Writes a CLIP checkpoint with random weights whose vision tower is configured as `vision`."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    text = {"vocab_size": 119, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"max_position_embeddings": LONGEST, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
+    return folder

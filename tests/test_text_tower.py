@@ -7,33 +7,17 @@ import torch
 import torch.nn.functional as F
 
 import vtr
+from tests.embedded import LONGEST, random_clip
 from tests.tiny_models import ONE, ONE_EACH, ROWS, TOWER, batch_of, model_of
 from vtr.engine.llm.text_tower import TextTower
 from vtr.methods.cdpruner import cdpruner
 from vtr.ops.dpp import min_max
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{n}" for n in range(4, 119))]
-LONGEST = 12  # tokens of a segment, BOS and EOS included
-
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A CLIP checkpoint on disk whose vision tower is as wide as the tiny models'."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("clip")
-    text = {"vocab_size": 119, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"max_position_embeddings": LONGEST, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=TOWER, projection_dim=24))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
-    return folder
+    return random_clip(tmp_path_factory.mktemp("clip"), TOWER)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def install(folder, name, version, *requires):
 
 
 def test_what_is_required_directly_or_not_is_pinned_and_nothing_else(lock, tmp_path):
-    ours = ("made-torch>=2", "made-b[fast]>=1; extra == 'eval'", "made-docs; extra == 'docs'", "made-windows; sys_platform == 'made up'")
+    ours = ("made-torch>=2", "made-b[fast]>=1; extra == 'eval'", "made-page; extra == 'page'", "made-windows; sys_platform == 'made up'")
     install(tmp_path, "visual-token-reduction", "0.1.0", *ours)
     install(tmp_path, "made-torch", "2.13.0+cpu", "Made_C")
     install(tmp_path, "made-b", "1.5", "made-quick; extra == 'fast'", "visual-token-reduction")
