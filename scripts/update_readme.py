@@ -14,8 +14,11 @@ import vtr  # noqa: E402
 from scripts.pages import models, overview  # noqa: E402
 from vtr.cli.list_ import facts, methods_table  # noqa: E402
 from vtr.eval.report.marked import with_block  # noqa: E402
+from vtr.markdown import markdown_table  # noqa: E402
 from vtr.registry import method_class  # noqa: E402
 
+STAGES = {"tower": "vision tower", "boundary": "between tower and LLM", "prefill": "inside the LLM"}
+"""Stages in words; `input` and `decode` are no method's first stage but for a baseline."""
 README, MODELS, METHODS = ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "methods.md"
 
 
@@ -25,11 +28,25 @@ def table() -> str:
     return methods_table(sorted(own, key=lambda row: (vtr.types.STAGES.index(row["stages"][0]), row["name"])))
 
 
+def by_stage() -> str:
+    """Returns the methods in one line for each stage, with the pages that they have; baselines and those of videos stand by themselves."""
+    rows: dict[str, list[str]] = {}
+    for name in vtr.list_methods():
+        cls = method_class(name)
+        if cls.__module__.startswith("vtr.methods."):
+            place = "baselines" if "reference row" in cls.card.paper else "videos" if cls.card.needs_video else STAGES[cls.stages[0]]
+            rows.setdefault(place, []).append(f"[`{name}`](docs/methods/{name}.md)")
+    return markdown_table(
+        ["where they act", "methods"],
+        [[place, ", ".join(rows[place])] for place in (*STAGES.values(), "videos", "baselines") if place in rows],
+    )
+
+
 def pages() -> dict[Path, str]:
     """Returns the pages with the tables of this moment between their markers."""
-    readme = with_block(README.read_text(encoding="utf-8"), "methods", table())
+    readme = with_block(README.read_text(encoding="utf-8"), "methods", by_stage())
     methods = with_block(METHODS.read_text(encoding="utf-8"), "methods", table().replace("(docs/", "("))
-    readme = with_block(readme, "models", models.families_table(whole=False) + "\n\n" + models.not_hosted_table())
+    readme = with_block(readme, "models", models.families_line() + "\n\n" + models.not_hosted_table())
     page = with_block(MODELS.read_text(encoding="utf-8"), "families", models.families_table())
     return {README: readme, METHODS: methods, MODELS: with_block(page, "refused", models.methods_tables()), **overview.pages(ROOT)}
 

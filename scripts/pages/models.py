@@ -90,16 +90,21 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
     return dict(found)
 
 
-def families_table(whole: bool = True) -> str:
-    """Returns the table of hosted families as markdown; `whole` with how tower and LLM are entered."""
+def families_line() -> str:
+    """Returns the families that are hosted in a sentence, and in another one those of videos."""
+    videos = [name for name, kinds in ROWS.items() if vtr.host_of(build(kinds[0])).has_video]
+    return f"{'; '.join(ROWS)}. With videos: {'; '.join(videos)}."
+
+
+def families_table() -> str:
+    """Returns the table of hosted families as markdown."""
     body = []
     for name, kinds in ROWS.items():
         models = [build(kind) for kind in kinds]
         host, types = vtr.host_of(models[0]), dict.fromkeys(f"`{model.config.model_type}`" for model in models)
-        inside = [video_of(host), tower_of(host), llm_of(host)] if whole else ["yes" if host.has_video else "-"]
+        inside = [video_of(host), tower_of(host), llm_of(host)]
         body.append([name, ", ".join(types), image_of(host), *inside, ", ".join(host.stages)])
-    middle = ["a video (tiny model)", "vision tower", "LLM"] if whole else ["videos"]
-    return markdown_table(["family", "model types", "an image", *middle, "stages"], body)
+    return markdown_table(["family", "model types", "an image", "a video (tiny model)", "vision tower", "LLM", "stages"], body)
 
 
 def methods_tables() -> str:
