@@ -42,6 +42,16 @@ def test_layers_with_windows_within_their_window(kind):
     assert counted(language, 10) == [layer_flops(shape, 10, layer=i) for i in range(5)]
 
 
+def test_embeddings_of_every_layer_are_made_in_front_and_used_in_it():
+    language = build("gemma4_small", "eager").model.language_model
+    shape = shape_of(language)
+    assert shape.embedded == language.config.hidden_size_per_layer_input > 0
+    assert counted(language, 10) == [layer_flops(shape, 10, layer=i) for i in range(5)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        language(input_ids=torch.full((1, 10), 7))
+    assert counter.get_total_flops() / 2 == prefill_flops(shape, [10] * 5)
+
+
 def test_a_token_behind_a_full_window_costs_as_much_as_any_other():
     """One token with the cache of a long prompt: what it adds to the formula of the prompt."""
     from transformers import DynamicCache

@@ -70,6 +70,7 @@ class TransformerShape:
         tied: keys of layers with full attention are their values, too.
         shared: last layers that use keys and values of earlier ones.
         shared_intermediate: inner width of the MLP of those, None = as the others.
+        embedded: width of an embedding of the token that every layer is given for itself, 0 = none (Gemma 4 E2B, E4B).
     """
 
     layers: int
@@ -87,6 +88,7 @@ class TransformerShape:
     tied: bool = False
     shared: int = 0
     shared_intermediate: int | None = None
+    embedded: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim"):
@@ -148,6 +150,7 @@ class TransformerShape:
             tied=bool(get("attention_k_eq_v")),
             shared=shared,
             shared_intermediate=2 * intermediate if shared and get("use_double_wide_mlp") else None,
+            embedded=get("hidden_size_per_layer_input") or 0,
         )
 
 
@@ -161,6 +164,7 @@ def layer_flops(shape: TransformerShape, tokens: float, keys: float | None = Non
     keys = tokens if keys is None else keys
     borrows = shape.borrows(layer)
     mlp = shape.mlp_matrices * tokens * shape.hidden * ((shape.shared_intermediate if borrows else None) or shape.intermediate)
+    mlp += 2 * tokens * shape.hidden * shape.embedded  # into its width and back
     if shape.is_linear(layer):
         assert shape.linear is not None
         return shape.linear.flops(shape.hidden, tokens) + mlp
@@ -189,7 +193,8 @@ def prefill_flops(
     if len(lengths) != shape.layers:
         raise ValueError(f"prefill_flops: lengths must have one number per layer ({shape.layers}), got {len(lengths)}")
     texts = text if isinstance(text, Sequence) else [text] * shape.layers
-    return sum(layer_flops(shape, texts[i], n, i) if i in frozen else layer_flops(shape, n, None, i) for i, n in enumerate(lengths))
+    embedding = lengths[0] * shape.hidden * shape.layers * shape.embedded  # of every layer, made in front of the first
+    return embedding + sum(layer_flops(shape, texts[i], n, i) if i in frozen else layer_flops(shape, n, None, i) for i, n in enumerate(lengths))
 
 
 def encoder_flops(
