@@ -194,7 +194,9 @@ def prefill_flops(
         raise ValueError(f"prefill_flops: lengths must have one number per layer ({shape.layers}), got {len(lengths)}")
     texts = text if isinstance(text, Sequence) else [text] * shape.layers
     embedding = lengths[0] * shape.hidden * shape.layers * shape.embedded  # of every layer, made in front of the first
-    return embedding + sum(layer_flops(shape, texts[i], n, i) if i in frozen else layer_flops(shape, n, None, i) for i, n in enumerate(lengths))
+    return embedding + sum(
+        layer_flops(shape, texts[i], n, i) if i in frozen else layer_flops(shape, n, None, i) for i, n in enumerate(lengths)
+    )
 
 
 def encoder_flops(

@@ -251,6 +251,15 @@ def hiprune(given: Given) -> Case:
     return _case(given, _step("hiprune", given), view, (middle, deep), one, maps=2)
 
 
+def vscan(given: Given) -> Case:
+    """What the boundary leaves; the row in the LLM is FastV's."""
+    view = given.view(by_view=True)
+    view.cells = view.cells * torch.tensor([0, 1, 1], device=given.device)
+    shallow, deep = given.row("shallow", len(view.counts)), given.row("cls", len(view.counts))
+    one = lambda g: plain.vscan(view.tokens[g], shallow[g], deep[g], given.grid, view.most)  # noqa: E731
+    return _case(given, _step("vscan", given, ratio=1.0), view, (shallow, deep), one, maps=2)
+
+
 def holov(given: Given) -> Case:
     view, row = given.view(), given.row("cls", given.batch)
     return _case(given, _step("holov", given), view, (row,), lambda g: plain.holov(row[g], view.most), maps=1)
@@ -347,7 +356,7 @@ CASES: Mapping[str, Callable[[Given], Case]] = {
     case.__name__: case
     for case in (
         *(divprune, visionzip, vispruner, cdpruner, prumerge, flowcut, hired, globalcom2, dart, tome, fastv, pyramiddrop, sparsevlm),
-        *(todre, scope, mmtok, hiprune, holov, prunesid, v2drop),
+        *(todre, scope, mmtok, hiprune, holov, prunesid, v2drop, vscan),
     )
 }
 """Methods with a plain reference."""

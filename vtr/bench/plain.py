@@ -213,6 +213,26 @@ def hiprune(shallow: Tensor, deep: Tensor, grid: tuple[int, int], keep: int, alp
     return torch.cat([torch.tensor(near, dtype=torch.int64, device=deep.device), rest.topk(keep - len(near)).indices]).sort().values
 
 
+def vscan(tokens: Tensor, shallow: Tensor, deep: Tensor, grid: tuple[int, int], keep: int, side: int = 6) -> tuple[Tensor, Tensor]:
+    """Half of the budget from windows of `side x side` cells by `shallow (N,)`, the other by `deep (N,)`; the rest joins the nearest by cosine."""
+    rows, cols = grid
+    cells = torch.arange(rows * cols, device=tokens.device).view(grid)
+    windows = [cells[r : r + side, c : c + side].flatten() for r in range(0, rows, side) for c in range(0, cols, side)]
+    sizes = [len(window) for window in windows]
+    shares = shared_out(torch.tensor(sizes).double(), sizes, keep // 2)
+    local = torch.cat([window[shallow[window].topk(k).indices] for window, k in zip(windows, shares, strict=True)])
+    rest = deep.clone()
+    rest[local] = -torch.inf
+    kept = torch.cat([local, rest.topk(keep - len(local)).indices]).sort().values
+    other = torch.ones_like(deep, dtype=torch.bool)
+    other[kept] = False
+    unit = F.normalize(tokens.float(), dim=-1)
+    into = (unit[other] @ unit[kept].T).argmax(1)
+    total = tokens[kept].float().index_add_(0, into, tokens[other].float())
+    count = torch.ones(keep, device=tokens.device).index_add_(0, into, torch.ones(len(into), device=tokens.device))
+    return kept, (total / count[:, None]).to(tokens.dtype)
+
+
 def holov(score: Tensor, keep: int) -> Tensor:
     """Bands of the raster order share the budget by their mean attention; each keeps its best. `score (N,)`."""
     crops = min(max(1024 * len(score) // (576 * keep), 1), len(score))
