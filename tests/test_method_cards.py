@@ -24,3 +24,6 @@ def test_a_card_has_the_common_form(card):
     sections = "\n".join(lines).split("\n## ")
     assert f"vtr/methods/{card.stem}.py" in sections[0], "the source is named in front of the first heading"
     assert all(section.partition("\n")[2].strip() for section in sections), "no section is empty"
+    assert all(sections[0].count(f"**{when} it when** ") == 1 for when in ("Use", "Avoid")), (
+        "between <!-- use:begin --> and <!-- use:end -->"
+    )
