@@ -1,40 +1,65 @@
-"""The tables of the pages of the site that look at all methods: which to choose, pictures, and the list."""
+"""The tables of README and of the pages that look at all methods or models: made of what the code and the measurements say."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from scripts.pages import models
 from scripts.pages.advice import advice, cost_table, needs_table
 from scripts.pages.facts import Facts
 from vtr.eval.report.marked import with_block
 from vtr.markdown import markdown_table
 from vtr.registry import list_methods, method_class
 
-CHOOSE, GALLERY = "docs/choose.md", "docs/gallery.md"
+STAGES = {"tower": "vision tower", "boundary": "between tower and LLM", "prefill": "inside the LLM"}
+"""Stages in words; `input` and `decode` are no method's first stage but for a baseline."""
 
 
-def pages(root: Path) -> dict[Path, str]:
-    """Returns the pages of a clone with what is generated in them as of this moment: docs/choose.md, docs/gallery.md and the cards."""
+def pages(root: Path, methods: str) -> dict[Path, str]:
+    """Returns the pages of a clone with what is generated in them as of this moment; `methods` is the table of all methods, linked from the root."""
     facts = Facts.read(root)
-    found = {root / CHOOSE: choose((root / CHOOSE).read_text(encoding="utf-8"), facts)}
-    found[root / GALLERY] = with_block((root / GALLERY).read_text(encoding="utf-8"), "gallery", gallery(root))
-    for card in sorted((root / "docs" / "methods").glob("*.md")):
-        found[card] = with_block(card.read_text(encoding="utf-8"), "use", advice(facts, card.stem))
+    blocks = {
+        "README.md": {"methods": by_stage(), "models": models.families_line() + "\n\n" + models.not_hosted_table()},
+        "docs/methods.md": {"methods": methods.replace("(docs/", "(")},
+        "docs/models.md": {"families": models.families_table(), "refused": models.methods_tables()},
+        "docs/choose.md": choice(facts),
+        "docs/gallery.md": {"gallery": gallery(root)},
+        **{f"docs/methods/{card.stem}.md": {"use": advice(facts, card.stem)} for card in sorted((root / "docs" / "methods").glob("*.md"))},
+    }
+    found = {}
+    for page, own in blocks.items():
+        text = (root / page).read_text(encoding="utf-8")
+        for name, block in own.items():
+            text = with_block(text, name, block)
+        found[root / page] = text
     return found
 
 
-def choose(page: str, facts: Facts) -> str:
-    """Returns docs/choose.md with its tables."""
+def by_stage() -> str:
+    """Returns the methods in one line for each stage, with the pages that they have; baselines and those of videos stand by themselves."""
+    rows: dict[str, list[str]] = {}
+    for name in list_methods():
+        cls = method_class(name)
+        if cls.__module__.startswith("vtr.methods."):
+            place = "baselines" if "reference row" in cls.card.paper else "videos" if cls.card.needs_video else STAGES[cls.stages[0]]
+            rows.setdefault(place, []).append(f"[`{name}`](docs/methods/{name}.md)")
+    return markdown_table(
+        ["where they act", "methods"],
+        [[place, ", ".join(rows[place])] for place in (*STAGES.values(), "videos", "baselines") if place in rows],
+    )
+
+
+def choice(facts: Facts) -> dict[str, str]:
+    """Returns the tables of docs/choose.md by the names of their marks."""
     videos = [on for on in facts.models if "video" in on]
     images = [on for on in facts.models if on not in videos]
-    for name, models, budget in (
-        ("quarter", images, facts.quarter),
-        ("few", images, facts.fewest),
-        ("quarter-video", videos, facts.quarter),
-        ("few-video", videos, facts.fewest),
-    ):
-        page = with_block(page, name, needs_table(facts, models, budget))
-    return with_block(page, "cost", cost_table(facts, images[0]))
+    return {
+        "quarter": needs_table(facts, images, facts.quarter),
+        "few": needs_table(facts, images, facts.fewest),
+        "quarter-video": needs_table(facts, videos, facts.quarter),
+        "few-video": needs_table(facts, videos, facts.fewest),
+        "cost": cost_table(facts, images[0]),
+    }
 
 
 def gallery(root: Path) -> str:
