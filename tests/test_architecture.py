@@ -32,6 +32,7 @@ EVERYTHING = ENGINE | {
     "viz",
     "selfcheck",
     "testing",
+    "tune",
     "versions",
 }
 TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "eval": TOOLS | {"bench", "hosts"},
     "bench": TOOLS | {"hosts", "ops"},
+    "tune": TOOLS | {"eval", "bench", "hosts"},
     "calibrate": TOOLS | {"ops"},
     "engine": {"plans", "planning", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
     "plans": {"types"},

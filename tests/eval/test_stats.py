@@ -1,8 +1,9 @@
 """Intervals against known values and against their own claims."""
 
+import numpy as np
 import pytest
 
-from vtr.eval.stats import accuracy, macro_accuracy, paired_difference, wilson
+from vtr.eval.stats import accuracy, macro_accuracy, paired_difference, paired_loss, wilson
 
 
 def test_wilson_matches_published_values():  # Newcombe 1998, Statistics in Medicine 17, table I: 81/263, 15/148, 0/20
@@ -59,3 +60,39 @@ def test_pairing_refuses_other_samples():
 def test_empty_groups_are_refused():
     with pytest.raises(ValueError, match="at least one sample"):
         macro_accuracy({"a": []})
+
+
+def test_a_loss_without_a_changed_answer_is_still_uncertain():
+    same = {"a": {str(i): float(i % 3 == 0) for i in range(50)}}
+    assert paired_difference(same, same) == (0, 0, 0)  # what resampling says
+    assert paired_loss(same, same).value == 0
+    assert paired_loss(same, same).high == pytest.approx(wilson(0, 50).high) == -paired_loss(same, same).low
+
+
+def test_a_loss_weighs_its_groups():
+    full = {"a": {str(i): 1.0 for i in range(10)}, "b": {str(i): 1.0 for i in range(1000)}}
+    reduced = {"a": {str(i): float(i > 0) for i in range(10)}, "b": full["b"]}
+    assert paired_loss(full, reduced).value == pytest.approx(0.05)
+    assert paired_loss(full, reduced, {"a": 0.1, "b": 0.9}).value == pytest.approx(0.01)
+    assert paired_loss(full, reduced).high > 0.15, "ten samples of half the weight are not a thousand"
+
+
+def test_a_loss_needs_the_same_samples():
+    for first, second in (({}, {}), ({"a": {"1": 1.0}}, {"a": {"2": 1.0}})):
+        with pytest.raises(ValueError, match="paired_loss: both need outcomes of the same samples"):
+            paired_loss(first, second)
+
+
+@pytest.mark.parametrize(("samples", "worse", "better"), [(40, 0.1, 0.05), (100, 0.05, 0.03), (300, 0.1, 0.1), (300, 0.02, 0.0)])
+def test_the_interval_of_a_loss_holds_the_truth_as_often_as_it_says(samples, worse, better):
+    dice = np.random.default_rng(0)
+    inside = below = 0
+    for _ in range(400):
+        draw = dice.random(samples)
+        full = {"a": {str(i): float(not worse <= d < worse + better) for i, d in enumerate(draw)}}
+        reduced = {"a": {str(i): float(d >= worse) for i, d in enumerate(draw)}}
+        found = paired_loss(full, reduced)
+        inside += found.low <= worse - better <= found.high
+        below += worse - better <= found.high
+    assert inside >= 0.93 * 400
+    assert below >= 0.955 * 400

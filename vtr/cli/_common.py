@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtr.types import VtrError
+from vtr.types import Method, VtrError
 from vtr.types.errors import Refusal, WrongValue
 from vtr.types.settings import setting_value
 
@@ -132,6 +134,24 @@ def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
             raise WrongValue(f"--set: must look like method.key=value here, got {name}={value}")
         found.setdefault(method, {})[setting] = value
     return found
+
+
+def read_plan(path: Path) -> list[Method]:
+    """Returns the methods of a plan: JSON that `Plan.to_dict` returned, as in the `plan.json` of `vtr tune`.
+
+    Raises:
+        ValueError, TypeError: no such file, or not a plan.
+    """
+    from vtr.planning import methods_of
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not complete JSON ({error})"
+        raise WrongValue(f"--plan: {path}: {reason}; give a file that vtr tune or Plan.to_dict made") from None
+    if not isinstance(content, dict) or not content.get("methods"):
+        raise WrongValue(f"--plan: {path}: has no methods; give a file that vtr tune or Plan.to_dict made")
+    return methods_of(content, {})
 
 
 def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:

@@ -22,6 +22,7 @@ from vtr.cli._common import (
     method_settings,
     out,
     parse_list,
+    read_plan,
     reported,
 )
 from vtr.cli._watching import Watcher
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 def eval(
     context: typer.Context,
     model: Model,
-    methods: Annotated[str, typer.Option(help="Names separated by commas; `full` is the model without reduction.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for result files; finished cells in it are not run again.")],
+    methods: Annotated[str | None, typer.Option(help="Names separated by commas; `full` is the model without reduction.")] = None,
+    plans: Annotated[list[Path] | None, typer.Option("--plan", help="A plan with its settings, e.g. of vtr tune; repeatable.")] = None,
     keep: Annotated[str | None, typer.Option(help="Budgets separated by commas: visual tokens left per image.")] = None,
     keep_ratio: Annotated[str | None, typer.Option(help="Instead of --keep: shares left, in (0, 1].")] = None,
     tasks: Annotated[str, typer.Option(help="Names separated by commas.")] = "shapes",
@@ -60,25 +62,25 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate methods; stop and start again as you like, at most the running cell is lost."""
-    from vtr.eval.run.cells import plan_cells
+    from vtr.eval.run.cells import Cell, plan_cells
     from vtr.eval.run.setup import Setup
     from vtr.eval.tasks import get_task
     from vtr.models.pixels import PixelLimits
 
-    names, own = parse_list(methods, str, "--methods"), method_settings(settings or [])
-    cells = plan_cells(
-        names,
-        parse_budgets(keep, keep_ratio),
-        [get_task(name) for name in parse_list(tasks, str, "--tasks")],
-        parse_list(seeds, int, "--seeds"),
-        own,
-        limit,
-        max_new_tokens,
-    )
+    if methods is None and not plans:
+        raise WrongValue("eval: needs --methods or --plan, got neither; see vtr list")
+    names, own = parse_list(methods, str, "--methods") if methods is not None else [], method_settings(settings or [])
+    asked = [get_task(name) for name in parse_list(tasks, str, "--tasks")]
+    cells = plan_cells(names, parse_budgets(keep, keep_ratio), asked, parse_list(seeds, int, "--seeds"), own, limit, max_new_tokens)
+    for made in map(read_plan, plans or []):
+        method, seed = (made[0], getattr(made[0], "seed", None)) if len(made) == 1 else (tuple(made), None)
+        cells += [Cell(method, task, seed, limit, max_new_tokens) for task in asked]
     for option in (name for name in ("keep", "keep_ratio", "seeds") if is_given(context, name)):
         if not any(_reads(name, option, own.get(name, {})) for name in names):
             what, shown = ("has random choices" if option == "seeds" else "has a budget"), option.replace("_", "-")
-            raise WrongValue(f"--{shown}: none of the methods ({', '.join(names)}) {what} that --set leaves open; leave it out")
+            raise WrongValue(
+                f"--{shown}: none of the methods ({', '.join(names) or 'only plans'}) {what} that --set leaves open; leave it out"
+            )
     setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels), visuals)
     if visuals is not None and not any(cell.task.frames for cell in cells):
         raise WrongValue(f"--visuals: none of the tasks ({tasks}) has videos; leave it out")

@@ -24,6 +24,7 @@ from vtr.cli._common import (
     load,
     out,
     parse_settings,
+    read_plan,
     refuse_unused,
     reported,
     spinner,
@@ -44,7 +45,8 @@ def run(
     question: Annotated[
         str, typer.Option("--question", help="What to ask; <image> or <video> marks where images or videos go, else they come first.")
     ],
-    method: Annotated[str, typer.Option("--method", help="See `vtr list`.")],
+    method: Annotated[str | None, typer.Option("--method", help="See `vtr list`.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Instead of --method and its settings: a plan, e.g. of vtr tune.")] = None,
     image: Annotated[list[str] | None, typer.Option("--image", "-i", help="Image file; repeat for several images in one prompt.")] = None,
     video: Annotated[
         list[str] | None, typer.Option("--video", help="Instead of --image: video file, animation or folder of frames; repeatable.")
@@ -66,7 +68,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
     """Ask once with and once without a reduction; print answers, tokens and milliseconds, and draw what was retained."""
-    chosen = make_method(method, keep, keep_ratio, seed, settings or [])
+    chosen = _planned(context, plan) if plan is not None else make_method(_given(method), keep, keep_ratio, seed, settings or [])
     from vtr.eval.run.asking import MARK, VIDEO_MARK
     from vtr.eval.run.results import prepare_folder
     from vtr.models.pixels import PixelLimits
@@ -126,6 +128,24 @@ def _check_given(context: typer.Context, image: list[str] | None, video: list[st
         raise WrongValue("run: needs --image or --video, got neither; give a file")
     if image and is_given(context, "frames"):
         refuse_unused(context, "--image", [p.name for p in context.command.params if p.name and p.name != "frames"])
+
+
+def _planned(context: typer.Context, plan: Path) -> Method:
+    """Returns the one method of a plan, and refuses whatever would say it twice."""
+    for name in ("method", "keep", "keep_ratio", "seed", "settings"):
+        if is_given(context, name):
+            option = {"settings": "set"}.get(name, name.replace("_", "-"))
+            raise WrongValue(f"--plan: has the method and all its settings, got --{option} beside it; leave one of them out")
+    methods = read_plan(plan)
+    if len(methods) > 1:
+        raise WrongValue(f"--plan: run compares one method with the full model, {plan} has {len(methods)}; evaluate it with vtr eval")
+    return methods[0]
+
+
+def _given(method: str | None) -> str:
+    if method is None:
+        raise WrongValue("run: needs --method or --plan, got neither; see vtr list")
+    return method
 
 
 def _read(paths: Sequence[str], frames: int, quiet: bool) -> list[Video]:

@@ -26,8 +26,10 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(correct: int, total: int) -> Interval:
+def wilson(correct: float, total: float) -> Interval:
     """Wilson's score interval of a share; sensible also at 0 and 1 and for few samples.
+
+    Both may be fractions: a sum of outcomes from 0 to 1, whose interval is then on the wide side, or a number of samples that others amount to.
 
     Raises:
         ValueError: no samples, or more correct ones than samples.
@@ -96,6 +98,35 @@ def paired_difference(first: Mapping[str, Mapping[str, float]], second: Mapping[
     differences = {g: np.asarray([[samples[i] - second[g][i] for i in samples]]) for g, samples in first.items()}
     means = np.mean([resampled_means([values], name)[:, 0] for name, values in differences.items()], axis=0)
     return interval(float(np.mean([values.mean() for values in differences.values()])), means)
+
+
+def paired_loss(
+    full: Mapping[str, Mapping[str, float]], reduced: Mapping[str, Mapping[str, float]], weights: Mapping[str, float] | None = None
+) -> Interval:
+    """Returns the interval of the accuracy that `reduced` loses against `full` on the same samples, for decisions.
+
+    Where no answer changes, resampling gives an interval from 0 to 0 however few samples there are. Here answers that became worse and answers
+    that became better are two shares with Wilson's intervals, and their difference is combined as in `combine`.
+
+    Args:
+        full, reduced: group -> sample id -> outcome from 0 to 1.
+        weights: of the groups, with sum 1; None = all alike.
+
+    Raises:
+        ValueError: no samples, or the two do not have the same.
+    """
+    if not full or {g: set(s) for g, s in full.items()} != {g: set(s) for g, s in reduced.items()}:
+        raise WrongValue("paired_loss: both need outcomes of the same samples; evaluate both on the same task and limit")
+    weights = weights or dict.fromkeys(full, 1 / len(full))
+    changes = {g: np.asarray([samples[i] - reduced[g][i] for i in samples]) for g, samples in full.items()}
+    size = 1 / sum(weights[g] ** 2 / len(change) for g, change in changes.items())  # of one group that is as uncertain
+    worse, better = (sum(weights[g] * float((sign * change).clip(0).mean()) for g, change in changes.items()) for sign in (1, -1))
+    lost, won = wilson(worse * size, size), wilson(better * size, size)
+    value = lost.value - won.value
+    shared = 2 * Z95**2 * lost.value * won.value / size  # no answer is in both, so that one is smaller where the other is larger
+    down = ((lost.value - lost.low) ** 2 + (won.high - won.value) ** 2 + shared) ** 0.5
+    up = ((lost.high - lost.value) ** 2 + (won.value - won.low) ** 2 + shared) ** 0.5
+    return Interval(value, value - down, value + up)
 
 
 def resampled_means(rows: Sequence[np.ndarray], group: str = "", keys: Sequence[str] = ()) -> np.ndarray:

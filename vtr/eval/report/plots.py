@@ -18,8 +18,8 @@ from vtr.eval.report.section import BASELINES, Measure, Section, budget_title
 from vtr.eval.summary import Row
 from vtr.types.naming import FULL
 
-_STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-_MARKERS = "os^Dv<>PXh*"
+STYLE = {"text.parse_math": False, "svg.hashsalt": "vtr", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+MARKERS = "os^Dv<>PXh*"
 
 
 AXES = (
@@ -39,7 +39,7 @@ def make_figures(section: Section, timings: bool = True, prefix: str = "") -> li
     """
     name = re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{prefix}{section.name}.{section.task}")
     found = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for axis in AXES[: None if timings else 2]:
             points = {row: own[axis.name] * axis.scale for row in section.comparable if axis.name in (own := section.measured(row))}
             found += _against(section, points, axis, f"{name}.{axis.name}")
@@ -81,7 +81,7 @@ def _scatter(section: Section, points: dict[Row, float], axis: Measure) -> Canva
         errors = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]).clip(0)
         baseline = rows[0].method in BASELINES
         color = str(0.25 + 0.15 * (index % 4)) if baseline else matplotlib.colormaps["tab20"](index % 20)
-        style = {"color": color, "linestyle": "--" if baseline else "-", "marker": _MARKERS[index % len(_MARKERS)]}
+        style = {"color": color, "linestyle": "--" if baseline else "-", "marker": MARKERS[index % len(MARKERS)]}
         line = axes.errorbar([points[row] for row in rows], values[:, 0], errors, **style, ms=4, lw=1, elinewidth=0.6, label=_legend(label))
         line[2][0].set_alpha(0.4)
     _references(section, points, axes)
