@@ -30,6 +30,9 @@ def report(
     speed: Annotated[
         list[Path] | None, typer.Option(help="Record of vtr bench, e.g. eval/speed/NAME.json: prefill, floors and peak memory; repeatable.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Method, or full: tables with the paired difference of every row to its row at the same budget.")
+    ] = None,
     timings: Annotated[
         bool, typer.Option("--timings/--no-timings", help="Milliseconds and memory, which are never twice the same.")
     ] = True,
@@ -41,7 +44,7 @@ def report(
     from vtr.eval.run import results
 
     if not timings:
-        refuse_unused(context, "--no-timings", ("block", "folders", "form", "target", "plots", "timings", "quiet"))
+        refuse_unused(context, "--no-timings", ("block", "folders", "form", "target", "plots", "against", "timings", "quiet"))
     form = find_format(form, target)
     old = target.read_text(encoding="utf-8") if form == "md" and target is not None and target.is_file() else ""
     if block != "tables" and not has_block(old, block):
@@ -54,7 +57,7 @@ def report(
             _warn(problem)
         raise WrongValue(f"report: no results in {', '.join(map(str, folders))}; fill a folder with vtr eval first")
     timed, more = _read([times], quiet) if times else ([], [])
-    document = build(cells, timed, [*problems, *more], timings, bool(plots) or form == "html", records)
+    document = build(cells, timed, [*problems, *more], timings, bool(plots) or form == "html", records, against)
     for line in document.guards:
         err.print(f"note: {line}", soft_wrap=True, markup=False, emoji=False)
     for warning in document.warnings:

@@ -85,7 +85,6 @@ class Measurer:
         self.losses: dict[Candidate, tuple[Interval, int]] = {}
         self.speeds: dict[Candidate, Interval] = {}
         self.retained: dict[Candidate | None, float] = {}
-        self.accuracy = 0.0
 
     def loss(self, candidate: Candidate, stage: int) -> Interval:
         """See `Evaluator`."""
@@ -98,8 +97,13 @@ class Measurer:
                 f"{candidate.label}: loses {100 * found.value:.1f} points ({100 * found.low:.1f} to {100 * found.high:.1f}, {samples} samples)"
             )
         self.losses[candidate] = found, samples
-        self.accuracy = self._score(full)
         return found
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy of the full model on the samples of the search that were run."""
+        parts = [part for one, half, part in self._known if one is None and half == "search"]
+        return self._score(self._outcomes(None, "search", parts))
 
     def held_out(self, candidate: Candidate) -> Held:
         """Returns the loss on the samples that are held out, or on as many of them as there is time for.

@@ -130,3 +130,11 @@ def test_a_mean_over_tasks_is_narrower_than_one_task():
     line = build(tasks).parts[-1].tables[-1].rows[0]
     widths = [c.high - c.low for c in line[1:]]
     assert widths[-1] == pytest.approx(np.mean(widths[:-1]) / 2, rel=0.15)
+
+
+def test_one_seed_of_random_is_named():
+    found = only(cell("random", seed=0, keep=64), cell("fastv", keep=64), cell("random", seed=0, keep=32))
+    assert found == [
+        "tiny on shapes v1: random has one seed at keep 64: differences to it are differences to that draw; run it with --seeds 0,1,2"
+    ]
+    assert only(*(cell("random", seed=seed, keep=64) for seed in (0, 1)), cell("fastv", keep=64)) == []

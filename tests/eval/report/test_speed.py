@@ -76,7 +76,7 @@ def runs_of_batch(record, batch):
 def test_other_settings_and_budgets_get_nothing_and_the_source_is_said():
     document = build(cells(), speed=read_speed(RECORD))
     own = next(t for part in document.parts for t in part.tables if t.title == "keep 64: speed, batch 1")
-    assert {line[0].text for line in own.rows} == {"full", "fastv", "random (2 seeds)"}
+    assert {line[0].text for line in own.rows} == {"full", "fastv layer=2", "random (2 seeds)"}
     assert not any(title.startswith("keep 32: speed") for title in titles(document))
     facts = json.loads(RECORD.read_text())["environment"]
     scope = document.parts[0].scope
@@ -104,7 +104,9 @@ def test_a_time_below_its_floor_is_named(tmp_path):
         run["prefill_ms"] /= 4
 
     found = [line for line in build(cells(), speed=recorded(quicken, tmp_path)).warnings if "floor" in line]
-    assert len(found) == 1 and "fastv keep 64: prefill_ms" in found[0] and "in changed.json at batch 2 is below its floor" in found[0]
+    assert (
+        len(found) == 1 and "fastv layer=2 keep 64: prefill_ms" in found[0] and "in changed.json at batch 2 is below its floor" in found[0]
+    )
 
 
 def test_a_rate_above_the_peak_of_the_bench_device_is_named(tmp_path):

@@ -94,10 +94,10 @@ def test_changed_settings_budgets_and_conditions_tell_rows_apart():
     )
     assert sorted(section.labels.values()) == sorted(
         [
-            "fastv dtype float32",
+            "fastv layer=2 dtype float32",
             "fastv layer=3 dtype float32",
-            "fastv by average_keep dtype float32",
-            "fastv dtype bfloat16",
+            "fastv layer=2 by average_keep dtype float32",
+            "fastv layer=2 dtype bfloat16",
             "divprune+fastv [divprune keep=128; fastv keep=64 layer=3] dtype float32",
             "gone color=blue dtype float32",
         ]

@@ -17,6 +17,8 @@ from vtr.eval.run.failures import read_failures
 from vtr.eval.run.results import ResultError, content_hash, read_cell
 from vtr.eval.summary import Condensed, Known, condense
 from vtr.types import BUDGETS
+from vtr.types.errors import WrongValue
+from vtr.types.naming import closest
 
 
 def read_folders(folders: Iterable[Path], advance: Callable[[], None] = lambda: None) -> tuple[list[Condensed], list[str]]:
@@ -70,6 +72,7 @@ def build(
     timings: bool = True,
     plots: bool = False,
     speed: Sequence[Speed] = (),
+    rival: str | None = None,
 ) -> Document:
     """Returns the report of these results: a part per model and task, a part per model over its tasks, every check.
 
@@ -80,15 +83,21 @@ def build(
         timings: whether to show milliseconds and memory, which are never twice the same.
         plots: whether to draw.
         speed: records of `vtr bench`, from `read_speed`.
+        rival: a method, or `full`, that every row is compared with, beside `random`.
+
+    Raises:
+        ValueError: there are no results of the rival.
     """
     sections = sections_of(cells, times, speed)
     warnings, parts = [*problems, *(check_speed(sections, speed) if timings else [])], []
+    if rival is not None:
+        check_rival(cells, rival)
     guards = [line for section in sections for line in guard(section)]
     by_model: dict[str, list[Section]] = {}
     for index, section in enumerate(sections):
         by_model.setdefault(section.name, []).append(section)
-        warnings += check(section, timings)
-        part = Part(section.name, section.title, _scope(section, timings), make_tables(section, timings))
+        warnings += check(section, timings, rival)
+        part = Part(section.name, section.title, _scope(section, timings), make_tables(section, timings, rival))
         if plots:
             from vtr.eval.report.plots import make_figures
 
@@ -105,6 +114,17 @@ def build(
         "blank: not measured in that run",
     ]
     return Document(warnings, parts, legend, guards)
+
+
+def check_rival(cells: Sequence[Condensed], rival: str) -> None:
+    """Refuses a method to compare with that was not run.
+
+    Raises:
+        ValueError: none of the results is of it, with the closest that are.
+    """
+    names = sorted({str(cell.fingerprint["method"]) for cell in cells})
+    if rival not in names:
+        raise WrongValue(f"--against: there are no results of {rival!r} here{closest(rival, names)}; run it first, or name another method")
 
 
 def sections_of(cells: Sequence[Condensed], times: Sequence[Condensed] = (), speed: Sequence[Speed] = ()) -> list[Section]:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from vtr.eval.report.differences import lacking
 from vtr.eval.report.section import CONTEXT, Section, budget_key, budget_title
 from vtr.eval.report.speed import Speed
 from vtr.eval.report.tables import missing_baselines
@@ -38,16 +39,20 @@ FEW = 30
 """Samples of a family below which a percentile bootstrap is too narrow to be trusted."""
 
 
-def check(section: Section, timings: bool = True) -> list[str]:
+def check(section: Section, timings: bool = True, rival: str | None = None) -> list[str]:
     """Warnings about one model on one task, each a sentence that names the rows.
 
     Args:
         section: what was measured.
         timings: whether to look at milliseconds too.
+        rival: the method that rows are compared with beside `random`.
     """
-    checks = [_missing, _samples, _few, _mixed, _positions, _twice, _monotone, _above_request]
+    checks = [_missing, _samples, _few, _one_seed, _mixed, _positions, _twice, _monotone, _above_request]
     checks += [_above_peak, _below_floor] if timings else []
-    return [f"{section.title}: {line}" for one in checks for line in one(section)]
+    found = [line for one in checks for line in one(section)]
+    if rival is not None and (budgets := lacking(section, rival)):
+        found.append(f"no row of {rival} on the same samples at {', '.join(budgets)}; nothing is compared with it there")
+    return [f"{section.title}: {line}" for line in found]
 
 
 def check_models(sections: Sequence[Section]) -> list[str]:
@@ -79,6 +84,14 @@ def _few(section: Section) -> Iterator[str]:
     if small := {family: len(ids) for family, ids in section.reference.items() if len(ids) < FEW}:
         counts = ", ".join(f"{family} {count}" for family, count in small.items())
         yield f"fewer than {FEW} samples ({counts}); differences and ranks at this size are hints, not findings"
+
+
+def _one_seed(section: Section) -> Iterator[str]:
+    """Says where `random` stands for one draw, and other methods are compared with it."""
+    alone = [row for rows in section.budgets.values() for row in rows if row.method == "random" and len(row.seeds) < 2 and len(rows) > 1]
+    if alone:
+        budgets = ", ".join(dict.fromkeys(row.budget for row in alone))
+        yield f"random has one seed at {budgets}: differences to it are differences to that draw; run it with --seeds 0,1,2"
 
 
 def _mixed(section: Section) -> Iterator[str]:

@@ -86,3 +86,11 @@ def share(interval: Interval | None) -> Cell:
         return Cell()
     value, low, high = (100 * end for end in interval)
     return Cell(f"{value:.1f} ({low:.1f}-{high:.1f})", value, low, high)
+
+
+def points(step: Interval, judge: bool = False) -> Cell:
+    """Returns a difference of two shares in points, marked where it may be 0; `judge` puts `better`, `worse` or `not distinguishable` in front."""
+    verdict = "better " if step.low > 0 else "worse " if step.high < 0 else "not distinguishable "
+    value, low, high = (100 * end for end in step)
+    text = f"{verdict if judge else ''}{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return Cell(text, value, low, high, "same" if step.low <= 0 <= step.high else "")

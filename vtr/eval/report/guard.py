@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vtr.eval.report.differences import TOO_FEW
 from vtr.eval.report.section import BASELINES, Section, budget_title
-from vtr.eval.report.tables import TOO_FEW
 from vtr.eval.summary import Row
 
 REFERENCES = ("random", "pool")

@@ -63,6 +63,7 @@ class Section:
         self.title = f"{self.name} on {self.task} {self.version}".strip()
         self._times = {_experiment(row): row.means for row in make_rows(times)}
         self.speed = [one for one in speed if self.model in one.models]
+        self.swept = settings_swept(self.rows)
         self.labels = self._name_rows()
 
     @cached_property
@@ -134,16 +135,31 @@ class Section:
     def _name_rows(self) -> dict[Row, str]:
         contexts = {row: _context(row) for row in self.rows}
         varying = [name for name in next(iter(contexts.values())) if len({str(context[name]) for context in contexts.values()}) > 1]
+        positions = {row.fingerprint["settings"].get("position_ids") for row in self.rows} - {None}
         mixed = any(len({row.budget.split()[0] for row in rows}) > 1 for rows in self.budgets.values())
         found: dict[Row, str] = {}
         for row in self.rows:
-            words = [row.method, *remarks(row), *settings_text(row)]
+            told = settings_text(row, self.swept[row.method])
+            renumbered = len(positions) > 1 and row.fingerprint["settings"].get("position_ids") == "renumber"
+            unsaid = renumbered and "position_ids=renumber" not in told
+            words = [row.method, *remarks(row), *["(renumbered)"] * unsaid, *told]
             if mixed and row.budget.startswith("average_keep"):
                 words.append("by average_keep")
             words += [f"{name} {contexts[row][name]}" for name in varying if contexts[row][name] is not None or name not in PIXELS]
             found[row] = " ".join(words)
         same = Counter((label, budget_key(row)) for row, label in found.items())
         return {row: f"{label} #{row.key[:6]}" if same[label, budget_key(row)] > 1 else label for row, label in found.items()}
+
+
+def settings_swept(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Returns method -> its settings beside the budget that have several values in these rows; those of plans are not looked at."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        own = found.setdefault(row.method, {})
+        for name, value in row.fingerprint["settings"].items():
+            if name not in BUDGETS and name != "plan":
+                own.setdefault(name, set()).add(json.dumps(value))
+    return {method: [name for name, values in own.items() if len(values) > 1] for method, own in found.items()}
 
 
 def budget_key(row: Row) -> BudgetKey | None:
@@ -171,10 +187,12 @@ def remarks(row: Row) -> list[str]:
     return ["(experimental)"] * card.experimental + ["(ours)"] * (card.ours and row.method not in BASELINES)
 
 
-def settings_text(row: Row) -> list[str]:
-    """Returns words such as `layer=3` for every setting that is not the method's default; the members of a plan with theirs."""
-    found = []
-    for name, value in row.changed_settings().items():
+def settings_text(row: Row, always: Sequence[str] = ()) -> list[str]:
+    """Returns words such as `layer=3` for every setting that is not the method's default, or is always told; the members of a plan with theirs."""
+    found, changed = [], row.changed_settings()
+    for name, value in row.fingerprint["settings"].items():
+        if name not in changed and name not in always:
+            continue
         if name == "plan" and isinstance(value, list):
             found.append("[" + "; ".join(_member(one) for one in value) + "]")
         else:

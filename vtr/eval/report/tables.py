@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vtr.cost import CONVENTION
+from vtr.eval.report.differences import ablation_tables, against_table, compared
 from vtr.eval.report.document import Cell, Table, number, share
 from vtr.eval.report.published import find_published
 from vtr.eval.report.section import AT_A_BUDGET, BASELINES, Measure, Section, budget_title, is_timing
@@ -31,15 +32,14 @@ SPEED_COLUMNS = (
     Measure("peak_mib", "peak MiB"),
 )
 
-TOO_FEW = 10
-"""Samples of a family below which a bootstrap says nothing: of a single one every resample is the same."""
-
 LEGEND = (
     "scores: percent with 95 % intervals over samples (Wilson; with several seeds a bootstrap over samples and seeds); "
     "macro: unweighted mean over families",
     "relative accuracy: macro in percent of that of `full`, paired bootstrap over samples and seeds",
     "against random: macro minus that of `random` at the same budget in points, paired bootstrap; 'not distinguishable' = the interval "
     "contains 0; every interval is at 95 %, not corrected for the number of rows",
+    "against another method, or another value of a setting: the same difference to that row; (renumbered): a method whose survivors get positions "
+    "0, 1, 2, ..., where others here keep theirs",
     "tokens left: visual tokens measured at the end of the LLM; average tokens: mean over its layers",
     f"GFLOPs: prefill of the LLM from the measured tokens of every layer, {CONVENTION}; KV MiB: keys and values after it, 16 bits each",
     "rank: 1 is best, with the interval that 95 % of the resampled rankings give it",
@@ -54,32 +54,34 @@ SPEED_LEGEND = (
 )
 
 
-def make_tables(section: Section, timings: bool = True) -> list[Table]:
+def make_tables(section: Section, timings: bool = True, rival: str | None = None) -> list[Table]:
     """Returns all tables of a section, from the largest budget to the smallest, rows without a budget first.
 
     Args:
         section: what was measured.
         timings: whether to show milliseconds and memory.
+        rival: a method that every row is compared with, too.
     """
     tables = []
     others = [row for row in section.free if row.method not in (FULL, "none")]
     if others or not section.budgets:
-        tables += _group(section, "without a budget", section.free, [], timings)
+        tables += _group(section, "without a budget", section.free, [], timings, rival)
     for rows in section.budgets.values():
         shared = [row for row in section.free if row.method in (FULL, "none")]
-        tables += _group(section, budget_title(rows), rows, shared, timings)
+        tables += _group(section, budget_title(rows), rows, shared, timings, rival)
     published = published_table(section)
     return tables + ([published] if published else [])
 
 
-def _group(section: Section, title: str, rows: Sequence[Row], shared: Sequence[Row], timings: bool) -> list[Table]:
+def _group(section: Section, title: str, rows: Sequence[Row], shared: Sequence[Row], timings: bool, rival: str | None) -> list[Table]:
     shown = sorted([*rows, *shared], key=lambda row: (row.method != FULL, -row.macro.value, section.labels[row]))
     tables = [_scores(section, title, shown), _cost(section, f"{title}: cost", shown, timings)]
     tables += [_speed(section, title, speed, shown) for speed in section.speed if timings and any(map(speed.of, rows))]
     ranked = [row for row in rows if row in section.resamples and row.method not in (FULL, "none")]
     if len(ranked) > 1:
         tables.append(_ranking(section, f"{title}: ranking", ranked))
-    return tables
+    differences = against_table(section, title, shown, rival) if rival is not None else None
+    return [*tables, *([differences] if differences else []), *ablation_tables(section, title, rows)]
 
 
 def missing_baselines(section: Section, rows: Sequence[Row]) -> list[str]:
@@ -117,14 +119,7 @@ def _not_run(section: Section, rows: Sequence[Row], width: int) -> list[tuple[Ce
 def against(section: Section, row: Row) -> Cell:
     """Returns how a row compares with `random` at its budget: better, worse, or not distinguishable."""
     random = section.random(row)
-    if random is None or row.method == "random":
-        return Cell()
-    if min(map(len, row.samples.values())) < TOO_FEW:
-        return Cell(f"no verdict below {TOO_FEW} samples")
-    step = section.resamples.difference(row, random)
-    verdict = "better" if step.low > 0 else "worse" if step.high < 0 else "not distinguishable"
-    value, low, high = (100 * end for end in step)
-    return Cell(f"{verdict} {value:+.1f} ({low:+.1f} to {high:+.1f})", value, low, high, "same" if step.low <= 0 <= step.high else "")
+    return Cell() if random is None or row.method == "random" else compared(section, row, random, judge=True)
 
 
 def _cost(section: Section, title: str, rows: Sequence[Row], timings: bool) -> Table:
