@@ -6,6 +6,7 @@ faster and less accurate, so that a line is bisected. Lines compete on few sampl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,13 +72,13 @@ class Found(Generic[C]):
     Args:
         lines: all, as far as they came.
         chosen: the line whose candidate is taken, None where none meets the target.
-        careful: the whole interval of that candidate is on the right side of the target, and not only the estimate.
+        level: how sure it is of that candidate, see `Target.holds`.
         finished: the search came to its end; else time was over.
     """
 
     lines: list[Line[C]]
     chosen: Line[C] | None = None
-    careful: bool = False
+    level: float = 0
     finished: bool = False
     fastest: dict[str, Interval] = field(default_factory=dict)
 
@@ -86,8 +87,8 @@ def search(lines: Sequence[Line[C]], target: Target, evaluator: Evaluator[C], st
     """Returns the best candidate for a target.
 
     For a loss it is the fastest whose loss is within the target, for a speed the one that loses least of those that are fast enough. In the last
-    stage, and for speeds, the whole interval has to be on the right side, where there is such a candidate: what is chosen by its estimate
-    alone is, as often as not, worse than that.
+    stage, and for speeds, the highest of the target's levels counts at which there is a candidate: what is chosen by its estimate alone is, as
+    often as not, worse than that.
 
     Args:
         lines: with candidates; changed in place.
@@ -113,10 +114,10 @@ def search(lines: Sequence[Line[C]], target: Target, evaluator: Evaluator[C], st
         pass
     top = max((line.stage for line in lines if not line.why_not), default=-1)
     furthest = [line for line in lines if line.stage == top]
-    for among, careful in ((furthest, True), (furthest, False), (lines, True), (lines, False)):
-        ranked = _ranked([line for line in among if _fits(line, target, careful)], target)
+    for among, level in itertools.product((furthest, lines), target.levels):
+        ranked = _ranked([line for line in among if _fits(line, target, level)], target)
         if ranked:
-            found.chosen, found.careful = ranked[0], careful
+            found.chosen, found.level = ranked[0], level
             break
     return found
 
@@ -132,8 +133,8 @@ def _tried(line: Line[C], step: Callable[[], None]) -> None:
 def _find_speed(line: Line[C], target: Target, evaluator: Evaluator[C], found: Found[C]) -> None:
     """Sets a line to its most tokens that are fast enough; out of the race where none are."""
     candidates = line.candidates
-    for careful in (True, False):
-        slow = boundary(len(candidates), lambda i, careful=careful: not target.holds(evaluator.speed(candidates[i]), careful))  # type: ignore[misc]
+    for level in target.levels:
+        slow = boundary(len(candidates), lambda i, level=level: not target.holds(evaluator.speed(candidates[i]), level))  # type: ignore[misc]
         if slow + 1 < len(candidates):
             line.place, line.speed = slow + 1, evaluator.speed(candidates[slow + 1])
             return
@@ -150,8 +151,8 @@ def _advance(line: Line[C], target: Target, evaluator: Evaluator[C], stage: int,
         line.loss, line.stage = evaluator.loss(line.candidate, stage), stage
         return
     place = -1
-    for careful in (True, False) if last else (False,):
-        ok = lambda i, careful=careful: target.holds(evaluator.loss(candidates[i], stage), careful)  # noqa: E731
+    for level in target.levels if last else (0,):
+        ok = lambda i, level=level: target.holds(evaluator.loss(candidates[i], stage), level)  # noqa: E731
         place = boundary(len(candidates), ok, line.place)  # type: ignore[arg-type]
         if place >= 0:
             break
@@ -180,11 +181,11 @@ def boundary(count: int, holds: Callable[[int], bool], guess: int | None = None)
     return low
 
 
-def _fits(line: Line[C], target: Target, careful: bool) -> bool:
+def _fits(line: Line[C], target: Target, level: float) -> bool:
     """Tells whether the candidate of a line may be chosen."""
     if line.why_not or line.candidate is None or line.loss is None or line.speed is None:
         return False
-    return target.holds(line.speed if target.kind == "speed" else line.loss, careful)
+    return target.holds(line.speed if target.kind == "speed" else line.loss, level)
 
 
 def _ranked(lines: Sequence[Line[C]], target: Target) -> list[Line[C]]:

@@ -13,6 +13,9 @@ from vtr.types.errors import WrongValue
 Verdict = Literal["met", "not shown", "missed"]
 """`met` and `missed`: the whole 95 % interval is on that side of the target; `not shown`: the target lies within it."""
 
+ROOM = 1.65
+"""Times the length of an interval to one side at which the same measurement on other samples has its whole interval there in nine of ten cases."""
+
 _FACTOR = re.compile(r"(?:>=|≥)?\s*(\d+(?:\.\d+)?)\s*(?:x|×)")
 _POINTS = re.compile(r"(?:<=|≤)?\s*(\d+(?:\.\d+)?)\s*points?")
 
@@ -32,15 +35,23 @@ class Target:
     def __str__(self) -> str:
         return f"at least {self.value:g}x" if self.kind == "speed" else f"at most {points(self.value, '.4g')}"
 
-    def holds(self, found: Interval, careful: bool) -> bool:
-        """Tells whether an estimate is on the right side of the target; `careful` asks that of its whole interval."""
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """How sure the search wants to be, in the order in which it is tried; see `holds`.
+
+        A loss has `ROOM`, because it is measured again on no more samples; a speed has not, because it is measured in more rounds.
+        """
+        return (1, 0) if self.kind == "speed" else (ROOM, 1, 0)
+
+    def holds(self, found: Interval, level: float) -> bool:
+        """Tells whether an estimate is on the right side of the target: 0 = by itself, 1 = with its whole interval, more = with room beyond it."""
         if self.kind == "speed":
-            return (found.low if careful else found.value) >= self.value
-        return (found.high if careful else found.value) <= self.value
+            return found.value - level * (found.value - found.low) >= self.value
+        return found.value + level * (found.high - found.value) <= self.value
 
     def verdict(self, found: Interval) -> Verdict:
         """Returns what an interval says about the target."""
-        if self.holds(found, careful=True):
+        if self.holds(found, 1):
             return "met"
         beyond = found.high < self.value if self.kind == "speed" else found.low > self.value
         return "missed" if beyond else "not shown"
