@@ -79,8 +79,9 @@ def test_a_swept_setting_is_told_also_where_it_is_the_default():
 
 
 def test_positions_are_told_where_a_table_mixes_them():
-    fastv, uniform = cell("fastv", keep=64, position_ids="renumber"), cell("uniform", keep=64, position_ids="keep")
-    assert sorted(Section([fastv, uniform]).labels.values()) == ["fastv (renumbered)", "uniform"]
-    assert sorted(Section([fastv]).labels.values()) == ["fastv"]
-    both = Section([fastv, cell("fastv", keep=64, position_ids="keep")])
+    divprune, fastv = cell("divprune", keep=64, position_ids="renumber"), cell("fastv", keep=64, position_ids="keep")
+    none = cell("none", position_ids="renumber")
+    assert sorted(Section([divprune, fastv, none]).labels.values()) == ["divprune (renumbered)", "fastv", "none"]
+    assert sorted(Section([fastv, none]).labels.values()) == ["fastv", "none"], "nothing of it is left to renumber"
+    both = Section([fastv, cell("fastv", keep=64, position_ids="renumber")])
     assert sorted(both.labels.values()) == ["fastv position_ids=keep", "fastv position_ids=renumber"]

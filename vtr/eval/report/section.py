@@ -135,13 +135,13 @@ class Section:
     def _name_rows(self) -> dict[Row, str]:
         contexts = {row: _context(row) for row in self.rows}
         varying = [name for name in next(iter(contexts.values())) if len({str(context[name]) for context in contexts.values()}) > 1]
-        positions = {row.fingerprint["settings"].get("position_ids") for row in self.rows} - {None}
+        renumbering = {row: row.fingerprint["settings"].get("position_ids") for row in self.rows if row.method not in (FULL, "none")}
+        positions = set(renumbering.values()) - {None}
         mixed = any(len({row.budget.split()[0] for row in rows}) > 1 for rows in self.budgets.values())
         found: dict[Row, str] = {}
         for row in self.rows:
             told = settings_text(row, self.swept[row.method])
-            renumbered = len(positions) > 1 and row.fingerprint["settings"].get("position_ids") == "renumber"
-            unsaid = renumbered and "position_ids=renumber" not in told
+            unsaid = len(positions) > 1 and renumbering.get(row) == "renumber" and "position_ids=renumber" not in told
             words = [row.method, *remarks(row), *["(renumbered)"] * unsaid, *told]
             if mixed and row.budget.startswith("average_keep"):
                 words.append("by average_keep")
