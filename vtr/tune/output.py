@@ -87,9 +87,7 @@ def _numbers(tuned: Tuned) -> dict[str, Any]:
     return {
         "accuracy_full": tuned.accuracy,
         "chosen": None if tuned.chosen is None else {"label": tuned.chosen.label, **tuned.chosen.method.to_dict()},
-        "held_out": None
-        if tuned.held is None
-        else {"loss": tuned.held.loss._asdict(), "samples": tuned.held.samples, "full": tuned.held.full},
+        "held_out": [{"label": one.label, **vars(held), "loss": held.loss._asdict()} for one, held in tuned.tried],
         "speed": None if tuned.speed is None else tuned.speed._asdict(),
         "finished": tuned.found.finished,
         "points": [_point(one) for one in tuned.points],

@@ -1,4 +1,7 @@
-"""The picture of a tuning: accuracy against speed, with intervals, the Pareto front, the target and what was chosen."""
+"""The picture of a tuning: accuracy against speed, with intervals, the Pareto front, the target and what was chosen.
+
+What was asked of fewer samples than others is pale.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vtr.eval.report.plots import MARKERS, STYLE
+from vtr.eval.stats import Interval
 from vtr.tune.run import Point, Tuned
+
+COLORS = [color for index, color in enumerate(matplotlib.colormaps["tab10"].colors) if index != 3]  # type: ignore[attr-defined]
+"""Of methods; red is for the target and what was chosen."""
 
 
 def draw(tuned: Tuned, model: str, tasks: str) -> bytes:
@@ -23,14 +30,13 @@ def draw(tuned: Tuned, model: str, tasks: str) -> bytes:
         axes.plot(1, 0, "*", color="black", ms=12, label=f"full model: {100 * tuned.accuracy:.1f} %", zorder=4)
         timed = [one for one in tuned.points if one.speed is not None]
         by_method: dict[str, list[Point]] = {}
-        for one in timed:
+        for one in sorted(timed, key=lambda one: -one.samples):
             by_method.setdefault(one.label.split()[0], []).append(one)
         for index, (name, own) in enumerate(sorted(by_method.items())):
-            style: dict[str, Any] = {"color": matplotlib.colormaps["tab10"](index % 10), "marker": MARKERS[index % len(MARKERS)]}
-            bars = {"xerr": _errors(own, speed=True), "yerr": _errors(own, speed=False)}
-            axes.errorbar(
-                [_x(one) for one in own], [_y(one) for one in own], **bars, **style, ls="", ms=4, elinewidth=0.6, alpha=0.7, label=name
-            )
+            style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "ms": 4, "elinewidth": 0.6}
+            for one in own:
+                pale = one.samples < max(other.samples for other in timed)
+                _point(axes, one.speed, one.loss, **style, alpha=0.3 if pale else 0.9, label=name if one is own[0] else None)
         full = [] if any(_x(one) >= 1 and _y(one) >= 0 for one in timed) else [(1.0, 0.0)]
         front = sorted([*full, *((_x(one), _y(one)) for one in timed if one.front)])
         axes.plot(*zip(*front, strict=True), color="black", alpha=0.15, lw=6, zorder=0, drawstyle="steps-pre", label="Pareto front")
@@ -45,6 +51,13 @@ def draw(tuned: Tuned, model: str, tasks: str) -> bytes:
     return stream.getvalue()
 
 
+def _point(axes: Any, speed: Interval | None, loss: Interval, **style: Any) -> None:
+    """Draws a speed and a loss with their intervals; a loss goes downwards."""
+    assert speed is not None
+    across, along = ([[middle - low], [high - middle]] for middle, low, high in (speed, [-100 * loss[i] for i in (0, 2, 1)]))
+    axes.errorbar([speed.value], [-100 * loss.value], np.clip(along, 0, None), np.clip(across, 0, None), ls="", **style)
+
+
 def _target(tuned: Tuned, axes: Any) -> None:
     line = {"color": "tab:red", "lw": 1, "ls": "--", "label": f"target: {tuned.target}"}
     if tuned.target.kind == "speed":
@@ -57,10 +70,8 @@ def _chosen(tuned: Tuned, axes: Any) -> None:
     """Draws what was chosen as the second measurement has it."""
     if tuned.chosen is None or tuned.held is None or tuned.speed is None:
         return
-    loss, speed = tuned.held.loss, tuned.speed
-    x, y = ([[end[0] - end[1]], [end[2] - end[0]]] for end in (speed, (-100 * loss.value, -100 * loss.high, -100 * loss.low)))
-    style = {"color": "tab:red", "ms": 9, "mfc": "none", "mew": 1.8, "elinewidth": 1.6, "capsize": 3, "zorder": 5}
-    axes.errorbar(speed.value, -100 * loss.value, y, x, fmt="o", **style, label=f"{tuned.chosen.label}\n(chosen, held-out samples)")
+    style = {"color": "tab:red", "marker": "o", "ms": 9, "mfc": "none", "mew": 1.8, "elinewidth": 1.6, "capsize": 3, "zorder": 5}
+    _point(axes, tuned.speed, tuned.held.loss, **style, label=f"{tuned.chosen.label}\n(chosen, held-out samples)")
 
 
 def _x(one: Point) -> float:
@@ -70,9 +81,3 @@ def _x(one: Point) -> float:
 
 def _y(one: Point) -> float:
     return -100 * one.loss.value
-
-
-def _errors(points: list[Point], speed: bool) -> Any:
-    """Returns the lengths of error bars `(2, points)`; a loss is drawn downwards."""
-    ends = np.asarray([one.speed if speed else (_y(one), -100 * one.loss.high, -100 * one.loss.low) for one in points])  # (points, 3)
-    return np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]]).clip(0)

@@ -85,7 +85,7 @@ class Tuned:
         """What was found and how sure that is, in words."""
         if self.chosen is None:
             return [self._nothing(), *self.notes]
-        said = [f"{self.chosen.label} is chosen for {self.target}"]
+        said = [f"{self.chosen.label} is chosen for the target, {self.target}"]
         said.append(
             loss_in_words(self.target, self.held.loss, self.held.samples) if self.held else "time is over: its loss is not confirmed"
         )
