@@ -21,7 +21,8 @@ FILE = Path(__file__).parents[1] / "docs" / "figures" / "hero.png"
 
 def draw(answered: Answered) -> plt.Figure:
     """A tile for each way to answer, with the retained patches; green where the answer is right."""
-    figure, tiles = plt.subplots(2, 4, figsize=(11, 6.3), layout="constrained")
+    figure, tiles = plt.subplots(2, 4, figsize=(11, 6.9), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     figure.suptitle(f"“{answered.example.question}”", fontsize=16, fontweight="bold")
     titles = ["full model", *(method_class(name).__name__ for name in METHODS)]
     for column, (tile, title, outcome, picture) in enumerate(zip(tiles.flat, titles, answered.outcomes, answered.pictures, strict=True)):
