@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import gradio as gr
 from vtr.eval.examples import Example
 from vtr.registry import list_methods
 from vtr.types import VtrError
-from vtr.types.errors import Refusal
+from vtr.types.errors import Refusal, WrongValue
 from vtr.ui.explain import explain, is_patch, step_labels
 from vtr.ui.media import LIMITS, Limits, Media, open_media
 from vtr.ui.pictures import draw_full, draw_step, token_at
@@ -21,6 +22,7 @@ from vtr.ui.reproduce import command, script
 from vtr.ui.session import MOST_METHODS, Column, Comparison, Session, methods_for
 from vtr.ui.words import escaped, full_numbers, numbers, report_of, told, told_back
 
+_log = logging.getLogger(__name__)
 CSS = """
 .vtr-picture img { cursor: crosshair; }
 .vtr-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); align-items: start; }
@@ -42,10 +44,18 @@ def in_a_sentence(handler: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return handler(*args, **kwargs)
-        except (Refusal, VtrError, OSError) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from None
+        except Exception as error:
+            raise gr.Error(_sentence(error), duration=None, print_exception=False) from None
 
     return run
+
+
+def _sentence(error: Exception) -> str:
+    """Returns what is said of an error that a user can cause, as a picture that a processor cannot take; raises any other again."""
+    if not isinstance(error, (Refusal, VtrError, OSError, ValueError)) and "out of memory" not in str(error):
+        raise error
+    _log.debug("traceback", exc_info=error)
+    return str(error) or type(error).__name__
 
 
 class Page:
@@ -71,8 +81,8 @@ class Page:
             room = Path(tempfile.mkdtemp(dir=self.room))
             media = open_media(files or (), room, int(frames), self.limits)
             return self._loaded(media)
-        except (Refusal, VtrError, OSError) as error:
-            return None, None, gr.skip(), escaped(str(error))
+        except Exception as error:
+            return None, None, gr.skip(), escaped(_sentence(error))
 
     def load_example(self, chosen: gr.SelectData) -> tuple[Any, ...]:
         """Opens an example, and asks its question."""
@@ -151,7 +161,7 @@ class Page:
     def give_back(self, found: Comparison | None, number: int | None, token: float | None) -> str:
         """Asks again with a token put back."""
         if found is None or number is None or token is None:
-            raise gr.Error("give back: needs a token; run a comparison and click a patch first", duration=None, print_exception=False)
+            raise WrongValue("give back: needs a token, got none; run a comparison and click a patch first")
         return told_back(self.session.put_back(found, number, [int(token)]))
 
     # ---- what is on it
