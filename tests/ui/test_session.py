@@ -142,6 +142,14 @@ def test_what_cannot_be_put_back_says_why(quick, media):
     assert draw_step(other, 1).size == draw_step(other, 1, 0).size == (720, 720)
 
 
+def test_a_later_step_can_keep_a_token_from_being_put_back(quick, media):
+    ordered = vtr.create_method("prumerge", keep=64, compat="authors")
+    column = quick.compare(media, "what is this?", [ordered], max_new_tokens=1).column(0)
+    gone = next(token for token in range(576) if token not in column.entry["retained"])
+    assert not column.taken[explain(column, gone).step].fixed, "the step that removed it would let it come back"
+    assert "an order of its own" in explain(column, gone).fixed
+
+
 def test_bad_questions_are_refused(quick, media):
     with pytest.raises(WrongValue, match="question: must not be empty"):
         quick.compare(media, " ", [])

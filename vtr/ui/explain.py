@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from vtr.ui.session import Column
-from vtr.ui.steps import Taken, left_after
+from vtr.ui.steps import Taken, hindrance, left_after
 
 DOES = {
     "remove": "removes tokens",
@@ -83,8 +83,8 @@ def explain(column: Column, token: int) -> Explanation:
     fixed = ""
     if gone is None or back:
         fixed = "It is not gone."
-    elif column.taken[gone].fixed:
-        fixed = f"It cannot be put back: {column.taken[gone].fixed}."
+    elif (hindering := hindrance(column.taken, token)) is not None:
+        fixed = f"It cannot be put back: {hindering.fixed}."
     return Explanation(token, token in kept, gone, into.get(token), rank, lines, fixed)
 
 

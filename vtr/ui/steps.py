@@ -98,9 +98,8 @@ class PuttingBack:
         for taken, item in zip(self.taken, _in_order(method, steps), strict=True):
             acts = item.step.select is not None and _sees_tokens(item) and item.step.stage != "tower"
             select = self._selecting(taken, item) if acts and not taken.fixed else item.step.select
-            uncounted: dict[str, Any] = (
-                {"counted": False} if acts and item.removes else {}
-            )  # the budget is that of before, and a token more
+            # the budget is that of before, and some tokens more
+            uncounted: dict[str, Any] = {"counted": False} if acts and item.removes else {}
             found.append(replace(item.step, select=select, **uncounted) if acts else item.step)
         return found
 
@@ -237,13 +236,18 @@ def check_put_back(taken: Sequence[Taken], tokens: Collection[int]) -> None:
         ValueError: a token that is no visual token, or was not removed.
         VtrError: the step that removed it does not allow it, saying why.
     """
-    resized = next((step for step in taken if step.action == "input"), None)
     for token in sorted(tokens):
-        step = resized or next((step for step in taken if token in step.gone), None)
-        if step is None:
+        if not any(step.action == "input" or token in step.gone for step in taken):
             raise WrongValue(f"give back: token {token} was not removed by any step; choose one that is gone")
-        if step.fixed:
+        step = hindrance(taken, token)
+        if step is not None:
             raise VtrError(f"give back: token {token} cannot be put back at {step.place}: {step.fixed}")
+
+
+def hindrance(taken: Sequence[Taken], token: int) -> Taken | None:
+    """Returns the step, the one that removed a token or a later one, that keeps it from being put back; None where it can be."""
+    first = next((number for number, step in enumerate(taken) if step.action == "input" or token in step.gone), len(taken))
+    return next((step for step in taken[first:] if step.fixed), None)
 
 
 def left_after(tokens: Sequence[int], taken: Sequence[Taken]) -> tuple[list[int], dict[int, int]]:
