@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([A-Za-z_-]*\)>=\(.*\)/"\1==\2.*"/p' setup.cfg)
 
-.PHONY: help demo test test-method named test-slow test-gpu test-newest test-oldest lock quality style install readme docs notebooks clean
+.PHONY: help demo test test-method named test-slow test-gpu test-browser test-newest test-oldest lock quality style install readme docs notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,10 @@ test-slow: install  ## the same and the slow ones: every method on every host
 test-gpu: install  ## the tests that need CUDA
 	@$(PYTHON_IN_ENV) -m pytest -m gpu $(ARGS)
 
+test-browser:  ## the page, also in Chromium (the one on the path, or CHROMIUM=PATH), in .venv-ui
+	@EXTRAS=dev,ui CONSTRAINTS=constraints/ui.txt scripts/install.sh .venv-ui "playwright>=1.50"
+	@.venv-ui/bin/python -m pytest --slow --browser tests/ui $(ARGS)
+
 test-newest:  ## `make test` with the newest of everything, in .venv-newest, made anew
 	@rm -rf .venv-newest
 	@CONSTRAINTS= scripts/install.sh .venv-newest
@@ -42,8 +46,8 @@ test-oldest:  ## `make test` with the oldest versions that setup.cfg allows, in 
 	@EXTRAS=dev CONSTRAINTS= scripts/install.sh .venv-oldest $(LOWER_BOUNDS)
 	@.venv-oldest/bin/python $(PYTEST) $(ARGS)
 
-lock:  ## write constraints/tested.txt from the environment in use; after `make test-newest`: make lock ENV=.venv-newest
-	@$(PYTHON_IN_ENV) scripts/lock.py
+lock:  ## write constraints/tested.txt from the environment in use; after `make test-newest`: make lock ENV=.venv-newest; ui.txt: SET=ui ENV=.venv-ui
+	@$(PYTHON_IN_ENV) scripts/lock.py $(SET)
 
 quality: install  ## check: ruff, formatting, types
 	@$(PYTHON_IN_ENV) -m ruff check --quiet .

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes constraints/tested.txt: the versions in this environment of all that `pip install -e .[dev,eval,docs]` brings. Called by `make lock`."""
+"""Writes constraints/tested.txt: the versions here of all that `pip install -e .[dev,eval,docs]` brings; with `ui` ui.txt, of `.[dev,ui]`."""
 
 import platform
 import sys
@@ -11,14 +11,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-TARGET = Path(__file__).resolve().parents[1] / "constraints" / "tested.txt"
-OURS, EXTRAS = "visual-token-reduction", ("dev", "eval", "docs")
+SET, EXTRAS = ("ui", ("dev", "ui")) if sys.argv[1:] == ["ui"] else ("tested", ("dev", "eval", "docs"))
+TARGET = Path(__file__).resolve().parents[1] / "constraints" / f"{SET}.txt"
+OURS = "visual-token-reduction"
 
 
 def versions() -> dict[str, str]:
     """Returns name -> public version of every distribution that ours needs, directly or not; tags of a build (`+cpu`) are left out."""
-    found: dict[str, str] = {}
-    seen = set()
+    found, seen = dict[str, str](), set()
     waiting = [(OURS, extra) for extra in ("", *EXTRAS)]
     while waiting:
         name, extra = waiting.pop()
@@ -40,7 +40,7 @@ def main() -> int:
         print(f"lock: {error.name} is not installed in {sys.prefix}; run `make test` in this environment first", file=sys.stderr)
         return 1
     made = f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    header = f"# What `pip install -e .[dev,eval,docs]` brought where the tests passed. Written by `make lock`: {made}.\n"
+    header = f"# What `pip install -e .[{','.join(EXTRAS)}]` brought where the tests passed. Written by `make lock`: {made}.\n"
     TARGET.write_text(header + "".join(pins), encoding="utf-8")
     return 0
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-OFF_BY_DEFAULT = ("slow", "gpu", "network")
+OFF_BY_DEFAULT = ("slow", "gpu", "network", "browser")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,6 +33,7 @@ EVERYTHING = ENGINE | {
     "selfcheck",
     "testing",
     "tune",
+    "ui",
     "versions",
 }
 TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "bench": TOOLS | {"hosts", "ops"},
     "tune": TOOLS | {"eval", "bench", "hosts"},
     "calibrate": TOOLS | {"ops"},
+    "ui": TOOLS | {"eval", "methods"},
     "engine": {"plans", "planning", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
     "plans": {"types"},
     "checks": {"plans", "hosts", "types"},

@@ -122,14 +122,15 @@ def test_every_requirement_is_imported():
     assert unused == {"torchvision"}, "image processors of transformers are made of it"
 
 
-def test_the_tested_versions_fit_the_requirements_and_are_plain_pins():
-    lines = [line for line in (ROOT / "constraints" / "tested.txt").read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize("name", ["tested", "ui"])
+def test_the_tested_versions_fit_the_requirements_and_are_plain_pins(name):
+    lines = [line for line in (ROOT / "constraints" / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines), "name==version, no local build, no path"
     assert lines == sorted(lines, key=lambda line: line.split("==")[0])
-    pins = {name: Version(version) for name, _, version in (line.partition("==") for line in lines)}
+    pins = {one: Version(version) for one, _, version in (line.partition("==") for line in lines)}
     assert NAME not in pins and "vtr" not in pins
     wanted = requirements("options", "install_requires")
-    wanted += [r for extra in ("eval", "dev") for r in requirements("options.extras_require", extra)]
+    wanted += [r for extra in ("eval" if name == "tested" else name, "dev") for r in requirements("options.extras_require", extra)]
     assert len(wanted) > 20
     for needed in wanted:
         assert needed.specifier.contains(pins[canonicalize_name(needed.name)]), needed

@@ -14,7 +14,11 @@ ELSEWHERE = {
     "docs/testing.md": "tests/examples/test_testing_page.py",
 }
 """Pages whose blocks another test runs, with more to say of what they do."""
-SLOW = {"docs/quickstart.md": "two models and three answers", "docs/add-model.md": "every oracle on the family of the page"}
+SLOW = {
+    "docs/quickstart.md": "two models and three answers",
+    "docs/add-model.md": "every oracle on the family of the page",
+    "docs/ui.md": "a comparison of two methods and one answer more",
+}
 """Pages whose blocks take longer than the fast set allows."""
 KINDS = {"vcast": "of_videos", "frames": "of_videos", "vit": "of_vits", "load_dense": "of_vits", "backward": "of_training"}
 """A word in a block, and what stands around it where it is not a model of images."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vtr
-from vtr.cli import bench, calibrate, check, demo, doctor, eval, info, list_, models, report, run, speedup, sweep, tune
+from vtr.cli import bench, calibrate, check, demo, doctor, eval, info, list_, models, report, run, speedup, sweep, tune, ui
 from vtr.cli._common import EXIT_CODES
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("report")(report.report)
 app.command("bench")(bench.bench)
 app.command("speedup")(speedup.speedup)
 app.command("tune")(tune.tune)
+app.command("ui")(ui.ui)
 app.command("list")(list_.list_)
 app.command("info")(info.info)
 app.command("models")(models.models)

@@ -31,22 +31,26 @@ def whole_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, most: int | None = None) -> Image.Image:
     """Opens an image file as RGB, turned as its EXIF data says, with the brightness that a viewer gives it (see `as_shown`).
 
+    Args:
+        path: of the file.
+        most: pixels; None for as many as Pillow holds safe (a small file may unpack to gigabytes).
+
     Raises:
-        ValueError: no such file, or more pixels than Pillow holds safe (a small file may unpack to gigabytes).
+        ValueError: no such file, or more pixels.
         VtrError: not an image, a damaged one, or one that cannot be shown.
     """
     path = Path(path)
     if not path.is_file():
         raise WrongValue(f"image: no file {str(path)!r}")
-    most = Image.MAX_IMAGE_PIXELS or float("inf")
+    limit = most or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
-        if image.width * image.height > most:
+        if image.width * image.height > limit:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         with whole_files():
             ImageOps.exif_transpose(image, in_place=True)
@@ -54,7 +58,7 @@ def open_image(path: str | Path) -> Image.Image:
     except VtrError as error:
         raise VtrError(f"image: {str(path)!r}: {str(error).removeprefix('image: ')}") from None
     except Image.DecompressionBombError as error:
-        raise WrongValue(f"image: {str(path)!r} has too many pixels ({error}), at most {most:.0f}; make it smaller first") from None
+        raise WrongValue(f"image: {str(path)!r} has too many pixels ({error}), at most {limit:.0f}; make it smaller first") from None
     except UnidentifiedImageError:
         raise VtrError(f"image: {str(path)!r} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for truncated and broken files

@@ -39,6 +39,7 @@ def draw_patches(
     *,
     resized: bool = False,
     labels: Sequence[str] = (),
+    plain: bool = False,
 ) -> Image.Image:
     """Draws the picture of one image or video.
 
@@ -49,12 +50,30 @@ def draw_patches(
         resized: the method made the views smaller in front of the tower and nothing removed tokens after that; the report tells a token by
             the patch of the whole grid at its centre.
         labels: of the frames of a video, such as times; their numbers where there are none.
+        plain: only the views, where they are with the entry.
 
     Raises:
         ValueError: fewer views than the report speaks of.
     """
+    frames = image is not None and image.get("kind") == "video"
+    sheet, boxes, image = _laid_out(views, image, view_px, resized)
+    if image is None or plain:
+        return sheet
+    shaded = _shade(sheet, image, boxes)
+    return _captions(shaded, image, boxes, labels) if frames else _links(shaded, image, boxes)
+
+
+def patch_boxes(views: np.ndarray, image: Mapping[str, Any], view_px: int | None = None) -> Boxes:
+    """Returns where every patch is in the picture that `draw_patches` draws of the same arguments."""
+    return _laid_out(views, image, view_px, False)[1]
+
+
+def _laid_out(
+    views: np.ndarray, image: Mapping[str, Any] | None, view_px: int | None, resized: bool
+) -> tuple[Image.Image, Boxes, Mapping[str, Any] | None]:
+    """Returns the views on one sheet, where the patches are on it, and the entry in patches that these are."""
     if image and image.get("grids"):
-        return _draw_canvas(Image.fromarray(views[0]), image, view_px or VIEW_PX)
+        return *_canvas(Image.fromarray(views[0]), image, view_px or VIEW_PX), image
     count, frames = image["views"] if image else len(views), image is not None and image.get("kind") == "video"
     if len(views) < count:
         raise WrongValue(f"draw_patches: the report has {count} views, got pixels of {len(views)}")
@@ -73,11 +92,7 @@ def draw_patches(
     sheet = Image.new("RGB", extent, "white")
     for view, place in zip(scaled, places, strict=True):
         sheet.paste(view, place)
-    if image is None:
-        return sheet
-    boxes = _Boxes([tuple(image["patch_grid"])] * count, places, [(view_px, height)] * count)
-    shaded = _shade(sheet, image, boxes)
-    return _captions(shaded, image, boxes, labels) if frames else _links(shaded, image, boxes)
+    return sheet, Boxes([tuple(image["patch_grid"]) if image else (1, 1)] * count, places, [(view_px, height)] * count), image
 
 
 def _places_of_frames(count: int, view: tuple[int, int]) -> list[tuple[int, int]]:
@@ -87,10 +102,10 @@ def _places_of_frames(count: int, view: tuple[int, int]) -> list[tuple[int, int]
     return [(index % across * (view[0] + GAP), index // across * (view[1] + _CAPTION + GAP)) for index in range(count)]
 
 
-def _captions(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes, labels: Sequence[str]) -> Image.Image:
+def _captions(picture: Image.Image, image: Mapping[str, Any], boxes: Boxes, labels: Sequence[str]) -> Image.Image:
     """Writes under every frame how many of its tokens were retained; in red where nothing is left, not even merged into others."""
     font, draw = ImageFont.load_default(_CAPTION - 8), ImageDraw.Draw(picture)
-    retained, tokens, merged = map(boxes.by_view, (image["retained"], image["tokens"], _merged(image)))
+    retained, tokens, merged = map(boxes.by_view, (image["retained"], image["tokens"], merged_in(image)))
     for number, (_, (left, top), (width, height)) in enumerate(boxes.views):
         label = labels[number] if number < len(labels) else str(number + 1)
         text = fitted(f"{label}: {retained[number]} of {tokens[number]}", font, width)
@@ -98,16 +113,15 @@ def _captions(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes, lab
     return picture
 
 
-def _draw_canvas(thumbnail: Image.Image, image: Mapping[str, Any], view_px: int) -> Image.Image:
-    """Draws a thumbnail and, beside it, the canvas that the model interpolated: the same picture in its own shape."""
+def _canvas(thumbnail: Image.Image, image: Mapping[str, Any], view_px: int) -> tuple[Image.Image, Boxes]:
+    """Returns a thumbnail and, beside it, the canvas that the model interpolated: the same picture in its own shape."""
     tall, wide = image["image_size"]
     sizes = [(view_px, round(view_px * thumbnail.height / thumbnail.width)), (2 * view_px, round(2 * view_px * tall / wide))]
     places = [(0, 0), (view_px + GAP, 0)]
     sheet = Image.new("RGB", (3 * view_px + GAP, max(height for _, height in sizes)), "white")
     for size, place in zip(sizes, places, strict=True):
         sheet.paste(thumbnail.resize(size, Image.Resampling.LANCZOS), place)
-    boxes = _Boxes([tuple(grid) for grid in image["grids"]], places, sizes)
-    return _links(_shade(sheet, image, boxes), image, boxes)
+    return sheet, Boxes([tuple(grid) for grid in image["grids"]], places, sizes)
 
 
 def _smaller_grid(image: Mapping[str, Any]) -> tuple[int, int]:
@@ -138,7 +152,7 @@ def _places(count: int, crops: tuple[int, ...], view: tuple[int, int]) -> list[t
     return [(0, 0), *((width + GAP + col * width, row * height) for row in range(rows) for col in range(cols))]
 
 
-class _Boxes:
+class Boxes:
     """Pixel boxes of patches by id: the first of its view, and on in raster order of the view's grid."""
 
     def __init__(self, grids: Sequence[tuple[int, ...]], places: list[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> None:
@@ -155,6 +169,17 @@ class _Boxes:
         row, col = divmod(patch - (self.ends[view - 1] if view else 0), cols)
         return x + col * width // cols, y + row * height // rows, x + (col + 1) * width // cols, y + (row + 1) * height // rows
 
+    def at(self, x: int, y: int) -> int | None:
+        """Returns the patch at a pixel, None between the views."""
+        for view, ((rows, cols), (left, top), (width, height)) in enumerate(self.views):
+            if left <= x < left + width and top <= y < top + height:
+                first = self.ends[view - 1] if view else 0
+                row, col = (
+                    ((at - start + 1) * count - 1) // size for at, start, count, size in ((y, top, rows, height), (x, left, cols, width))
+                )
+                return first + row * cols + col
+        return None
+
     def by_view(self, patches: Iterable[int]) -> list[int]:
         """Returns how many of some patches every view has."""
         counts = [0] * len(self.views)
@@ -168,7 +193,7 @@ class _Boxes:
         return (left + right) // 2, (top + bottom) // 2
 
 
-def _merged(image: Mapping[str, Any]) -> dict[int, int]:
+def merged_in(image: Mapping[str, Any]) -> dict[int, int]:
     """Returns patch -> pivot, for patches that were merged into another one."""
     if not image.get("assignment"):
         return {}
@@ -185,9 +210,9 @@ def _colors(pivots: Sequence[int]) -> dict[int, tuple[int, int, int]]:
     return found
 
 
-def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
+def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: Boxes) -> Image.Image:
     """Dims what was removed, tints what was merged, outlines what was retained."""
-    merged = _merged(image)
+    merged = merged_in(image)
     colors = _colors(sorted(set(merged.values())))
     retained, tokens = set(image["retained"]), set(image["tokens"])
     pixels = np.asarray(sheet).astype(np.float32)
@@ -208,9 +233,9 @@ def _shade(sheet: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image
     return shaded
 
 
-def _links(picture: Image.Image, image: Mapping[str, Any], boxes: _Boxes) -> Image.Image:
+def _links(picture: Image.Image, image: Mapping[str, Any], boxes: Boxes) -> Image.Image:
     """Draws a line from every merged patch to its pivot; of too many, which would hide the picture, only the tint is left."""
-    merged = _merged(image)
+    merged = merged_in(image)
     if not merged or len(merged) > _MANY_LINKS:
         return picture
     colors = _colors(sorted(set(merged.values())))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -102,16 +102,49 @@ def compare(
         ValueError: `keep` above the visual tokens of an image, or what `build_prompt` and the method refuse.
         VtrError: what `shown_as` and `given_to` refuse.
     """
+    prompt = prompted(model, processor, images, question, videos, visuals)
+    shortened, report = ask(model, processor, prompt.inputs, method, max_new_tokens, repeats, step, visuals_as(prompt.host))
+    whole, _ = ask(model, processor, prompt.inputs, None, max_new_tokens, repeats, step)
+    counts = prompt.tokens
+    whole.retained, whole.average_tokens = counts, float(sum(counts))
+    return Comparison(prompt.question, counts, whole, shortened, report, prompt.views(processor))
+
+
+class Prompt(NamedTuple):
+    """A prompt as one model gets it.
+
+    Args:
+        host: as which the model is asked, see `shown_as`.
+        question, images, videos: as the model gets them, see `given_to`.
+        inputs: of the processor, on the model's device.
+    """
+
+    host: Any
+    question: str
+    images: Sequence[Image.Image]
+    videos: Sequence[Video]
+    inputs: Any
+
+    @property
+    def tokens(self) -> list[int]:
+        """Returns the visual tokens of every image, then of every video, newline tokens excluded."""
+        return [layout.tokens for layout in visuals_of(self.host, self.inputs)]
+
+    def views(self, processor: Any) -> list[np.ndarray]:
+        """Returns the pixels that the tower saw, see `views_of`."""
+        return views_of(self.host, processor, self.inputs, self.images, self.videos)
+
+
+def prompted(
+    model: Any, processor: Any, images: Sequence[Image.Image], question: str, videos: Sequence[Video] = (), visuals: Visuals | None = None
+) -> Prompt:
+    """Returns a prompt as the model gets it; arguments and errors as for `compare`."""
     if not images and not videos:
         raise WrongValue("image: at least one is needed, got none")
     host = shown_as(host_of(model), bool(videos), visuals)
     question, (images, videos) = given_to(host, question, images, videos)
     inputs = to_model(encode(processor, [question], [images], [videos], host.frame_settings), model)
-    shortened, report = ask(model, processor, inputs, method, max_new_tokens, repeats, step, visuals_as(host))
-    whole, _ = ask(model, processor, inputs, None, max_new_tokens, repeats, step)
-    counts = [image["visual_tokens"] for image in report["images"]]
-    whole.retained, whole.average_tokens = counts, float(sum(counts))
-    return Comparison(question, counts, whole, shortened, report, views_of(host, processor, inputs, images, videos))
+    return Prompt(host, question, images, videos, inputs)
 
 
 def ask(
