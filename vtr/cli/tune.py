@@ -141,12 +141,13 @@ def _facts(model: str, tasks: list[str], measurer: Any, new_tokens: int) -> dict
 def _print(tuned: Any) -> None:
     from rich.table import Table
 
-    from vtr.tune.output import HEAD, NOTE, rows
+    from vtr.tune.output import HEAD, caption, rows
 
-    table = Table(*HEAD, box=None, header_style="bold", pad_edge=False)
-    for row in rows(tuned):
-        table.add_row(*map(escape, row), style="bold" if row[0].startswith("*") else None)
-    out.print(table)
-    out.print(f"full: {100 * tuned.accuracy:.1f} % with {tuned.tokens:.0f} visual tokens. {NOTE}", style="dim", soft_wrap=True)
+    if tuned.points:
+        table = Table(*HEAD, box=None, header_style="bold", pad_edge=False)
+        for row in rows(tuned):
+            table.add_row(*map(escape, row), style="bold" if row[0].startswith("*") else None)
+        out.print(table)
+        out.print(caption(tuned), style="dim", soft_wrap=True)
     for line in tuned.sentences:
         out.print(line, soft_wrap=True, markup=False)

@@ -36,6 +36,11 @@ def rows(tuned: Tuned) -> list[list[str]]:
     ]
 
 
+def caption(tuned: Tuned) -> str:
+    """Returns what the table has no column for."""
+    return f"full: {100 * tuned.accuracy:.1f} % with {tuned.tokens:.0f} visual tokens, on the samples of the search. {NOTE}"
+
+
 def write(tuned: Tuned, folder: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Writes all files, each whole or not at all, and returns their paths.
 
@@ -64,11 +69,11 @@ def write(tuned: Tuned, folder: Path, facts: Mapping[str, Any]) -> list[Path]:
 
 def _markdown(tuned: Tuned, facts: Mapping[str, Any]) -> str:
     head = f"`vtr tune` of {facts['model']} on {', '.join(facts['tasks'])} for {tuned.target}"
-    full = f"full: {100 * tuned.accuracy:.1f} % with {tuned.tokens:.0f} visual tokens, on the samples of the search"
     around = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     where = f"{facts['date']}, {facts['device']}, {facts['threads']} thread(s), {facts['dtype']}, {facts['timed']}, {around}"
     said = "\n".join(f"- {line}" for line in tuned.sentences)
-    return f"{head}\n\n{said}\n\n{markdown_table(HEAD, rows(tuned))}\n\n{full}. {NOTE}\n\n{where}\n"
+    table = [markdown_table(HEAD, rows(tuned)), caption(tuned)] if tuned.points else []
+    return "\n\n".join([head, said, *table, where]) + "\n"
 
 
 def _csv(tuned: Tuned) -> str:
@@ -85,7 +90,7 @@ def _csv(tuned: Tuned) -> str:
 
 def _numbers(tuned: Tuned) -> dict[str, Any]:
     return {
-        "accuracy_full": tuned.accuracy,
+        "accuracy_full": tuned.accuracy if tuned.points else None,
         "chosen": None if tuned.chosen is None else {"label": tuned.chosen.label, **tuned.chosen.method.to_dict()},
         "held_out": [{"label": one.label, **vars(held), "loss": held.loss._asdict()} for one, held in tuned.tried],
         "speed": None if tuned.speed is None else tuned.speed._asdict(),

@@ -27,7 +27,8 @@ def draw(tuned: Tuned, model: str, tasks: str) -> bytes:
         canvas = Figure(figsize=(8, 4.8), layout="constrained")
         FigureCanvasAgg(canvas)
         axes = canvas.subplots()
-        axes.plot(1, 0, "*", color="black", ms=12, label=f"full model: {100 * tuned.accuracy:.1f} %", zorder=4)
+        full = f"full model: {100 * tuned.accuracy:.1f} %" if tuned.points else "full model"
+        axes.plot(1, 0, "*", color="black", ms=12, label=full, zorder=4)
         timed = [one for one in tuned.points if one.speed is not None]
         by_method: dict[str, list[Point]] = {}
         for one in sorted(timed, key=lambda one: -one.samples):
@@ -37,8 +38,8 @@ def draw(tuned: Tuned, model: str, tasks: str) -> bytes:
             for one in own:
                 pale = one.samples < max(other.samples for other in timed)
                 _point(axes, one.speed, one.loss, **style, alpha=0.3 if pale else 0.9, label=name if one is own[0] else None)
-        full = [] if any(_x(one) >= 1 and _y(one) >= 0 for one in timed) else [(1.0, 0.0)]
-        front = sorted([*full, *((_x(one), _y(one)) for one in timed if one.front)])
+        ends = [] if any(_x(one) >= 1 and _y(one) >= 0 for one in timed) else [(1.0, 0.0)]
+        front = sorted([*ends, *((_x(one), _y(one)) for one in timed if one.front)])
         axes.plot(*zip(*front, strict=True), color="black", alpha=0.15, lw=6, zorder=0, drawstyle="steps-pre", label="Pareto front")
         _target(tuned, axes)
         _chosen(tuned, axes)
