@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([A-Za-z_-]*\)>=\(.*\)/"\1==\2.*"/p' setup.cfg)
 
-.PHONY: help demo test test-method named test-slow test-gpu test-browser test-newest test-oldest lock quality style install readme docs notebooks clean
+.PHONY: help demo test test-method named test-slow test-gpu test-browser test-newest test-oldest lock quality style install readme docs notebooks release-check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -67,6 +67,9 @@ docs: install  ## build the site into out/site
 
 notebooks: install  ## run the notebooks again and store what they print
 	@$(PYTHON_IN_ENV) scripts/run_notebooks.py
+
+release-check: install  ## build and install the last commit as a user would get it; ARGS=--full: with all requirements from the index
+	@$(PYTHON_IN_ENV) scripts/release.py $(ARGS)
 
 install:  ## only install
 	@scripts/install.sh "$(ENV)"

@@ -1,4 +1,4 @@
-"""Copies models/ and eval/ into the package when a wheel is built; everything else is in setup.cfg.
+"""Copies models/, eval/ and the tested versions into the package when a wheel is built; everything else is in setup.cfg.
 
 They lie outside `vtr/`, where setuptools' package data does not reach. An editable install reads them in place.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-WANTED = ("models/*.yaml", "models/tiny-*/**/*", "eval/**/*")
+WANTED = ("models/*.yaml", "models/tiny-*/**/*", "eval/**/*", "constraints/tested.txt")
 
 
 class BuildWithData(build_py):
-    """`build_py`, and the files as `vtr/_data/models` and `vtr/_data/eval`."""
+    """`build_py`, and the files as `vtr/_data/models`, `vtr/_data/eval` and so on."""
 
     def run(self) -> None:
         super().run()

@@ -11,6 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -19,7 +20,7 @@ import vtr
 
 ROOT = Path(__file__).parents[1]
 NAME = "visual-token-reduction"
-BUILT = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "vtr", "models", "eval", "scripts")
+BUILT = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "vtr", "models", "eval", "scripts", "constraints")
 BUILD = "import sys, setuptools.build_meta as b; to = sys.argv[1]; print(b.build_wheel(to), b.build_editable(to))"
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "open-clip-torch": "open_clip"}
 
@@ -62,7 +63,8 @@ def test_the_wheel_has_the_package_and_what_the_commands_read(packages):
         names = set(wheel.namelist())
         info = f"visual_token_reduction-{vtr.__version__}.dist-info"
         metadata, points = (wheel.read(f"{info}/{file}").decode() for file in ("METADATA", "entry_points.txt"))
-    data = {f"vtr/_data/{name}" for name in files_under("eval") | files_under(*(f"models/{p.name}" for p in ROOT.glob("models/tiny-*/")))}
+    shared = files_under("eval", *(f"models/{p.name}" for p in ROOT.glob("models/tiny-*/"))) | {"constraints/tested.txt"}
+    data = {f"vtr/_data/{name}" for name in shared}
     recipes = {f"vtr/_data/models/{p.name}" for p in ROOT.glob("models/*.yaml")}
     code = {name for name in files_under("vtr") if name.endswith(".py")}
     assert {name for name in names if not name.startswith(info)} == code | data | recipes
@@ -142,3 +144,22 @@ def test_the_oldest_set_has_the_lower_bound_of_every_requirement():
         (bound,) = needed.specifier
         assert bound.operator == ">=", f"{needed}: lower bounds only"
         assert f'"{needed.name}=={bound.version}.*"' in told
+
+
+def test_the_citation_is_of_this_version():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["cff-version"] == "1.2.0" and found["type"] == "software"
+    assert found["message"] and found["title"] and all(set(author) == {"name"} for author in found["authors"]), "what the format wants"
+    assert (found["version"], found["license"]) == (vtr.__version__, config()["metadata"]["license_expression"])
+
+
+@pytest.mark.parametrize("form", ["bug", "method", "model"])
+def test_a_form_for_issues_is_complete(form):
+    found = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{form}.yml").read_text(encoding="utf-8"))
+    assert found["name"] and found["description"] and all(isinstance(label, str) for label in found["labels"])
+    fields = found["body"]
+    assert {field["type"] for field in fields} <= {"input", "textarea", "checkboxes"} and all(
+        field["attributes"]["label"] for field in fields
+    )
+    assert len({field["id"] for field in fields}) == len(fields) and any(field.get("validations") == {"required": True} for field in fields)
+    assert all(option["label"] for field in fields if field["type"] == "checkboxes" for option in field["attributes"]["options"])
