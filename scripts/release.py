@@ -1,7 +1,5 @@
 #!/usr/bin/env python
-"""`make release-check`: builds sdist and wheel of the last commit, and runs vtr from each, in a new environment and an empty folder.
-
-With `--full` all requirements come from the index (several GB), else they are those installed here."""
+"""`make release-check`: builds sdist and wheel of the last commit, and runs vtr from each; `--full` takes requirements from the index."""
 
 import subprocess
 import sys
@@ -40,7 +38,7 @@ def main(full: bool) -> str | None:
         for env, wheel in [(home / "env", *home.iterdir()) for home in made]:
             run(env.parent, sys.executable, "-m", "venv", env)
             run(env, env / "bin" / "pip", "install", "--quiet", *([] if full else ["--no-deps"]), wheel)
-            libraries = "" if full else sysconfig.get_path("purelib")  # behind what is installed there
+            libraries = "" if full else sysconfig.get_path("purelib")  # found behind vtr itself
             Path(sysconfig.get_path("purelib", "venv", {"base": str(env)}), "here.pth").write_text(libraries)
             print(*(run(Path(tempfile.mkdtemp(dir=env)), env / "bin" / "vtr", command, "--quiet") for command in ("doctor", "demo")))
     return "\n".join(f"release: {fault}" for fault in found) or None
