@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vtr.reduction import Reduction, apply, reduced, remove
     from vtr.registry import create_method, list_hosts, list_methods, method_from, register_host, register_method
     from vtr.report import Report
+    from vtr.saved import load_plan
     from vtr.types import (
         Boundary,
         Budget,
@@ -85,6 +86,7 @@ __all__ = [
     "host_of",
     "list_hosts",
     "list_methods",
+    "load_plan",
     "method_from",
     "plan",
     "reduced",
@@ -93,7 +95,7 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning", "vtr.viz")
+_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning", "vtr.saved", "vtr.viz")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from vtr.files import write_atomic
 from vtr.types import FrameOption, Geometry, Kind, Method, NewlineOption, PositionOption, Signal, Step
 from vtr.types.errors import SettingError, WrongValue
 
@@ -14,6 +17,9 @@ Change = Callable[[Method, tuple[Step, ...]], Sequence[Step]]
 
 FEWEST = 8
 """Tokens of an image that are left at the end, at least, where a mean over the layers decides how many; a smaller mean may be asked for."""
+
+PLAN_FILE = "vtr.json"
+"""The file of a plan in the folder of a checkpoint."""
 
 _STAGES = {"input": 0.0, "tower": 1.0, "boundary": 2.0, "prefill": 3.0, "decode": 4.0}
 _PLACES = {"input": "pixels", "tower": "tower layer", "boundary": "boundary", "prefill": "LLM layer", "decode": "new tokens at LLM layer"}
@@ -94,6 +100,25 @@ class Plan:
         if self.changes:
             raise WrongValue("Plan.to_dict: steps that Plan.map changed cannot be written down; call it on the plan before the change")
         return {"host": self.host, "methods": [method.to_dict() for method in self.methods]}
+
+    def save(self, target: str | Path) -> Path:
+        """Writes the plan, whole or not at all, as `vtr.json` of a folder such as a checkpoint's, or as a file; `vtr.load_plan` reads it.
+
+        Args:
+            target: a folder that exists, or a `.json` file in one.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: no such folder, another kind of file, or steps that cannot be written down, see `to_dict`.
+        """
+        path = Path(target).expanduser()
+        path = path / PLAN_FILE if path.is_dir() else path
+        if path.suffix != ".json" or not path.parent.is_dir():
+            raise WrongValue(f"Plan.save: must get a folder that exists or a .json file in one, got {str(target)!r}; make the folder first")
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        return path
 
     def map(self, change: Change) -> Plan:
         """Returns a plan with other steps: those of every method go through `change`.

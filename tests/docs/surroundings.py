@@ -44,6 +44,14 @@ def of_training() -> dict[str, Any]:
     return given | {"model": deepcopy(given["model"])}
 
 
+def of_small() -> dict[str, Any]:
+    """A small random model, for what takes minutes on a trained one."""
+    from tests.tiny_models import ONE, batch_of, build
+
+    model = build("llava", text={"num_hidden_layers": 1}, tower={"num_hidden_layers": 2})
+    return {"vtr": vtr, "model": model, "inputs": batch_of("llava", ONE).inputs}
+
+
 def of_videos() -> dict[str, Any]:
     """A model of videos, inputs for one, its prompt, and 8 frames."""
     model, processor = loaded("tiny-llava-video")

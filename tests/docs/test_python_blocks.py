@@ -18,14 +18,27 @@ SLOW = {
     "docs/quickstart.md": "two models and three answers",
     "docs/add-model.md": "every oracle on the family of the page",
     "docs/ui.md": "a comparison of two methods and one answer more",
+    "docs/ecosystem.md": "other libraries are imported, compile and train",
 }
 """Pages whose blocks take longer than the fast set allows."""
-KINDS = {"vcast": "of_videos", "frames": "of_videos", "vit": "of_vits", "load_dense": "of_vits", "backward": "of_training"}
+FAST = "load_plan"
+"""A word in blocks of such pages that are cheap."""
+KINDS = {
+    "vcast": "of_videos",
+    "frames": "of_videos",
+    "vit": "of_vits",
+    "load_dense": "of_vits",
+    "backward": "of_training",
+    "LoraConfig": "of_training",
+    "Trainer": "of_training",
+    "Accelerator": "of_training",
+    "compile": "of_small",
+}
 """A word in a block, and what stands around it where it is not a model of images."""
 
 
 def marked(block: Block) -> object:
-    return pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.page in SLOW else [])
+    return pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.page in SLOW and FAST not in block.code else [])
 
 
 @pytest.mark.parametrize("block", [marked(block) for block in BLOCKS if block.page not in ELSEWHERE])

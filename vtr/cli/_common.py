@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -137,21 +136,14 @@ def method_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_plan(path: Path) -> list[Method]:
-    """Returns the methods of a plan: JSON that `Plan.to_dict` returned, as in the `plan.json` of `vtr tune`.
+    """Returns the methods of a plan, see `vtr.saved.read_plan`.
 
     Raises:
         ValueError, TypeError: no such file, or not a plan.
     """
-    from vtr.planning import methods_of
+    from vtr import saved
 
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not complete JSON ({error})"
-        raise WrongValue(f"--plan: {path}: {reason}; give a file that vtr tune or Plan.to_dict made") from None
-    if not isinstance(content, dict) or not content.get("methods"):
-        raise WrongValue(f"--plan: {path}: has no methods; give a file that vtr tune or Plan.to_dict made")
-    return methods_of(content, {})
+    return saved.read_plan(path, "--plan")[1]
 
 
 def parse_list(text: str, kind: Callable[[str], T], option: str) -> list[T]:

@@ -19,7 +19,6 @@ Layout of a file:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from vtr.files import write_atomic
 from vtr.types import BUDGETS
 from vtr.types.errors import WrongValue
 
@@ -77,22 +77,6 @@ def _one_line_per_sample(content: dict[str, Any]) -> str:
     mark = content["key"]  # cannot occur among the samples' place
     frame = json.dumps({**content, "samples": f"samples {mark}"}, indent=1, allow_nan=False)
     return frame.replace(f'"samples {mark}"', "[\n  " + ",\n  ".join(lines) + "\n ]") + "\n"
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes text (as UTF-8) or bytes so that `path` holds the old content or the new, never a part of it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def read_cell(path: str | Path) -> dict[str, Any]:
