@@ -292,6 +292,20 @@ def test_generate_encodes_the_frames_of_its_prompts_together():
     assert torch.equal(alone.sequences[0, -ANSWER:], together.sequences[1, -ANSWER:])
 
 
+@pytest.mark.parametrize("name", ["fastvid", "visionzip", "tome"])
+@pytest.mark.parametrize("kind", ["llava", "internvl"])
+def test_generate_knows_what_the_tower_saw_of_frames(kind, name):
+    """It encodes them before the first call of the model: signals, tokens cut inside the tower and the answer are those of a plain forward."""
+    setup = Setup(kind, dtype=FP64)
+    batch = setup.batch(*PROMPTS[:2])
+    with torch.no_grad(), vtr.reduced(setup.model, name, keep=7, visuals="prompt") as reduction:
+        logits = setup.model(**batch.inputs, position_ids=batch.positions).logits[:, -1]
+        retained = [image.retained for image in reduction.report().images]
+        answer = generate(setup.model, batch)
+    assert [image.retained for image in reduction.report().images] == retained
+    assert (logits_of(answer)[0] - logits).abs().max() < 1e-6
+
+
 def test_what_are_no_frames_is_refused():
     with pytest.raises(vtr.VtrError, match="visuals='prompt' takes every image as a frame, but an image has 3 views"):
         setup = Setup("llava_next", dtype=FP64)

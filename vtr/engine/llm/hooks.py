@@ -142,7 +142,9 @@ class LlmHooks:
         entry.answers = None if late is None else late.answers(*source.shape[:2])
         made = kwargs.get("mm_encoder_outputs") or {}
         entry.encoded = {
-            kind: made[kind][ENCODED] for kind in self.host.encode if isinstance(made.get(kind), dict) and ENCODED in made[kind]
+            self.host.shown(kind): made[kind][ENCODED]
+            for kind in self.host.encode
+            if isinstance(made.get(kind), dict) and ENCODED in made[kind]
         }
         return args, kwargs
 
