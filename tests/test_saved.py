@@ -60,7 +60,6 @@ def test_without_a_place_it_lies_where_the_model_was_loaded_from(tmp_path):
 def test_a_plan_in_a_snapshot_of_the_hub_is_found_without_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     commit, model = "1f" * 20, build("llava")
     snapshot = tmp_path / "models--someone--reduced" / "snapshots" / commit
     (snapshot.parents[1] / "refs").mkdir(parents=True)
