@@ -65,7 +65,7 @@ def find_checkpoint(name: str) -> Checkpoint:
             _check_folder(Path(recipe.source))
         elif "/" not in recipe.source:
             raise VtrError(
-                f"load_model: the folder {recipe.source!r} that belongs beside {recipe.file} is not there; get the whole repository"
+                f"load_model: the folder {recipe.source!r} that belongs beside {recipe.file} is not there; a wheel has no room for all, get the repository"
             )
         return Checkpoint(recipe.name, recipe.source, recipe.revision)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
