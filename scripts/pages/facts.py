@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from vtr.eval.measured import FILE, Measured, read_measured
+from vtr.registry import list_methods, method_class
+from vtr.types.settings import default_settings
 
 FAMILIES = ("existence", "attribute", "counting", "relation", "text", "order", "motion", "events", "needle")
 REFERENCES = ("random", "pool", "uniform", "resize", "frames", "none", "full")
@@ -128,11 +130,20 @@ def read_tables(page: str) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
             if not head:
                 head = cells
             elif not set(line) <= set("|-"):
-                label = re.sub(r" \([^)]*\)", "", cells[0])
+                label = unadorned(cells[0])
                 found.setdefault((on, title), {}).setdefault(label, dict(zip(head[1:], cells[1:], strict=True)))
         else:
             head = head if line.startswith("|") else []
     return found
+
+
+def unadorned(label: str) -> str:
+    """Returns the label of a row as `embedded.csv` has it, without remarks and settings at their default: `pool frames=each` -> `pool`."""
+    name, *words = re.sub(r" \([^)]*\)", "", label).split(" ")
+    known = default_settings(method_class(name)) if name in list_methods() else {}
+    return " ".join(
+        [name, *(word for word in words if word.partition("=")[2] != str(known.get(word.partition("=")[0], "")) or "=" not in word)]
+    )
 
 
 def short(on: str) -> str:

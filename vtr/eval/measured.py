@@ -88,7 +88,7 @@ def measured_in(section: Section) -> list[Measured]:
             Measured(
                 on=section.title,
                 method=row.method,
-                label=section.labels[row],
+                label=section.names[row],
                 budget=row.budget,
                 macro=macro,
                 low=low,

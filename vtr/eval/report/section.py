@@ -132,7 +132,12 @@ class Section:
         ]
         return fit[alike.index(max(alike))] if fit else None
 
-    def _name_rows(self) -> dict[Row, str]:
+    @cached_property
+    def names(self) -> dict[Row, str]:
+        """Labels that do not depend on what else is in the table: without remarks and settings at their default."""
+        return self._name_rows(alone=True)
+
+    def _name_rows(self, alone: bool = False) -> dict[Row, str]:
         contexts = {row: _context(row) for row in self.rows}
         varying = [name for name in next(iter(contexts.values())) if len({str(context[name]) for context in contexts.values()}) > 1]
         renumbering = {row: row.fingerprint["settings"].get("position_ids") for row in self.rows if row.method not in (FULL, "none")}
@@ -140,9 +145,9 @@ class Section:
         mixed = any(len({row.budget.split()[0] for row in rows}) > 1 for rows in self.budgets.values())
         found: dict[Row, str] = {}
         for row in self.rows:
-            told = settings_text(row, self.swept[row.method])
-            unsaid = len(positions) > 1 and renumbering.get(row) == "renumber" and "position_ids=renumber" not in told
-            words = [row.method, *remarks(row), *["(renumbered)"] * unsaid, *told]
+            told = settings_text(row, () if alone else self.swept[row.method])
+            unsaid = not alone and len(positions) > 1 and renumbering.get(row) == "renumber" and "position_ids=renumber" not in told
+            words = [row.method, *([] if alone else remarks(row)), *["(renumbered)"] * unsaid, *told]
             if mixed and row.budget.startswith("average_keep"):
                 words.append("by average_keep")
             words += [f"{name} {contexts[row][name]}" for name in varying if contexts[row][name] is not None or name not in PIXELS]
