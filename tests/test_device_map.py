@@ -6,6 +6,7 @@ from transformers import AutoModelForImageTextToText
 
 import vtr
 from tests import tiny_models
+from tests.marks import quick_first
 from tests.probes import ByAttention, EveryNth, Freeze, MergePairs, Ragged, TowerTop
 from tests.tiny_models import batch_of, build, generate, model_of
 
@@ -20,7 +21,7 @@ PLANS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_next"])
+@pytest.fixture(scope="module", params=quick_first(["llava_next", "llava"]))
 def checkpoint(request, tmp_path_factory):
     """A tiny checkpoint on disk and the kind it is of."""
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -55,7 +56,7 @@ def test_weights_on_disk(checkpoint, plan, tmp_path):
     assert {name: state[1:] for name, state in tiny_models.snapshot(model).items()} == {name: state[1:] for name, state in before.items()}
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("plan", quick_first(PLANS.values()), ids=PLANS)
 def test_whole_model_offloaded_to_the_cpu(plan):
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_submodules

@@ -9,6 +9,7 @@ import torch
 import vtr
 from tests import oracles, probes, reference, tiny_models
 from tests.fake_flash import flash_attention
+from tests.marks import quick_only
 from tests.oracles import DISCRETE, ONLY_SDPA, ORACLES, Setup
 from tests.probes import EveryNth, Ragged
 
@@ -17,23 +18,19 @@ LONG_TEXT = ((4, tiny_models.Shot(40, 90), 6), (400,))
 FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 
-def slow_unless(quick, value):
-    return value if value in quick else pytest.param(value, marks=pytest.mark.slow)
-
-
 def check(name: str, setup: Setup) -> None:
     found = oracles.judged(name, setup)
     assert found <= oracles.tolerance(name, setup.dtype, setup.kind), f"{name} on {setup}: {found:.3g}"
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@pytest.mark.parametrize("kind", [slow_unless(tiny_models.KINDS, kind) for kind in tiny_models.ALL_KINDS])
+@pytest.mark.parametrize("kind", quick_only(tiny_models.KINDS, tiny_models.ALL_KINDS))
 def test_sdpa_in_float64(name, kind):
     check(name, Setup(kind, dtype=FP64))
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@pytest.mark.parametrize("kind", [slow_unless(tiny_models.MECHANISMS, kind) for kind in tiny_models.OTHER_KINDS])
+@pytest.mark.parametrize("kind", quick_only(tiny_models.MECHANISMS, tiny_models.OTHER_KINDS))
 def test_other_families(name, kind):
     check(name, Setup(kind, dtype=FP32 if kind.endswith("moe") else FP64))
 
@@ -45,19 +42,19 @@ def test_other_families_eager(name, kind):
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@pytest.mark.parametrize("kind", [slow_unless((), kind) for kind in tiny_models.KINDS])
+@pytest.mark.parametrize("kind", quick_only((), tiny_models.KINDS))
 def test_sdpa_in_float32(name, kind):
     check(name, Setup(kind, dtype=FP32))
 
 
 @pytest.mark.parametrize("name", [name for name in ORACLES if name not in ONLY_SDPA])
-@pytest.mark.parametrize("kind", [slow_unless(("llava_siglip", "llava_next"), kind) for kind in tiny_models.KINDS])
+@pytest.mark.parametrize("kind", quick_only(("llava_siglip", "llava_next"), tiny_models.KINDS))
 def test_eager_in_float32(name, kind):
     check(name, Setup(kind, "eager", FP32))
 
 
 @pytest.mark.parametrize("name", [name for name in ORACLES if name not in DISCRETE])
-@pytest.mark.parametrize("kind", [slow_unless(("llava_next",), kind) for kind in ("llava", "llava_next")])
+@pytest.mark.parametrize("kind", quick_only(("llava_next",), ("llava", "llava_next")))
 def test_sdpa_in_bfloat16(name, kind):
     check(name, Setup(kind, dtype=BF16))
 

@@ -77,6 +77,7 @@ def test_the_wheel_has_the_package_and_what_the_commands_read(packages):
     assert re.search(r"^vtr = vtr\.eval\.lmms:manifest$", points, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_data_from_any_folder(packages, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

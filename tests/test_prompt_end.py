@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import vtr
 from tests.caches import held
+from tests.marks import quick_only
 from tests.test_contract import NAMES, REPRESENTATIVES, home, method_of
 from tests.tiny_models import IMAGE, ONE, Batch, batch_of, build, model_of
 from vtr.registry import method_class
@@ -20,7 +21,7 @@ FP64 = torch.float64
 NEW = 8
 METHODS = [name for name in NAMES if name not in ("none", "expedit", "shortv", "prunevid")]
 """The others choose nothing: `none` keeps nothing, `expedit` restores, `shortv` freezes. `prunevid` refuses guesses behind its prompt."""
-SOME = [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in METHODS]
+SOME = quick_only(REPRESENTATIVES, METHODS)
 """One of each mechanism in the quick suite."""
 READERS = [name for name in METHODS if method_class(name).card.needs_text or "prefill" in method_class(name).stages]
 """Methods that read the text, or attention of it."""
@@ -81,7 +82,7 @@ def test_prompt_lookup_changes_nothing(name):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", quick_only(REPRESENTATIVES, READERS))
 def test_generating_without_a_cache_changes_nothing(name):
     if any(step.earlier_keys for step in method_of(name).steps(TINY)):
         with pytest.raises(vtr.VtrError, match="changes which keys of a cache are used, and there is none"):
@@ -90,7 +91,7 @@ def test_generating_without_a_cache_changes_nothing(name):
     assert asked(name, use_cache=False) == asked(name)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", quick_only(REPRESENTATIVES, READERS))
 def test_a_labelled_answer_is_no_instruction(name):
     """A prompt with its answer behind it keeps what the prompt alone keeps, row by row, with any padding."""
     kind = home(name)

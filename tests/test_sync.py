@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 import vtr
 from scripts.replay.visionzip import authors_order
 from tests.caches import held, output_cache
+from tests.marks import slow
 from tests.probes import ByAttention, EveryNth, MergePairs, TowerTop
-from tests.test_contract import NAMES, home, method_of
+from tests.test_contract import NAMES, REPRESENTATIVES, home, method_of
 from tests.tiny_models import batch_of, build, model_of
 from vtr.registry import method_class
 from vtr.testing import given
@@ -121,7 +122,7 @@ def test_a_selection_does_not_wait_for_the_device(name, stage):
     assert not waits.lines
 
 
-@pytest.mark.parametrize(("name", "stage"), CASES)
+@pytest.mark.parametrize(("name", "stage"), [case if case[0] in REPRESENTATIVES else slow(case) for case in CASES])
 @torch.no_grad()
 def test_the_host_layer_waits_once_per_prefill_and_once_per_removal_of_unknown_counts(name, stage):
     model, batch, method = reduced(name, stage)

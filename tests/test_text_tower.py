@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import vtr
 from tests.embedded import LONGEST, random_clip
+from tests.marks import quick_first
 from tests.tiny_models import ONE, ONE_EACH, ROWS, TOWER, batch_of, model_of
 from vtr.engine.llm.text_tower import TextTower
 from vtr.methods.cdpruner import cdpruner
@@ -57,8 +58,8 @@ def test_the_choice_is_made_from_clips_own_embeddings(clip):
     )
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next"])
-@pytest.mark.parametrize("method", ["cdpruner", "script"])
+@pytest.mark.parametrize("kind", quick_first(["llava_next", "llava"]))
+@pytest.mark.parametrize("method", quick_first(["cdpruner", "script"]))
 def test_every_prompt_has_its_own_question(clip, processor, kind, method):
     model, batch = model_of(kind), batch_of(kind, ROWS)
     together = kept(model, batch, method, processor=processor, text_tower=str(clip))

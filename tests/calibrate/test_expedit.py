@@ -13,6 +13,7 @@ import vtr
 from tests import windowed_models
 from tests.dense_models import hf_model, images, model_of
 from tests.embedded import random_checkpoint
+from tests.marks import slow
 from tests.tiny_models import snapshot
 from vtr.calibrate.expedit import TIMES, search
 from vtr.cli import app
@@ -141,7 +142,7 @@ def save_clip(folder):
 
 @pytest.mark.parametrize(
     "save",
-    [*(pytest.param(save, marks=pytest.mark.slow) for save in (save_timm, save_vit)), save_clip, lambda folder: "tiny-vit-seg"],
+    [*map(slow, (save_timm, save_vit, save_clip)), lambda folder: "tiny-vit-seg"],
     ids=["timm", "HF", "open_clip", "ours"],
 )
 def test_any_encoder_and_any_pictures(save, tmp_path, monkeypatch):

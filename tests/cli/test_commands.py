@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.embedded import random_checkpoint, random_gemma4, random_internvl, random_qwen
+from tests.marks import quick_first, quick_only
 from vtr.cli import app
 from vtr.eval.run import results
 from vtr.registry import list_methods
@@ -44,7 +45,7 @@ def test_list_shows_every_method_and_filters():
     assert all(line.startswith("| ") and line.endswith(" |") for line in table[2:])
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", quick_only(("fastv", "flowcut", "vcast"), list_methods()))
 def test_info_explains_every_setting(name):
     from vtr.cli.info import SHARED
     from vtr.registry import method_class
@@ -237,13 +238,16 @@ def test_info_says_when_each_image_decides():
 
 @pytest.mark.parametrize(
     ("folder", "arguments", "before", "kept"),
-    [
-        (random_qwen, (), 24, 7),
-        (random_qwen, ("--max-pixels", 48 * 48), 6, 5),
-        (random_internvl, (), 45, 7),
-        (random_gemma4, (), 260, 7),
-        (random_gemma4, ("--max-pixels", 70 * 16 * 16), 60, 7),
-    ],
+    quick_first(
+        [
+            (random_qwen, ("--max-pixels", 48 * 48), 6, 5),
+            (random_internvl, (), 45, 7),
+            (random_qwen, (), 24, 7),
+            (random_gemma4, (), 260, 7),
+            (random_gemma4, ("--max-pixels", 70 * 16 * 16), 60, 7),
+        ],
+        2,
+    ),
 )
 def test_run_on_images_of_any_size(scene, folder, arguments, before, kept):
     place = ("--out", scene.parent / "pictures", "--model", folder(), "--image", scene, "--question", "what is this?")

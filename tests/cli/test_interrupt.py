@@ -40,7 +40,8 @@ def wait_for_files(folder, count, process, most_s=300):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("how", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_run_leaves_whole_cells_and_goes_on(tmp_path, how, code):
     process = start(tmp_path, 24)
     wait_for_files(tmp_path, 2, process)

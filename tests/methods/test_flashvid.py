@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.marks import quick_first
 from tests.methods.test_fastvid import cut, shared
 from tests.methods.test_holitom import clusters
 from tests.methods.videos import GEOMETRY, VIDEOS, budgets, check_all, frames_of_video, kept, pivots, select, signal_of, values
@@ -92,7 +93,7 @@ def reference(video: Video, keep: int, segments: int, relevance: bool) -> tuple[
     return found, {n: centre[root(n)] for own in rest for n in own if root(n) in centre}
 
 
-@pytest.mark.parametrize("relevance", [True, False])
+@pytest.mark.parametrize("relevance", quick_first([True, False]))
 @pytest.mark.parametrize("video", [*VIDEOS, *LONG], ids=str)
 def test_it_is_the_card(video: Video, relevance: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 300)

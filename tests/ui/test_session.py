@@ -9,6 +9,7 @@ from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 import vtr
+from tests.marks import quick_first
 from vtr.cli import app
 from vtr.eval.examples import load_examples
 from vtr.models.loading import load_model
@@ -86,7 +87,7 @@ def check_put_back(session, media, name, keep):
     assert all_back.retained == report.tokens and torch.equal(everything, logits(session, prompt)[0])
 
 
-@pytest.mark.parametrize("name", ["fastv", "visionzip", "vscan"])
+@pytest.mark.parametrize("name", quick_first(["visionzip", "fastv", "vscan"]))
 def test_one_token_put_back_is_exactly_one_token_more(quick, media, name):
     check_put_back(quick, media, name, 64)
 
@@ -185,6 +186,7 @@ def test_the_command_runs_and_says_the_same(session, found, tmp_path):
     assert '"retained": [\n      64' in result.stdout and f'"answer": "{found.columns[0].outcome.answer}"' in result.stdout
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_says_the_same(session, found, capsys):
     exec(compile(script(session, found, found.columns[1].method), "script", "exec"), {})
     assert capsys.readouterr().out.split(" | ") == [found.full.answer, found.columns[1].outcome.answer, "[64]\n"]

@@ -94,6 +94,7 @@ def test_latex_escapes_what_tex_would_run(hostile):
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(hostile.parts[0].tables)
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes_in_any_order():
     cells = table((64,))
     first, second = build(cells, plots=True), build(sorted(cells, key=lambda c: c.key), plots=True)

@@ -111,6 +111,7 @@ def test_a_group_is_one_task_with_its_tasks_as_families():
     assert task.identity != get_task("lmms:mvbench").identity and get_task("lmms:mvbench").frames == benchmarks.FRAMES
 
 
+@pytest.mark.slow
 def test_tasks_with_videos_say_how_many_frames():
     frames = {name: get_task(f"lmms:{name}").frames for name in ("videomme@32", "mlvu_dev@64", "mlvu_dev", "pope")}
     assert frames == {"videomme@32": 32, "mlvu_dev@64": 64, "mlvu_dev": benchmarks.FRAMES, "pope": None}
