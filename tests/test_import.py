@@ -72,7 +72,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         vtr.reduce  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["import vtr.plans", pytest.param("from vtr.reduction import Reduction", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["import vtr.plans", "from vtr.reduction import Reduction"])
 def test_apply_is_the_function_whatever_was_imported_first(first) -> None:
     code = f"{first}\nimport vtr, vtr.report\nfrom vtr import apply\nprint(vtr.apply is apply, apply.__name__, type(apply).__name__)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

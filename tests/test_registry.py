@@ -1,7 +1,6 @@
 """Finding methods and hosts: every thread sees all of them, a failed import is tried again, and what is registered wrong is said in one line."""
 
 import importlib
-import logging
 import sys
 import threading
 import time
@@ -91,7 +90,7 @@ class Method(vtr.Method):
 """
 
 
-def test_an_entry_point_that_brings_no_method_of_its_name_is_named(unloaded, caplog, tmp_path):
+def test_an_entry_point_that_brings_no_method_of_its_name_is_named(unloaded, heard, tmp_path):
     (tmp_path / "their_package.py").write_text(MODULE)
     (tmp_path / "their_broken.py").write_text("import vtr\nraise RuntimeError('two\\nlines')\n")
     unloaded.syspath_prepend(tmp_path)
@@ -100,16 +99,15 @@ def test_an_entry_point_that_brings_no_method_of_its_name_is_named(unloaded, cap
         "entry_points",
         points(("wrongname", "their_package"), ("rightname", "their_package"), ("broken", "their_broken"), ("gone", "not_there:x")),
     )
-    with caplog.at_level(logging.WARNING):
-        assert "rightname" in vtr.list_methods()
-        vtr.list_methods()
-    said = [record.getMessage() for record in caplog.records]
+    assert "rightname" in vtr.list_methods()
+    vtr.list_methods()
+    said = [record.getMessage() for record in heard]
     assert said == [
         "entry point wrongname = their_package of vtr.methods: their_package registers nothing of that name; it has rightname",
         "entry point broken = their_broken of vtr.methods cannot be loaded: RuntimeError: two lines",
         "entry point gone = not_there:x of vtr.methods cannot be loaded: ModuleNotFoundError: No module named 'not_there'",
     ]
-    assert all(record.exc_info is None for record in caplog.records)
+    assert all(record.exc_info is None for record in heard)
     del sys.modules["their_package"]
 
 
@@ -152,10 +150,10 @@ def test_a_method_is_a_frozen_dataclass(monkeypatch):
         vtr.register_method("forgotten")(Forgotten)
 
 
-def test_what_a_method_does_not_say_is_said(monkeypatch, caplog):
+def test_what_a_method_does_not_say_is_said(monkeypatch, heard):
     monkeypatch.setattr(registry, "_METHODS", {})
     register(card=vtr.Method.card, stages=())
-    assert [r.getMessage() for r in caplog.records] == [
+    assert [r.getMessage() for r in heard] == [
         "method theirs has no stages and no card, so vtr list cannot say what it does; see vtr.Card and vtr.Method"
     ]
 

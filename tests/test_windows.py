@@ -10,6 +10,7 @@ import vtr
 from tests import reference
 from tests.caches import held
 from tests.fake_flash import flash_attention
+from tests.marks import quick_first
 from tests.oracles import expected_of
 from tests.probes import OBSERVED, ByAttention, EveryNth, Freeze, MergePairs, Observe, Ragged, TowerTop, recorded
 from tests.tiny_models import IMAGE, Shot, batch_of, build, generate
@@ -49,7 +50,7 @@ def masked(model, batch, choices, plan):
     return reference.masked_logits(model, batch, expected), expected
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", quick_first(BACKBONES, 2))
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_prompt_longer_than_the_window_is_exact(backbone, plan):
     model, batch = model_of(backbone), batch_of("llava", ROWS, dtype=FP64)

@@ -47,6 +47,7 @@ def test_print_is_at_least_8_pixels_high_for_the_model():
     assert CELL * 7 * 192 / CANVAS >= 8
 
 
+@pytest.mark.slow
 def test_splits_share_no_picture():
     def digests(split: str) -> set[str]:
         return {hashlib.sha256(draw(sample.scene).tobytes()).hexdigest() for sample in shapes.split_samples(split, limit=40)}

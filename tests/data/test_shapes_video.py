@@ -69,6 +69,7 @@ def test_splits_and_pictures_share_no_seed():
     assert min(shapes_video.MOVING_PICTURES + stream for stream in STREAMS.values()) > max(STREAMS.values()) + (1 << 50)
 
 
+@pytest.mark.slow
 def test_training_clips_are_not_test_clips():
     from scripts.tiny.tokenizer import build_tokenizer
     from scripts.tiny.video import ClipBatches
@@ -141,7 +142,7 @@ def test_shuffled_frames_look_the_same_for_opposite_directions():
         assert back.backwards() == clip
 
 
-@pytest.mark.parametrize("frames", shapes_video.FRAMES)
+@pytest.mark.parametrize("frames", quick_first(shapes_video.FRAMES))
 def test_the_sign_is_in_one_frame_and_in_any_as_often(frames: int):
     clips = [compose_clip(Dice(78, n), frames) for n in range(480)]
     found = np.bincount([clip.sign_at for clip in clips], minlength=frames)

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import vtr
 from tests import windowed_models
 from tests.dense_models import MODELS, images
+from tests.marks import quick_first
 from vtr.hosts._protocol import host_of
 
 REFUSED = r"gradient checkpointing runs layers twice.* switch it off"
@@ -73,7 +74,7 @@ def refused() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors", "reentrant"])
+@pytest.mark.parametrize("reentrant", quick_first([False, True]), ids=["saved tensors", "reentrant"])
 @pytest.mark.parametrize(("kind", "method"), [(k, m) for k in PLAIN for m in PLANS if m != "tome" or k not in ROTARY])
 def test_gradients_are_those_without_checkpointing_or_it_is_refused(kind, method, reentrant):
     model, pixels = plain(kind), images()

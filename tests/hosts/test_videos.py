@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import vtr
 from tests import oracles
+from tests.marks import quick_only
 from tests.oracles import ORACLES, Setup
 from vtr import Boundary, Method, Remove, Selection
 from vtr.testing import probes
@@ -32,7 +33,7 @@ def check(name, kind):
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in VIDEO_KINDS])
+@pytest.mark.parametrize("kind", quick_only(QUICK[1:], VIDEO_KINDS))
 def test_every_oracle_holds_where_images_are_videos(name, kind):
     check(name, kind)
 

@@ -104,7 +104,7 @@ def test_it_is_the_card(video: Video) -> None:
 
 
 def test_what_every_method_for_videos_promises() -> None:
-    check_all(HoliTom(), SIGNALS)
+    check_all(HoliTom(), SIGNALS, turns=5)
     check_all(HoliTom(tau=0.5, beta=1.0, neighbours=2), SIGNALS, turns=3)
 
 

@@ -140,6 +140,7 @@ def test_a_replay_that_compares_nothing_fails(tmp_path: Path, monkeypatch: pytes
     assert "nothing was compared" in replay_file(FASTV).reason
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_line_per_file_and_a_summary(tmp_path: Path, capsys) -> None:
     script = [sys.executable, str(ROOT / "scripts" / "replay_vectors.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

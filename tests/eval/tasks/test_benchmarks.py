@@ -124,6 +124,7 @@ def test_tasks_with_videos_say_how_many_frames():
             get_task(f"lmms:{name}")
 
 
+@pytest.mark.slow
 def test_a_package_that_only_a_task_needs_is_named_when_it_runs(monkeypatch):
     import sys
 
