@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 import vtr
 from tests import oracles, reference, tiny_models
 from tests.caches import held, output_cache
+from tests.marks import quick_first
 from tests.oracles import expected_of
 from tests.probes import ByAttention, EveryNth, Freeze, KeepAll, MergePairs, TowerTop, recorded
 from tests.tiny_models import Batch, Shot, batch_of, generate, model_of
@@ -178,12 +179,15 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     ("kind", "plan"),
-    [
-        ("llava", PLANS["boundary"]),
-        ("llava_next", PLANS["both"]),
-        ("llava_next", PLANS["merge"]),
-        ("llava", [EveryNth(position_ids="renumber"), ByAttention(keep=5)]),
-    ],
+    quick_first(
+        [
+            ("llava_next", PLANS["both"]),
+            ("llava", [EveryNth(position_ids="renumber"), ByAttention(keep=5)]),
+            ("llava", PLANS["boundary"]),
+            ("llava_next", PLANS["merge"]),
+        ],
+        2,
+    ),
 )
 @pytest.mark.parametrize(("change", "copied"), [*((change, False) for change in CHANGES), ("repeat", True), ("reorder", True)])
 def test_the_state_follows_the_rows_of_its_cache(kind, plan, change, copied):

@@ -72,6 +72,7 @@ def failed(results) -> set[str]:
     return {result.check for result in results if not result.passed}
 
 
+@pytest.mark.slow
 def test_an_unregistered_class_and_an_instance_pass():
     results = check_method(Loud, ["llava"])
     assert not failed(results) and {result.who for result in results} == {"loud"}
