@@ -141,9 +141,8 @@ def unadorned(label: str) -> str:
     """Returns the label of a row as `embedded.csv` has it, without remarks and settings at their default: `pool frames=each` -> `pool`."""
     name, *words = re.sub(r" \([^)]*\)", "", label).split(" ")
     known = default_settings(method_class(name)) if name in list_methods() else {}
-    return " ".join(
-        [name, *(word for word in words if word.partition("=")[2] != str(known.get(word.partition("=")[0], "")) or "=" not in word)]
-    )
+    unchanged = {f"{setting}={value}" for setting, value in known.items()}
+    return " ".join([name, *(word for word in words if word not in unchanged)])
 
 
 def short(on: str) -> str:

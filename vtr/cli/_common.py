@@ -49,6 +49,7 @@ VisualsOption = Annotated[
         show_default=False,
     ),
 ]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 
 

@@ -14,6 +14,7 @@ from vtr.cli._common import (
     MaxPixels,
     MinPixels,
     Quiet,
+    Threads,
     method_settings,
     out,
     parse_list,
@@ -64,7 +65,7 @@ def bench(
         bool, typer.Option("--ops", help="Time selection functions by themselves, and methods' selections beside plain references.")
     ] = False,
     longest: Annotated[float, typer.Option(help="--ops: sizes that would take more seconds are left out.")] = 5.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
+    threads: Threads = None,
     file: Annotated[Path | None, typer.Option("--json", help="Record to write, e.g. eval/speed/NAME.json.")] = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,

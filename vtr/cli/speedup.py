@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtr.cli._common import Device, Dtype, Quiet, out, parse_settings, reported, spinner
+from vtr.cli._common import Device, Dtype, Quiet, Threads, out, parse_settings, reported, spinner
 from vtr.types.errors import WrongValue
 
 
@@ -20,7 +20,7 @@ def speedup(
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer; the prefill makes the first token.")] = 32,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the method as key=value; repeatable.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
+    threads: Threads = None,
     file: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
