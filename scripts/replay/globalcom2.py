@@ -36,7 +36,7 @@ def replay(vector: Vector) -> None:
     close("global_scores_interpolated", spread_over(local[:, 0], there[:, 1:], crops)[there[:, 1:]], vector["global_scores_interpolated"])
 
     counts = torch.cat([torch.tensor([[int(side * side * ratio)]]), authors_counts(shares, valid[:, 1:], ratio)], 1)
-    keep = lies.topk(combined_scores(local, there, crops), there, counts, int(counts.max()))[0]
+    keep = lies.topk(combined_scores(local, there, crops).masked_fill(~there, -torch.inf), counts, int(counts.max()))[0]
     kept = [keep[view == j].nonzero().flatten() for j in range(1, number + 1)]
     same_index("crop_kept_indices", torch.cat(kept), vector["crop_kept_indices"])
     same_index("crop_kept_offsets", torch.tensor([0, *map(len, kept)]).cumsum(0), vector["crop_kept_offsets"])

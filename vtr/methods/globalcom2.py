@@ -29,7 +29,7 @@ from torch import Tensor
 from vtr.ops.canvas import Crops, block_sums, crops_of, spread_over, valid_region
 from vtr.ops.grids import largest
 from vtr.ops.parts import Board, board, members
-from vtr.ops.topk import quota, topk_mask
+from vtr.ops.topk import quota, ranked, topk_mask
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
 from vtr.types.geometry import check_crops
@@ -56,13 +56,13 @@ def globalcom2(score: Tensor, board: Board, keep: Tensor, crops: Crops, temperat
     share = F.pad(crop_shares(block_sums(local[:, 0], crops.blocks), crops.number, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
     capacity = there.sum((2, 3))
     wanted = quota(share * capacity, capacity, keep)  # R is the same factor everywhere
-    return board.topk(combined_scores(local, there, crops), there, wanted, most)
+    return board.topk(torch.where(there, ranked(combined_scores(local, there, crops)), -torch.inf), wanted, most)
 
 
 def crop_shares(sums: Tensor, number: Tensor, temperature: float) -> Tensor:
     """`r_j / R` of every crop before it is limited to 1: `(G, crops)` float64 from block sums `(G, crops)` float64 of `number (G, 1)` crops."""
     there = torch.arange(sums.shape[1], device=sums.device) < number
-    shifted = sums.masked_fill(~there, -torch.inf)
+    shifted = torch.where(there, sums, -torch.inf)
     top = shifted.amax(1, keepdim=True) if sums.shape[1] else shifted
     weight = torch.where(there, ((shifted - top) / temperature).exp(), 0)
     sigma = weight / (weight.sum(1, keepdim=True) + 1e-8)

@@ -66,9 +66,8 @@ def hired(late: Tensor, early: Tensor, board: Board, blocks: Tensor, keep: Tenso
         Keep mask `(G, N)` bool with exactly `keep` True per row. No host sync.
     """
     laid = board.lay(ranked(late), -torch.inf)
-    there = laid > -torch.inf
     score = block_sums(board.lay(early, 0)[:, 0], blocks)
-    return board.topk(laid, there, budgets(score, there.sum((2, 3)), keep, alpha), most)
+    return board.topk(laid, budgets(score, (laid > -torch.inf).sum((2, 3)), keep, alpha), most)
 
 
 def budgets(crop_score: Tensor, capacity: Tensor, keep: Tensor, alpha: float) -> Tensor:
@@ -81,8 +80,8 @@ def budgets(crop_score: Tensor, capacity: Tensor, keep: Tensor, alpha: float) ->
         alpha: share of the thumbnail.
     """
     wanted = torch.minimum((keep.double() * alpha).long(), capacity[:, 0])
-    crops = torch.minimum(keep - wanted, capacity[:, 1:].sum(1))
-    return torch.cat([(keep - crops)[:, None], quota(crop_score, capacity[:, 1:], crops)], 1)
+    crops = quota(crop_score, capacity[:, 1:], keep - wanted)
+    return torch.cat([keep[:, None] - crops.sum(1, keepdim=True), crops], 1)
 
 
 @register_method("hired")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.ops.topk import ranked, topk_mask
+from vtr.ops.topk import ranked, topk_mask, topk_ranked
 
 
 def members(part: Tensor, real: Tensor, parts: int) -> Tensor:
@@ -76,9 +76,15 @@ class Board(NamedTuple):
         laid = values.new_full((len(values), area + 1), fill).scatter_(1, where, values)
         return laid[:, :-1].reshape(-1, self.views, self.side, self.side)
 
-    def topk(self, score: Tensor, there: Tensor, keep: Tensor, most: int) -> Tensor:
-        """Returns the keep mask `(G, N)` of the `keep (G, V)` best of every view by `score (G, V, S, S)`; `most` is `keep.max()` or more."""
-        chosen = topk_mask(score.reshape(-1, self.side**2), there.reshape(-1, self.side**2), keep.flatten(), most=most)
+    def topk(self, score: Tensor, keep: Tensor, most: int) -> Tensor:
+        """Returns the keep mask `(G, N)` of the best of every view.
+
+        Args:
+            score: `(G, V, S, S)` as `topk_ranked` wants it.
+            keep: `(G, V)` int64, at most the tokens of a view.
+            most: `keep.max()` or more.
+        """
+        chosen = topk_ranked(score.reshape(-1, self.side**2), keep.flatten(), most)
         return chosen.view(len(score), -1).gather(1, self.cell) & self.real
 
 

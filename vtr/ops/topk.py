@@ -39,27 +39,28 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = N
 
         return best_mask(score, real, keep)
     counts, keeps = known or ((), ())
-    full, same, most = {*counts} == {score.shape[1]}, len({*keeps}) == 1, max(keeps, default=most)
-    score = score if full else torch.where(real, score, -torch.inf)
-    if most is not None and score.device.type == "cpu" and score.numel() > SHORT:
-        chosen = _from_the_worst_on(score, keep, min(most, score.shape[1]), same)
-        return chosen if full else chosen & real
+    most = max(keeps, default=most)
+    if {*counts} == {score.shape[1]}:
+        return topk_ranked(score, keep, most, len({*keeps}) == 1)
+    return topk_ranked(torch.where(real, score, -torch.inf), keep, most) & real
+
+
+def topk_ranked(score: Tensor, keep: Tensor, most: int | None = None, same: bool = False) -> Tensor:
+    """As `topk_mask`, of scores that `ranked` returns, with -inf for what is no candidate; a row keeps `keep` entries, those without too.
+
+    A CPU that knows `most`, which is `keep.max()` or more, does not sort: it looks for the worst that stays, and of equally bad ones the first
+    stay. Where rows keep the `same`, `most` is what they keep.
+    """
+    if most is not None and score.device.type == "cpu" and score.numel() > SHORT and most:
+        best = score.topk(min(most, score.shape[1]), sorted=not same).values
+        worst = best.amin(1, keepdim=True) if same else best.gather(1, (keep[:, None] - 1).clamp(0, best.shape[1] - 1))
+        level, room = score == worst, keep[:, None] - (best > worst).sum(1, keepdim=True)
+        return (score > worst) | (level & (level.cumsum(1, dtype=torch.int32) <= room))
     best_first = score.argsort(dim=1, descending=True, stable=True)
-    if full and same:
-        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best_first[:, : keeps[0]], True)
+    if most is not None and same:
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best_first[:, :most], True)
     chosen = torch.arange(score.shape[1], device=score.device) < keep[:, None]
-    return torch.empty_like(real).scatter_(1, best_first, chosen.expand_as(real)) & real
-
-
-def _from_the_worst_on(score: Tensor, keep: Tensor, most: int, same: bool) -> Tensor:
-    """Returns the `keep` best of each row by the score of the worst of them; of those that have just that score, the first."""
-    if not most:
-        return torch.zeros_like(score, dtype=torch.bool)
-    best = score.topk(most, sorted=not same).values
-    worst = best.amin(1, keepdim=True) if same else best.gather(1, (keep[:, None] - 1).clamp(0, most - 1))
-    level = score == worst
-    above = score > worst
-    return above | (level & (level.cumsum(1, dtype=torch.int32) <= keep[:, None] - (best > worst).sum(1, keepdim=True)))
+    return torch.empty_like(score, dtype=torch.bool).scatter_(1, best_first, chosen.expand_as(score))
 
 
 def ranked(score: Tensor) -> Tensor:
@@ -106,14 +107,13 @@ def quota(weight: Tensor, capacity: Tensor, total: Tensor) -> Tensor:
     """
     size = capacity.double()
     weight = weight.double().clamp_min(NO_WEIGHT).masked_fill(capacity == 0, 0)
-    left = torch.minimum(total, capacity.sum(1)).double()[:, None]
-    filled = size[..., None] * weight[:, None]  # (G, P, P): the level of p times the weights of both; its transpose is the capacity of the other
-    is_open = (torch.minimum(filled, filled.mT).sum(2) > left * weight).double()
+    left = torch.minimum(total, size.sum(1))[:, None]
+    filled = size[..., None] * weight[:, None]  # (G, P, P): capacity of one times weight of the other
+    is_open = torch.minimum(filled, filled.mT).sum(2) > left * weight
 
-    active, share = weight * is_open, size - size * is_open
-    left = left - share.sum(1, keepdim=True)
-    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * left
+    full, active = size.masked_fill(is_open, 0), weight * is_open
+    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * (left - full.sum(1, keepdim=True)) + full
     floor = wanted.floor()
     rest = (wanted - floor).round(decimals=9)  # rounding decides no tie
     rank = rest.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (share + floor + (rank < left - floor.sum(1, keepdim=True))).long()
+    return (floor + (rank < left - floor.sum(1, keepdim=True))).long()
