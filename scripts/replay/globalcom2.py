@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.globalcom2 import combined_scores, crop_shares, global_scores, thumbnail_map
-from vtr.ops.canvas import block_sums, canvas_cells, valid_region
-from vtr.ops.parts import members, topk_per_part
+from vtr.methods.globalcom2 import combined_scores, crop_shares
+from vtr.ops.canvas import block_sums, canvas_cells, crops_of, spread_over, valid_region
+from vtr.ops.parts import board, members
 
 
 def replay(vector: Vector) -> None:
@@ -16,26 +16,28 @@ def replay(vector: Vector) -> None:
         raise vector.unknown_schema()
     side, ratio = vector.param("grid_side"), vector.param("retention_ratio")
     patch_grid, crop_grid = (side, side), (vector.param("num_patch_height"), vector.param("num_patch_width"))
-    crops, grid = crop_grid[0] * crop_grid[1], torch.tensor([crop_grid])
+    number, grid = crop_grid[0] * crop_grid[1], torch.tensor([crop_grid])
     width, height = vector.param("image_size_wh")
     cells = _valid_cells(valid_region((height, width), crop_grid, patch_grid), grid, patch_grid)
     view, flat = cells[:, 0], cells[:, 1] * side + cells[:, 2]
     score = torch.cat([vector["base_scores"][None], vector["crop_scores"]])[view, flat][None]
     real = torch.ones_like(score, dtype=torch.bool)
 
-    thumbnail = thumbnail_map(score, cells[None], real, patch_grid)
-    sums = block_sums(thumbnail, grid, crops)
+    lies, crops = board(cells[None], real, number + 1, side), crops_of([crop_grid], [patch_grid], side, cells.device)
+    laid = lies.lay(score, -torch.inf)
+    there = laid > -torch.inf
+    local = torch.where(there, laid, 0)
+    sums = block_sums(local[:, 0], crops.blocks)
     close("crop_score_sums", sums[0], vector["crop_score_sums"])
-    shares = crop_shares(sums, grid, vector.param("temperature"))
+    shares = crop_shares(sums, crops.number, vector.param("temperature"))
     close("scales", (ratio * shares).clamp_max(1)[0], vector["scales"])
-    valid = members(view[None], real, crops + 1).sum(-1)
+    valid = there.sum((2, 3))
     same_index("crop_valid_counts", valid[0, 1:], vector["crop_valid_counts"])
-    spread = global_scores(thumbnail, cells[None], real, grid)[0]
-    close("global_scores_interpolated", torch.cat([spread[view == j] for j in range(1, crops + 1)]), vector["global_scores_interpolated"])
+    close("global_scores_interpolated", spread_over(local[:, 0], there[:, 1:], crops)[there[:, 1:]], vector["global_scores_interpolated"])
 
     counts = torch.cat([torch.tensor([[int(side * side * ratio)]]), authors_counts(shares, valid[:, 1:], ratio)], 1)
-    keep = topk_per_part(combined_scores(score, thumbnail, cells[None], real, grid, crops), view[None], real, counts)[0]
-    kept = [keep[view == j].nonzero().flatten() for j in range(1, crops + 1)]
+    keep = lies.topk(combined_scores(local, there, crops).masked_fill(~there, -torch.inf), counts, int(counts.max()))[0]
+    kept = [keep[view == j].nonzero().flatten() for j in range(1, number + 1)]
     same_index("crop_kept_indices", torch.cat(kept), vector["crop_kept_indices"])
     same_index("crop_kept_offsets", torch.tensor([0, *map(len, kept)]).cumsum(0), vector["crop_kept_offsets"])
     sequences = {

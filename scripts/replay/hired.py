@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.hired import crop_scores, hired
-from vtr.ops.canvas import canvas_cells, valid_region
+from vtr.ops.canvas import block_sums, canvas_cells, of_crops, shown_blocks, valid_region
 from vtr.ops.topk import topk_mask
 
 
@@ -19,7 +18,7 @@ def replay(vector: Vector) -> None:
         mask = vector["mask"]
         score = vector["late_cls_attention"][:, -len(mask) :].sum(0)
         keep = torch.tensor([int(len(mask) * rate)])
-        got = hired(score[None], score.new_zeros(1, 0), torch.zeros(1, len(mask), dtype=torch.int64), torch.ones(1, len(mask)).bool(), keep)
+        got = topk_mask(score[None], torch.ones(1, len(mask)).bool(), keep)
         same_index("mask", got[0], mask)
     elif vector.has("early_cls_attention_thumb", "crop_score", "crop_budgets"):
         _allocation(vector, rate, float(vector.param("alpha")))
@@ -45,9 +44,9 @@ def _allocation(vector: Vector, rate: float, alpha: float) -> None:
     grid = (int(vector.param("rows")), int(vector.param("cols")))
     crops, early = grid[0] * grid[1], vector["early_cls_attention_thumb"].double()[:, 1:].sum(0)
     side = round(len(early) ** 0.5)
-    cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.int64), torch.arange(side), torch.arange(side))
-    region = torch.tensor([[0, grid[0] * side, 0, grid[1] * side]])
-    score = crop_scores(early[None], cells[None], torch.ones(1, len(early)).bool(), region, torch.tensor([grid]), crops, (side, side))[0]
+    region = (0, grid[0] * side, 0, grid[1] * side)
+    blocks = of_crops(shown_blocks, [(grid, (side, side), region, crops, side)], early.device)
+    score = block_sums(early.view(1, side, side), blocks)[0]
     close("crop_score", score, vector["crop_score"])
     full, rest = authors_totals(crops + 1, len(early), rate, alpha)
     same_index("full_budget", torch.tensor([full]), vector["full_budget"])

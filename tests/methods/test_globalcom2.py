@@ -135,7 +135,7 @@ def test_even_allocation_asks_no_thumbnail():
 
 def test_shares_of_absent_crops_are_zero_and_the_mean_is_one():
     sums = torch.tensor([[1.0, 50.0, 3.0, 2.0], [5.0, 1.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    share = crop_shares(sums, torch.tensor([[2, 2], [1, 2], [1, 1], [0, 0]]), 10.0)
+    share = crop_shares(sums, torch.tensor([[4], [2], [1], [0]]), 10.0)
     assert share[1, 2:].tolist() == [0, 0] and share[3].tolist() == [0] * 4 and share[2, 0] == pytest.approx(1)
     torch.testing.assert_close(share[:2].sum(1), torch.tensor([4.0, 2.0], dtype=torch.float64))
     assert share[0].argmax() == 1

@@ -10,8 +10,8 @@ from scripts.replay.hired import authors_budgets, authors_sequence, authors_tota
 from tests.methods.handmade import GRID, IMAGES, LLAVA, NEXT, ONE, SIGLIP, cells_of, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.hired import HiRED, crop_scores
-from vtr.ops.canvas import valid_region
+from vtr.methods.hired import HiRED
+from vtr.ops.canvas import block_sums, shown_blocks, valid_region
 from vtr.ops.topk import quota
 from vtr.types import Budget, Signal
 
@@ -100,11 +100,10 @@ def test_the_crop_that_is_looked_at_gets_the_budget():
 
 def test_an_unpadded_region_moves_the_blocks():
     """A wide image on a 2 x 2 canvas leaves its middle only: the upper half of the thumbnail belongs to the upper crops all the same."""
-    cells = cells_of(((0, 0), (1, 1)))[None]
-    early, real = torch.rand(1, 36), torch.ones(1, 36, dtype=torch.bool)
-    for region in ([0, 12, 0, 12], [3, 9, 0, 12], [0, 12, 5, 7], [4, 12, 0, 12]):
-        got = crop_scores(early, cells, real, torch.tensor([region]), torch.tensor([[2, 2]]), 4, GRID)
-        torch.testing.assert_close(got[0], torch.tensor(slow_scores(early[0], ((2, 2), (1, 1)), region), dtype=torch.float64))
+    early = torch.rand(1, *GRID)
+    for region in ((0, 12, 0, 12), (3, 9, 0, 12), (0, 12, 5, 7), (4, 12, 0, 12)):
+        got = block_sums(early, torch.tensor([shown_blocks((2, 2), GRID, region, 4, 6)]))
+        torch.testing.assert_close(got[0], torch.tensor(slow_scores(early.flatten(), ((2, 2), (1, 1)), region), dtype=torch.float64))
     assert got.sum() == pytest.approx(float(early.sum()))
 
 

@@ -10,7 +10,7 @@ Stage: boundary. Reads: CLS logits of the last tower layer; without CLS the visu
 4. The thumbnail's scores are laid over the valid region of the canvas (bilinear), which gives every crop token a global score.
 5. A crop keeps the best by sum of its local and global scores, each divided by its norm over the crop; the thumbnail by its own score.
 
-Paper to code: R -> keep over valid tokens, s_j -> block_sums, sigma_j and r_j -> crop_shares, tau -> temperature, G_j -> global_scores.
+Paper to code: R -> keep over valid tokens, s_j -> block_sums, sigma_j and r_j -> crop_shares, tau -> temperature, G_j -> spread_over.
 Departure: counts are shared out by largest remainder so that the image keeps exactly `keep`, where the code cuts every part down to an
 integer; tokens lie in their true cells and the thumbnail in raster order, where the code fills crops up from the left and orders the
 thumbnail by score (`scripts/replay/globalcom2.py`). As in the code, logits replace the paper's softmax: sums of softmax scores differ too little.
@@ -26,97 +26,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.ops.canvas import block_sums, canvas_cells, on_device, resized_at, valid_region
-from vtr.ops.grids import largest, sides
-from vtr.ops.parts import extent, members, part_sum, topk_per_part
-from vtr.ops.topk import quota
+from vtr.ops.canvas import Crops, block_sums, crops_of, spread_over, valid_region
+from vtr.ops.grids import largest
+from vtr.ops.parts import Board, board, members
+from vtr.ops.topk import quota, ranked, topk_mask
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Stage, Step, View, VtrError
 from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
 
-def globalcom2(
-    score: Tensor,
-    cells: Tensor,
-    real: Tensor,
-    keep: Tensor,
-    crop_grid: Tensor,
-    crops: int,
-    patch_grid: tuple[int, int],
-    temperature: float,
-    own: tuple[int, int] | Tensor | None = None,
-) -> Tensor:
+def globalcom2(score: Tensor, board: Board, keep: Tensor, crops: Crops, temperature: float, most: int) -> Tensor:
     """Allocates the budget to thumbnail and crops, and chooses inside each.
 
     Args:
-        score: `(G, N)` local score of each token, higher stays; float32.
-        cells: `(G, N, 3)` int64 view (0 = thumbnail, then crops in raster order), row, column; the thumbnail must be whole.
-        real: `(G, N)` bool, True where a row has a token; padding of the canvas has none.
-        keep: `(G,)` int64, `1 <= keep <= real.sum(1)`.
-        crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
-        crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view, the largest where groups differ.
+        score: `(G, N)` local score of each token, higher stays; float32, finite.
+        board: where tokens lie; view 0 is the thumbnail, which must be whole, then come the crops in raster order.
+        keep: `(G,)` int64, `1 <= keep <= board.real.sum(1)`.
+        crops: where they lie on the canvas.
         temperature: of the softmax over crops.
-        own: `(G, 2)` int64 rows and columns of each group's views where they differ.
+        most: `keep.max()` or more, a Python int.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row.
     """
-    part = cells[..., 0]
-    thumbnail = thumbnail_map(score, cells, real, patch_grid)
-    share = F.pad(crop_shares(block_sums(thumbnail, crop_grid, crops, own), crop_grid, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
-    capacity = members(part, real, crops + 1).sum(-1)
+    laid = board.lay(score, -torch.inf)
+    there = laid > -torch.inf
+    local = torch.where(there, laid, 0)
+    share = F.pad(crop_shares(block_sums(local[:, 0], crops.blocks), crops.number, temperature), (1, 0), value=1.0)  # (G, 1 + crops)
+    capacity = there.sum((2, 3))
     wanted = quota(share * capacity, capacity, keep)  # R is the same factor everywhere
-    return topk_per_part(combined_scores(score, thumbnail, cells, real, crop_grid, crops, own), part, real, wanted)
+    return board.topk(torch.where(there, ranked(combined_scores(local, there, crops)), -torch.inf), wanted, most)
 
 
-def thumbnail_map(score: Tensor, cells: Tensor, real: Tensor, patch_grid: tuple[int, int]) -> Tensor:
-    """Scores of the thumbnail on its grid, `(G, rows, cols)`; 0 in cells without a token."""
-    rows, cols = patch_grid
-    where = torch.where(real & (cells[..., 0] == 0), cells[..., 1] * cols + cells[..., 2], rows * cols)
-    return score.new_zeros(len(score), rows * cols + 1).scatter_(1, where, score)[:, :-1].view(-1, rows, cols)
-
-
-def crop_shares(sums: Tensor, crop_grid: Tensor, temperature: float) -> Tensor:
-    """`r_j / R` of every crop before it is limited to 1: `(G, crops)` float64 from block sums `(G, crops)` float64."""
-    number = crop_grid.prod(1, keepdim=True)
+def crop_shares(sums: Tensor, number: Tensor, temperature: float) -> Tensor:
+    """`r_j / R` of every crop before it is limited to 1: `(G, crops)` float64 from block sums `(G, crops)` float64 of `number (G, 1)` crops."""
     there = torch.arange(sums.shape[1], device=sums.device) < number
-    shifted = sums.masked_fill(~there, -torch.inf)
+    shifted = torch.where(there, sums, -torch.inf)
     top = shifted.amax(1, keepdim=True) if sums.shape[1] else shifted
     weight = torch.where(there, ((shifted - top) / temperature).exp(), 0)
     sigma = weight / (weight.sum(1, keepdim=True) + 1e-8)
     return torch.where(there, 1 + sigma - sigma.sum(1, keepdim=True) / number.clamp_min(1), 0)
 
 
-def global_scores(thumbnail: Tensor, cells: Tensor, real: Tensor, crop_grid: Tensor, own: tuple[int, int] | Tensor | None = None) -> Tensor:
-    """Returns the thumbnail map `(G, rows, cols)` resized to the valid region of the canvas and read at every crop token: `(G, N)`, 0 elsewhere.
+def combined_scores(local: Tensor, there: Tensor, crops: Crops) -> Tensor:
+    """Returns what tokens are ranked by: local plus global score, each over its norm in the crop; in the thumbnail the local one.
 
-    `own` is the size of the maps where that is smaller, as for `globalcom2`.
+    Args:
+        local: `(G, 1 + crops, S, S)` scores, 0 in cells without a token.
+        there: `(G, 1 + crops, S, S)` bool, cells that have one.
+        crops: where they lie on the canvas.
     """
-    on_canvas = real & (cells[..., 0] > 0)
-    row, col = canvas_cells(cells, crop_grid, (thumbnail.shape[1], thumbnail.shape[2]) if own is None else own)
-    (top, bottom), (left, right) = (extent(at, on_canvas[:, None]) for at in (row, col))
-    height, width = ((end - start).clamp_min(1)[:, 0] for start, end in ((top, bottom), (left, right)))
-    spread = resized_at(thumbnail, row - top, col - left, height, width, own)
-    return torch.where(on_canvas, spread, 0)
-
-
-def combined_scores(
-    score: Tensor,
-    thumbnail: Tensor,
-    cells: Tensor,
-    real: Tensor,
-    crop_grid: Tensor,
-    crops: int,
-    own: tuple[int, int] | Tensor | None = None,
-) -> Tensor:
-    """Returns what tokens are ranked by, `(G, N)`: local plus global score, each over its norm in the crop; in the thumbnail the local one."""
-    part = cells[..., 0]
-    spread = global_scores(thumbnail, cells, real, crop_grid, own)
-    member = members(part, real, crops + 1)
-    own_norm, global_norm = (part_sum(s.square(), member).sqrt().clamp_min(1e-12).gather(1, part) for s in (score, spread))
-    return torch.where(part > 0, score / own_norm + spread / global_norm, score)
+    spread = torch.where(there[:, 1:], spread_over(local[:, 0], there[:, 1:], crops), 0)
+    own, whole = (F.normalize(score.flatten(2), dim=2, eps=1e-12) for score in (local[:, 1:], spread))
+    return torch.cat([local[:, :1], (own + whole).view_as(spread)], 1)
 
 
 def similarity_scores(tokens: Tensor, cells: Tensor, real: Tensor, views: int) -> Tensor:
@@ -150,7 +113,7 @@ class GlobalCom2(Method):
         arxiv="2501.05179",
         code="github.com/xuyang-liu16/GlobalCom2",
         signals="CLS logits of the last tower layer, or (score='similarity') the visual tokens",
-        cost="one q_cls K product of one tower layer, two sorts of N",
+        cost="one q_cls K product of one tower layer, one sort per view",
         settings={
             "score": "cls: CLS logits; similarity: minus the cosine to the view's mean; auto: cls where the tower has a CLS token",
             "temperature": "of the softmax over crops; larger shares the budget out more evenly",
@@ -188,11 +151,14 @@ class GlobalCom2(Method):
             (score,) = view.signals.values()
         else:
             score = similarity_scores(view.tokens, view.cells, view.real, view.views)
-        grid, grids = on_device(view.crop_grids, view.real.device), [view.grid(group) for group in range(len(view.grids))]
         score = score.to(torch.promote_types(score.dtype, torch.float32)).nan_to_num()
+        if not crops:
+            return Selection(keep=topk_mask(score, view.real, view.keep, (view.counts, view.keeps)))
+        grids = [view.grid(group) for group in range(len(view.grids))]
+        side = max(largest(grids))
+        lies, where = board(view.cells, view.real, 1 + crops, side), crops_of(view.crop_grids, grids, side, view.real.device)
         temperature = self.temperature if self.allocation == "thumbnail" else math.inf  # every crop the same share
-        own = sides(grids, view.real.device)
-        return Selection(keep=globalcom2(score, view.cells, view.real, view.keep, grid, crops, largest(grids), temperature, own))
+        return Selection(keep=globalcom2(score, lies, view.keep, where, temperature, view.most))
 
 
 def _check_whole(view: View) -> None:

@@ -20,6 +20,7 @@ has the code's neighbours. The padding of AnyRes images is neither a candidate n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,9 +28,9 @@ import torch
 from torch import Tensor
 
 from vtr.ops.canvas import on_device
-from vtr.ops.gather import left_align
+from vtr.ops.clusters import constant
 from vtr.ops.grids import largest
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import Known, ranked, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -90,7 +91,17 @@ def raster_neighbours(groups: int, n: int, cols: int, device: torch.device | Non
     return (torch.arange(n, device=device)[:, None] + steps).clamp(0, n - 1).expand(groups, n, 4)
 
 
-def hiprune(shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int) -> tuple[Tensor, Tensor]:
+@constant
+def whole_neighbours(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns the `neighbours` of the tokens of a whole view: `(1, N, 4)` int64."""
+    rows, cols = grid
+    cells = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(cols))[None]
+    return neighbours(cells, torch.ones(1, rows * cols, dtype=torch.bool), 1, grid).to(device)
+
+
+def hiprune(
+    shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int, known: Known | None = None
+) -> tuple[Tensor, Tensor]:
     """Anchors and their buffers by one score, the rest by another.
 
     Args:
@@ -101,6 +112,7 @@ def hiprune(shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: T
         keep: `(G,)` int64, `keep <= real.sum(1)`.
         anchors: `(G,)` int64, how many anchors.
         most: `anchors.max()` or more, a Python int.
+        known: `real.sum(1)` and `keep`, where the host knows them.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row, and the mask of anchors and buffers in it. Ties: lowest index.
@@ -108,20 +120,26 @@ def hiprune(shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: T
     """
     near = torch.zeros_like(real)
     if most:
-        near = _anchors_and_buffers(shallow, beside, real, keep, anchors, min(most, real.shape[1]))
-    return near | topk_mask(deep, real & ~near, keep - near.sum(1)), near
+        least = 0 if known is None else min(known[1])
+        near = _anchors_and_buffers(shallow, beside, real, keep, anchors, min(most, real.shape[1]), least)
+    first = torch.where(near, torch.inf, deep.nan_to_num(-torch.inf))  # infinity becomes a number
+    return topk_mask(first, real, keep, known), near
 
 
-def _anchors_and_buffers(shallow: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int) -> Tensor:
+def _anchors_and_buffers(shallow: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int, least: int) -> Tensor:
     n = real.shape[1]
-    index, used = left_align(topk_mask(shallow, real, anchors), most)  # (G, A) in position order
-    score = shallow.gather(1, index)
-    score = score.masked_fill(~used, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    best_first = score.argsort(dim=1, descending=True, stable=True)
-    index, used = index.gather(1, best_first), used.gather(1, best_first)
-    around = beside.gather(1, index[..., None].expand(-1, -1, beside.shape[2]))
+    chosen = topk_mask(shallow, real, anchors, most=most)
+    score = torch.where(chosen, ranked(shallow), -torch.inf)
+    index = score.topk(most).indices  # (G, A)
+    fits = most * (1 + beside.shape[2]) <= least  # the budget of every row takes in all
+    if not fits:
+        index = index.sort(1).values  # of equal ones the first
+        index = index.gather(1, score.gather(1, index).argsort(dim=1, descending=True, stable=True))
+    around = beside.expand(len(index), -1, -1).gather(1, index[..., None].expand(-1, -1, beside.shape[2]))
     turn = torch.cat([index[..., None], around], 2)  # (G, A, 1 + P): the order in which they are taken
-    turn = torch.where(used[..., None], turn, n).flatten(1)
+    turn = torch.where(chosen.gather(1, index)[..., None], turn, n).flatten(1)
+    if fits:
+        return torch.zeros(len(real), n + 1, dtype=torch.bool, device=real.device).scatter_(1, turn, True)[:, :n]
     when = torch.arange(turn.shape[1], device=real.device).expand_as(turn)
     never = turn.shape[1]
     first = torch.full((len(real), n + 1), never, device=real.device).scatter_reduce(1, turn, when, "amin")[:, :n]
@@ -182,16 +200,18 @@ class HiPrune(Method):
     def _select(self, view: View, shallow: Signal, deep: Signal) -> Selection:
         late = view.signals[deep]
         early = view.signals[shallow] if self.alpha else late
-        anchors = (view.keep.double() * self.alpha / 5).round().long()
-        most = max((anchor_count(keep, self.alpha) for keep in view.keeps), default=0)
+        number = [anchor_count(keep, self.alpha) for keep in view.keeps]
         grids = [grid for own in view.grids for grid in own]
+        whole = (view.views == 1 or view.only is not None) and len({*grids}) == 1 and {math.prod(grids[0])} == {view.real.shape[1], *view.counts}
         if self.compat:
-            n, (rows, cols) = view.real.shape[1], grids[0]
-            if {rows * cols} != {n, *view.counts} or len(set(grids)) > 1:
+            if not whole:
                 raise VtrError(
                     "hiprune: compat='authors' needs whole images of one grid; leave compat out for videos and behind other methods"
                 )
-            beside = raster_neighbours(len(view.real), n, cols, view.real.device)
+            beside = raster_neighbours(*view.real.shape, grids[0][1], view.real.device)
+        elif whole:
+            beside = whole_neighbours(grids[0], view.real.device)
         else:
             beside = neighbours(view.cells, view.real, view.views, largest(grids))
-        return Selection(keep=hiprune(early, late, beside, view.real, view.keep, anchors, most)[0])
+        anchors, known = on_device([number], view.real.device)[0], (view.counts, view.keeps)
+        return Selection(keep=hiprune(early, late, beside, view.real, view.keep, anchors, max(number, default=0), known)[0])

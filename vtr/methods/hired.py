@@ -10,7 +10,7 @@ Stage: boundary, before the projector. Reads: CLS rows of tower layer 0 and of t
 4. Every view keeps its best tokens by its own CLS attention in the tower layer whose output is used, summed over heads.
 5. An image of one view keeps its best `keep` tokens.
 
-Paper to code: token budget -> keep, alpha -> alpha, s_i -> crop_scores, initial and final layer -> early, late.
+Paper to code: token budget -> keep, alpha -> alpha, s_i -> block_sums, initial and final layer -> early, late.
 Departures: shares are rounded by largest remainder and what a full crop cannot take goes to the others, so that exactly `keep` stay (the
 paper rounds down); the thumbnail shows the image without padding, so its patches are laid over the unpadded region of the canvas; padding
 is no candidate. The released code (`compat="authors"`, pure functions) counts the top patches in equal strips of the flattened thumbnail
@@ -25,10 +25,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtr.ops.canvas import on_device, rows_and_cols, valid_region
-from vtr.ops.grids import sides
-from vtr.ops.parts import members, topk_per_part
-from vtr.ops.topk import Known, quota, topk_mask
+from vtr.ops.canvas import block_sums, of_crops, shown_blocks, valid_region
+from vtr.ops.grids import largest
+from vtr.ops.parts import Board, board
+from vtr.ops.topk import quota, ranked, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -50,58 +50,38 @@ from vtr.types.geometry import check_crops
 from vtr.types.signals import cls_row
 
 
-def hired(
-    late: Tensor, crop_score: Tensor, part: Tensor, real: Tensor, keep: Tensor, alpha: float = 0.5, known: Known | None = None
-) -> Tensor:
+def hired(late: Tensor, early: Tensor, board: Board, blocks: Tensor, keep: Tensor, most: int, alpha: float = 0.5) -> Tensor:
     """Budget per view, then the best of every view.
 
     Args:
         late: `(G, N)` CLS attention of the feature layer, higher stays.
-        crop_score: `(G, C)` of each crop, as `crop_scores` gives it; C is 0 when no image has crops.
-        part: `(G, N)` int64, view of each token: 0 = thumbnail or only view, then the crops in raster order.
-        real: `(G, N)` bool, candidates.
-        keep: `(G,)` int64, `keep <= real.sum(1)`.
+        early: `(G, N)` CLS attention of the early layer.
+        board: where tokens lie; view 0 is the thumbnail or only view, then come the crops in raster order.
+        blocks: `(G, 2, crops, S)` what each crop shows of the thumbnail, from `shown_blocks`.
+        keep: `(G,)` int64, `keep <= board.real.sum(1)`.
+        most: `keep.max()` or more, a Python int.
         alpha: share of the thumbnail.
-        known: as for `topk_mask`.
 
     Returns:
-        Keep mask `(G, N)` bool with exactly `keep` True per row. `O(N log N)` per row, no host sync.
+        Keep mask `(G, N)` bool with exactly `keep` True per row. No host sync.
     """
-    if not crop_score.shape[1]:
-        return topk_mask(late, real, keep, known)
-    capacity = members(part, real, crop_score.shape[1] + 1).sum(-1)  # (G, 1 + C)
-    wanted = torch.minimum((keep.double() * alpha).long(), capacity[:, 0])
-    crops = torch.minimum(keep - wanted, capacity[:, 1:].sum(1))
-    budget = torch.cat([(keep - crops)[:, None], quota(crop_score, capacity[:, 1:], crops)], 1)
-    return topk_per_part(late, part, real, budget)
+    laid = board.lay(ranked(late), -torch.inf)
+    score = block_sums(board.lay(early, 0)[:, 0], blocks)
+    return board.topk(laid, budgets(score, (laid > -torch.inf).sum((2, 3)), keep, alpha), most)
 
 
-def crop_scores(
-    early: Tensor, cells: Tensor, real: Tensor, region: Tensor, crop_grid: Tensor, crops: int, patch_grid: tuple[int, int] | Tensor
-) -> Tensor:
-    """Step 2: attention of the thumbnail's patches, summed over the crop that the centre of each patch lies in.
+def budgets(crop_score: Tensor, capacity: Tensor, keep: Tensor, alpha: float) -> Tensor:
+    """Steps 1 and 3: tokens of the thumbnail and of each crop, `(G, 1 + C)` int64 with row sums `keep`.
 
     Args:
-        early: `(G, N)` CLS attention of the early layer.
-        cells: `(G, N, 3)` int64 view, row, column.
-        real: `(G, N)` bool.
-        region: `(G, 4)` int64 top, bottom, left, right of the unpadded part of the canvas, in patches.
-        crop_grid: `(G, 2)` int64 rows and columns of crops, zeros for a single view.
-        crops: the most crops of a group, a Python int.
-        patch_grid: `(rows, cols)` of a view of all groups, or `(G, 2)` int64.
-
-    Returns:
-        `(G, crops)` float64; 0 where a group has fewer crops.
+        crop_score: `(G, C)` float64.
+        capacity: `(G, 1 + C)` int64, tokens that each view has.
+        keep: `(G,)` int64.
+        alpha: share of the thumbnail.
     """
-    view, row, col = cells.unbind(-1)
-    top, bottom, left, right = (edge[:, None] for edge in region.unbind(1))
-    # twice the centre of a thumbnail patch on the canvas, times the patches of a side: integers, so that borders are exact
-    rows, cols = rows_and_cols(patch_grid)
-    down = (2 * top * rows + (2 * row + 1) * (bottom - top)) // (2 * rows * rows)
-    across = (2 * left * cols + (2 * col + 1) * (right - left)) // (2 * cols * cols)
-    crop = torch.where((view == 0) & (crop_grid[:, :1] > 0), down * crop_grid[:, 1:] + across, -1)
-    member = (crop[:, None] == torch.arange(crops, device=crop.device)[:, None]) & real[:, None]  # (G, crops, N)
-    return torch.where(member, early.double()[:, None], 0).sum(-1)
+    wanted = torch.minimum((keep.double() * alpha).long(), capacity[:, 0])
+    crops = quota(crop_score, capacity[:, 1:], keep - wanted)
+    return torch.cat([keep[:, None] - crops.sum(1, keepdim=True), crops], 1)
 
 
 @register_method("hired")
@@ -125,7 +105,7 @@ class HiRED(Method):
         arxiv="2408.10945",
         code="github.com/hasanar1f/HiRED",
         signals="CLS attention of tower layer 0 and of the feature layer",
-        cost="two q_cls K products, two sorts of N",
+        cost="two q_cls K products, one sort per view",
         needs_cls=True,
         settings={
             "alpha": "share of the budget that the thumbnail gets",
@@ -157,20 +137,19 @@ class HiRED(Method):
         return (Remove(Boundary(before_projector=True), lambda view: self._select(view, early, late), needs),)
 
     def _select(self, view: View, early: Signal, late: Signal) -> Selection:
-        crops, known = max(rows * cols for rows, cols in view.crop_grids), (view.counts, view.keeps)
-        if crops and early in view.signals:
-            regions = [_region(view, group) for group in range(len(view.crop_grids))]
-            region, grid = (on_device(values, view.real.device) for values in (regions, view.crop_grids))
-            patches = sides([view.grid(group) for group in range(len(view.grids))], view.real.device)
-            score = crop_scores(view.signals[early], view.cells, view.real, region, grid, crops, patches)
-        else:
-            score = view.real.new_zeros((len(view.real), crops), dtype=torch.float64)
-        return Selection(keep=hired(view.signals[late], score, view.cells[..., 0], view.real, view.keep, self.alpha, known))
+        crops, device = max(rows * cols for rows, cols in view.crop_grids), view.real.device
+        if not crops:
+            return Selection(keep=topk_mask(view.signals[late], view.real, view.keep, (view.counts, view.keeps)))
+        grids = [view.grid(group) for group in range(len(view.grids))]
+        side = max(largest(grids))
+        keys = [(view.crop_grids[group], grids[group], _region(view, group), crops, side) for group in range(len(grids))]
+        lies, blocks = board(view.cells, view.real, 1 + crops, side), of_crops(shown_blocks, keys, device)
+        return Selection(keep=hired(view.signals[late], view.signals[early], lies, blocks, view.keep, view.most, self.alpha))
 
 
-def _region(view: View, group: int) -> list[int]:
+def _region(view: View, group: int) -> tuple[int, ...]:
     """Returns the unpadded part of the canvas of one image; the whole canvas where the host does not know the image's size."""
     grid, size, patches = view.crop_grids[group], view.image_sizes[group], view.grid(group)
     if min(grid) > 0 and min(size) > 0:
-        return valid_region(size, grid, patches, 7)
-    return [0, grid[0] * patches[0], 0, grid[1] * patches[1]]
+        return tuple(valid_region(size, grid, patches, 7))
+    return 0, grid[0] * patches[0], 0, grid[1] * patches[1]

@@ -1,15 +1,18 @@
 """Statistics and choices inside the parts of a row: the views of an image, or its crops.
 
 `part (G, N)` int64 in [0, P) names the part of each token. Memberships are `(G, P, N)` masks, so that sums run in a fixed order on every
-device (a scatter would not on CUDA); P is the number of views, 1 to a few dozen.
+device (a scatter would not on CUDA); P is the number of views, 1 to a few dozen. Where tokens have cells on grids, a `Board` has a row for
+each view, which is P times less to look at.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from vtr.ops.topk import ranked, topk_mask
+from vtr.ops.topk import ranked, topk_mask, topk_ranked
 
 
 def members(part: Tensor, real: Tensor, parts: int) -> Tensor:
@@ -53,3 +56,39 @@ def extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.where(member, at[:, None], torch.iinfo(torch.int64).max).amin(2)
     high = torch.where(member, at[:, None] + 1, 0).amax(2)
     return torch.where(some, low, 0), high
+
+
+class Board(NamedTuple):
+    """The cells of all views `(G, V, S, S)`, on which tokens lie.
+
+    `cell (G, N)` int64 in `0 .. V S S - 1` of each token, of padding any; `real (G, N)` bool; `views` V; `side` S, the longest of a view.
+    """
+
+    cell: Tensor
+    real: Tensor
+    views: int
+    side: int
+
+    def lay(self, values: Tensor, fill: float) -> Tensor:
+        """Returns values `(G, N)` of tokens on their cells, `(G, V, S, S)`, with `fill` where no token lies."""
+        area = self.views * self.side**2
+        where = torch.where(self.real, self.cell, area)
+        laid = values.new_full((len(values), area + 1), fill).scatter_(1, where, values)
+        return laid[:, :-1].reshape(-1, self.views, self.side, self.side)
+
+    def topk(self, score: Tensor, keep: Tensor, most: int) -> Tensor:
+        """Returns the keep mask `(G, N)` of the best of every view.
+
+        Args:
+            score: `(G, V, S, S)` as `topk_ranked` wants it.
+            keep: `(G, V)` int64, at most the tokens of a view.
+            most: `keep.max()` or more.
+        """
+        chosen = topk_ranked(score.reshape(-1, self.side**2), keep.flatten(), most)
+        return chosen.view(len(score), -1).gather(1, self.cell) & self.real
+
+
+def board(cells: Tensor, real: Tensor, views: int, side: int) -> Board:
+    """Returns where tokens lie, from `cells (G, N, 3)` int64 view, row, column."""
+    view, row, col = cells.unbind(-1)
+    return Board(torch.add(col, torch.add(row, view, alpha=side), alpha=side), real, views, side)

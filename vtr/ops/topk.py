@@ -11,20 +11,24 @@ from vtr.ops.fused import fused
 
 LONGEST_COUNTED = 4096
 """Scores of a row up to which a kernel may count who is better instead of sorting."""
-
+SHORT = 1024
+"""Scores of all rows together up to which a CPU sorts them as fast as it finds the worst that stays."""
+NO_WEIGHT = 2.0**-800
+"""Stands for a weight of 0 where a budget is shared out; all others are larger."""
 
 Known = tuple[Sequence[int], Sequence[int]]
 """Candidates of each row and how many of them stay, as Python ints, where the host knows both."""
 
 
-def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:
-    """The `keep` best of each row; ties go to the lowest index. `O(N log N)` per row, or one kernel; no host sync.
+def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = None, most: int | None = None) -> Tensor:
+    """The `keep` best of each row; ties go to the lowest index. `O(N log N)` per row, on a CPU `O(N)`, or one kernel; no host sync.
 
     Args:
         score: `(B, N)`, higher stays; compared in float32 at least. NaN counts as the worst.
         real: `(B, N)` bool, candidates.
         keep: `(B,)` int64.
         known: `real.sum(1)` and `keep`; where all rows are full and keep as many, nothing needs a mask.
+        most: `keep.max()` or more, where the host knows no more than that.
 
     Returns:
         Keep mask `(B, N)` bool with `min(keep, real.sum(1))` True per row.
@@ -34,12 +38,29 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = N
         from vtr.ops._triton_rows import best_mask
 
         return best_mask(score, real, keep)
-    if known is not None and set(known[0]) == {score.shape[1]} and len(set(known[1])) == 1:
-        best = score.argsort(dim=1, descending=True, stable=True)[:, : known[1][0]]
-        return torch.zeros(score.shape, dtype=torch.bool, device=score.device).scatter_(1, best, True)
-    best_first = torch.where(real, score, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    counts, keeps = known or ((), ())
+    most = max(keeps, default=most)
+    if {*counts} == {score.shape[1]}:
+        return topk_ranked(score, keep, most, len({*keeps}) == 1)
+    return topk_ranked(torch.where(real, score, -torch.inf), keep, most) & real
+
+
+def topk_ranked(score: Tensor, keep: Tensor, most: int | None = None, same: bool = False) -> Tensor:
+    """As `topk_mask`, of scores that `ranked` returns, with -inf for what is no candidate; a row keeps `keep` entries, those without too.
+
+    A CPU that knows `most`, which is `keep.max()` or more, does not sort: it looks for the worst that stays, and of equally bad ones the first
+    stay. Where rows keep the `same`, `most` is what they keep.
+    """
+    if most is not None and score.device.type == "cpu" and score.numel() > SHORT and most:
+        best = score.topk(min(most, score.shape[1]), sorted=not same).values
+        worst = best.amin(1, keepdim=True) if same else best.gather(1, (keep[:, None] - 1).clamp(0, best.shape[1] - 1))
+        level, room = score == worst, keep[:, None] - (best > worst).sum(1, keepdim=True)
+        return (score > worst) | (level & (level.cumsum(1, dtype=torch.int32) <= room))
+    best_first = score.argsort(dim=1, descending=True, stable=True)
+    if most is not None and same:
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best_first[:, :most], True)
     chosen = torch.arange(score.shape[1], device=score.device) < keep[:, None]
-    return torch.empty_like(real).scatter_(1, best_first, chosen.expand_as(real)) & real
+    return torch.empty_like(score, dtype=torch.bool).scatter_(1, best_first, chosen.expand_as(score))
 
 
 def ranked(score: Tensor) -> Tensor:
@@ -73,7 +94,8 @@ def best_of_groups(score: Tensor, real: Tensor, group: Tensor, limit: Tensor) ->
 def quota(weight: Tensor, capacity: Tensor, total: Tensor) -> Tensor:
     """Shares a budget over parts by largest remainder, never above a part's capacity; what a full part cannot take goes to the others.
 
-    Parts are looked at in the order in which they fill up, so that one pass finds all full ones.
+    While all parts fill up in proportion to their weights, part p is full at the level `capacity_p / weight_p`. It is full in the end if what
+    all parts hold at that level is not above the budget; both sides are compared times `weight_p`.
 
     Args:
         weight: `(G, P)` float, non-negative; a part without weight takes, like the others without, what is left once all with weight are full.
@@ -81,34 +103,17 @@ def quota(weight: Tensor, capacity: Tensor, total: Tensor) -> Tensor:
         total: `(G,)` int64, to be shared out; at most `capacity.sum(1)`.
 
     Returns:
-        `(G, P)` int64 with row sums `min(total, capacity.sum(1))`; ties go to the lowest index. `O(P log P)`, no host sync.
+        `(G, P)` int64 with row sums `min(total, capacity.sum(1))`; ties go to the lowest index. `O(P^2)`, no host sync.
     """
-    weight = torch.where(capacity > 0, weight.double().clamp_min(0), 0)
-    last = weight == 0
-    weight = torch.where(last, (capacity > 0).double(), weight)
-    left = torch.minimum(total, capacity.sum(1))[:, None]
+    size = capacity.double()
+    weight = weight.double().clamp_min(NO_WEIGHT).masked_fill(capacity == 0, 0)
+    left = torch.minimum(total, size.sum(1))[:, None]
+    filled = size[..., None] * weight[:, None]  # (G, P, P): capacity of one times weight of the other
+    is_open = torch.minimum(filled, filled.mT).sum(2) > left * weight
 
-    order = capacity.argsort(dim=1, stable=True)  # among equals below, and of those without weight
-    fills_at = torch.where(last, torch.inf, capacity / weight)
-    order = order.gather(1, fills_at.gather(1, order).argsort(dim=1, stable=True))
-    size, own, behind = (values.gather(1, order) for values in (capacity, weight, last))
-    others = torch.where(behind, _from_here(own * behind), _from_here(own * ~behind))
-    is_full = size * others <= own * (left - size.cumsum(1) + size)
-    full = torch.zeros_like(last).scatter_(1, order, is_full.cummin(1).values)
-
-    share = torch.where(full, capacity, 0)
-    left = left - share.sum(1, keepdim=True)
-    first = torch.where(full | last, 0, weight)
-    active = torch.where(first.sum(1, keepdim=True) > 0, first, torch.where(full, 0, weight))
-    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * left
-    room = capacity - share
-    floor = torch.minimum(wanted.floor().long(), room)
-    remainder = torch.where(room > floor, (wanted - floor).round(decimals=9), -1.0)  # rounding decides no tie
-    by_rest = remainder.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(by_rest).scatter_(1, by_rest, torch.arange(by_rest.shape[1], device=by_rest.device).expand_as(by_rest))
-    return share + floor + ((rank < left - floor.sum(1, keepdim=True)) & (remainder >= 0))
-
-
-def _from_here(values: Tensor) -> Tensor:
-    """Sum of each entry and those after it in its row."""
-    return values.flip(1).cumsum(1).flip(1)
+    full, active = size.masked_fill(is_open, 0), weight * is_open
+    wanted = active / active.sum(1, keepdim=True).clamp_min(1e-300) * (left - full.sum(1, keepdim=True)) + full
+    floor = wanted.floor()
+    rest = (wanted - floor).round(decimals=9)  # rounding decides no tie
+    rank = rest.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (floor + (rank < left - floor.sum(1, keepdim=True))).long()
