@@ -11,7 +11,7 @@ import vtr
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.vscan import VScan, join_nearest
+from vtr.methods.vscan import VScan, vscan
 from vtr.ops.topk import quota
 from vtr.types import Budget, PerToken, Signal
 
@@ -92,9 +92,9 @@ def test_windows_stay_inside_their_view(keep):
 def test_identical_zero_and_broken_tokens_are_no_problem():
     real, kept = torch.ones(1, 6, dtype=torch.bool), torch.tensor([[False, True, False, True, False, False]])
     for fill in (0.0, 1.0):
-        tokens, assign = join_nearest(torch.full((1, 6, 4), fill), kept, real, 2)
+        tokens, assign = vscan(torch.full((1, 6, 4), fill), kept, real, 2)
         assert assign[0].tolist() == [1, 1, 1, 3, 1, 1] and (tokens == fill).all(), "ties: the first"
-    assert join_nearest(torch.full((1, 6, 4), torch.nan), kept, real, 2)[1][0].tolist() == [1, 1, 1, 3, 1, 1]
+    assert vscan(torch.full((1, 6, 4), torch.nan), kept, real, 2)[1][0].tolist() == [1, 1, 1, 3, 1, 1]
 
 
 def test_the_last_token_ranks_in_the_llm():

@@ -9,9 +9,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.gather import left_align, take
+from vtr.ops.joining import put
 from vtr.ops.nearest_sum import add_nearest, one_head_row
 from vtr.ops.outliers import upper_fence
+from vtr.ops.precision import widened
 from vtr.types import Boundary, FrameOption, Geometry, Merge, Method, PositionOption, Remove, Selection, Signal, Step, View, VtrError
 from vtr.types.signals import cls_row, keys
 
@@ -36,7 +39,15 @@ class Merged(NamedTuple):
 
 
 def merge_chosen(
-    tokens: Tensor, keys: Tensor, attention: Tensor, real: Tensor, chosen: Tensor, most: int, empty: Tensor, neighbours: int = 32
+    tokens: Tensor,
+    keys: Tensor,
+    attention: Tensor,
+    real: Tensor,
+    chosen: Tensor,
+    most: int,
+    empty: Tensor,
+    neighbours: int = 32,
+    full: bool = False,
 ) -> Merged:
     """Adds to every chosen token its nearest others, and makes one token of the rest.
 
@@ -49,6 +60,7 @@ def merge_chosen(
         most: the most chosen tokens of a row that is not, a Python int.
         empty: `(G,)` bool, rows that keep nothing.
         neighbours: how many others a chosen token takes in.
+        full: every entry is real, as the host knows.
 
     Returns:
         `Merged`. The rest takes the place of its most attended token. `O(N most (C + D))`, no host sync.
@@ -58,16 +70,33 @@ def merge_chosen(
     itself = torch.arange(real.shape[1], device=real.device)
     best = torch.where(rest, attention, -torch.inf).argmax(1, keepdim=True)
     extra = (itself == best) & rest
-    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-
-    index, used = left_align(chosen & ~whole, min(most, real.shape[1]))
-    grown = torch.where(used[..., None], add_nearest(tokens, keys, attention, index, real, neighbours), take(wide, index))
-    merged = wide.scatter(1, index[..., None].expand_as(grown), grown)
-    share = torch.where(rest, attention, 0).to(wide.dtype)
-    remains = (share[:, None] @ wide.masked_fill(~real[..., None], 0)).squeeze(1)  # (G, D)
-    merged = torch.where(extra[..., None], remains[:, None], merged).to(tokens.dtype)
+    index, values = _sums(tokens, keys, attention, real, chosen & ~whole, rest, best, min(most, real.shape[1]), neighbours, full)
     assign = torch.where(chosen & real, itself, torch.where(rest, best, -1))
-    return Merged((chosen & real) | extra, merged, assign, extra)
+    return Merged((chosen & real) | extra, put(tokens, index, values), assign, extra)
+
+
+@in_blocks
+def _sums(
+    tokens: Tensor,
+    keys: Tensor,
+    attention: Tensor,
+    real: Tensor,
+    chosen: Tensor,
+    rest: Tensor,
+    best: Tensor,
+    most: int,
+    neighbours: int,
+    full: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns where new values stand, `(G, 1 + most)` int64, and the values: that of the rest, and those of the chosen tokens in position order."""
+    wide = widened(tokens)
+    index, used = left_align(chosen, most)
+    grown = add_nearest(tokens, keys, attention, index, real, neighbours, full)
+    share = torch.where(rest, attention, 0).to(wide.dtype)
+    remains = share[:, None] @ (wide if full else wide.masked_fill(~real[..., None], 0))  # (G, 1, D)
+    remains = torch.where(rest.any(1)[:, None, None], remains, take(wide, best))
+    index = torch.cat([best, torch.where(used, index, best)], 1)  # whoever stands there twice has one value
+    return index, torch.cat([remains, torch.where(used[..., None], grown, remains)], 1).to(tokens.dtype)
 
 
 def outliers(attention: Tensor, real: Tensor) -> Tensor:
@@ -113,7 +142,8 @@ class Merging(Method):
         empty = view.keep == 0 if exact else ~view.real.any(1)
         if exact:
             kept = kept | (view.real & (view.keep == view.real.sum(1))[:, None])
-        merged = merge_chosen(view.tokens, view.signals[key].flatten(2), attention, view.real, kept, chosen.most, empty, self.neighbours)
+        keys, full = view.signals[key].flatten(2), set(view.counts) == {view.real.shape[1]}
+        merged = merge_chosen(view.tokens, keys, attention, view.real, kept, chosen.most, empty, self.neighbours, full)
         if self.compat is not None:
             n = view.real.shape[1]
             falling = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

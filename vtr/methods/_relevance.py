@@ -67,6 +67,8 @@ class Relevant(Method):
 
     def _select(self, view: View, relevance: Tensor) -> Selection:
         quality = min_max(relevance, view.real)
+        if view.views == 1:
+            return Selection(keep=self.choose(view.tokens, quality, view.real, view.keep, view.most))
         area = max(rows * cols for grids in view.grids for rows, cols in grids)
         parts = split(view.cells[..., 0], view.real, view.keep, view.views, min(area, view.real.shape[1]))
         tokens, weights = gather_parts(view.tokens, parts), gather_parts(quality, parts)

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.farthest import cosine_distance_rows, farthest_first
 from vtr.ops.gather import index_to_mask
 from vtr.registry import register_method
@@ -44,6 +45,7 @@ def divprune(tokens: Tensor, real: Tensor, keep: Tensor, most: int, repeat: bool
     return index_to_mask(picks, torch.arange(most, device=keep.device) < keep[:, None], real.shape[1])
 
 
+@in_blocks
 def divprune_picks(tokens: Tensor, real: Tensor, most: int, repeat: bool = False) -> tuple[Tensor, Tensor]:
     """The first `most` picks `(G, most)` int64 in order, and the distance of each token to its nearest other `(G, N)` (step 2)."""
     distances, nearest_other = cosine_distance_rows(tokens, real)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vtr.ops.attention_rows import products
+from vtr.ops.blocks import in_blocks
 from vtr.ops.gather import take
 from vtr.ops.parts import members, of_part, part_sum, topk_per_part
 from vtr.ops.precision import widened
@@ -101,6 +102,7 @@ def prune_amount(attention: Tensor, part: Tensor, real: Tensor, target: Tensor, 
     return (room / remaining**0.5 * (1 - evenness**2)).nan_to_num(0.0)
 
 
+@in_blocks
 def value_strength(values: Tensor) -> Tensor:
     """L1 norm of the head-mean value: `(G, N, H, d)` -> `(G, N)` float32."""
     mean = values.mean(2, dtype=torch.promote_types(values.dtype, torch.float32))
@@ -118,12 +120,13 @@ def semantic_row(values: Tensor, cls_values: Tensor, part: Tensor, real: Tensor)
     if every.shape[2] == 1:
         logits = torch.cat([every[:, :, 0].masked_fill(~real[:, None], -torch.inf), own], 2)
         return logits.softmax(2)[..., :-1].mean(1)
-    logits = every.gather(2, part[:, None, None].expand(-1, every.shape[1], -1, -1)).squeeze(2)  # (G, H, N)
-    member = members(part, real, cls_values.shape[1])[:, None]  # (G, 1, P, N)
-    patches = logits[:, :, None].masked_fill(~member, -torch.inf).logsumexp(-1)  # (G, H, P)
-    total = torch.logaddexp(patches, own)
-    mass = total.gather(2, part[:, None].expand(-1, total.shape[1], -1))
-    return torch.where(real, (logits - mass).exp().mean(1), 0)
+    heads = every.shape[1]
+    of_token = part[:, None].expand(-1, heads, -1)
+    logits = every.gather(2, of_token[:, :, None])[:, :, 0]  # (G, H, N)
+    peak = own.scatter_reduce(2, of_token, logits.masked_fill(~real[:, None], -torch.inf), "amax")
+    shares = torch.where(real[:, None], (logits - peak.gather(2, of_token)).exp(), 0)
+    total = shares @ members(part, real, own.shape[2]).mT.to(shares.dtype) + (own - peak).exp()  # (G, H, P)
+    return (shares / total.gather(2, of_token)).mean(1)
 
 
 def flow_score(attention: Tensor, semantic: Tensor | None, strength: Tensor, part: Tensor, real: Tensor, parts: int = 1) -> Tensor:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.coverage import greedy_coverage
 from vtr.ops.gather import index_to_mask
-from vtr.ops.precision import widened
+from vtr.ops.unit import unit_rows
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -74,18 +74,13 @@ def coverage_rows(
     Returns:
         `(G, M + N, N)`; zero in rows and columns that are not real.
     """
-    visual, words, own = (F.normalize(widened(x).nan_to_num(), dim=-1, eps=1e-8) for x in (tokens, text, features))
+    visual, words, own = (unit_rows(x, 1e-8) for x in (tokens, text, features))
     both = torch.promote_types(visual.dtype, torch.promote_types(words.dtype, own.dtype))
     visual, words, own = visual.to(both), words.to(both), own.to(both)
-    from_text = _spread(words @ visual.mT / tau_text, asked, real)
-    from_image = _spread(own @ own.mT / tau_vision, real, real)
-    return torch.cat([from_text, alpha * from_image], 1)
-
-
-def _spread(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Softmax of `logits (G, R, N)` over the real columns, divided by the number of real rows; zero elsewhere."""
-    weights = logits.masked_fill(~columns[:, None], torch.finfo(logits.dtype).min).softmax(-1)
-    return torch.where(rows[..., None] & columns[:, None], weights, 0) / rows.sum(1)[:, None, None].clamp_min(1)
+    logits = torch.cat([(words @ visual.mT).div_(tau_text), (own @ own.mT).div_(tau_vision)], 1)
+    weights = logits.masked_fill_(~real[:, None], torch.finfo(both).min).softmax(-1)
+    share = torch.cat([asked / asked.sum(1, keepdim=True).clamp_min(1), alpha * real / real.sum(1, keepdim=True).clamp_min(1)], 1)
+    return weights.mul_(share[..., None].to(both)).masked_fill_(~real[:, None], 0)
 
 
 def mmtok(rows: Tensor, real: Tensor, keep: Tensor, most: int, first: Tensor | None = None) -> Tensor:
@@ -157,9 +152,15 @@ class MMTok(Method):
     def _select(self, view: View, tau: float) -> Selection:
         assert view.text is not None
         own = view.tokens if self.features == "projected" else view.per_token[FEATURES]
-        asked = view.text.instruction
-        rows = coverage_rows(view.tokens, own, view.text.tokens, view.real, asked, tau, self.tau_vision, self.alpha)
-        return Selection(keep=mmtok(rows, view.real, view.keep, view.most))
+        settings = tau, self.tau_vision, self.alpha
+        return Selection(keep=_covering(view.tokens, own, *view.text[::2], view.real, view.keep, view.most, settings))
+
+
+@in_blocks
+def _covering(
+    tokens: Tensor, own: Tensor, text: Tensor, asked: Tensor, real: Tensor, keep: Tensor, most: int, settings: tuple[float, float, float]
+) -> Tensor:
+    return mmtok(coverage_rows(tokens, own, text, real, asked, *settings), real, keep, most)
 
 
 def _note_features(view: View) -> None:

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.coverage import greedy_coverage
 from vtr.ops.gather import index_to_mask
 from vtr.ops.precision import widened
+from vtr.ops.unit import unit_rows
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, FrameOption, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View
 from vtr.types.signals import cls_row, received
@@ -57,11 +58,12 @@ def scope(
     return index_to_mask(picks, torch.arange(most, device=keep.device) < keep[:, None], real.shape[1])
 
 
+@in_blocks
 def scope_picks(
     features: Tensor, saliency: Tensor | None, real: Tensor, most: int, alpha: float = 1.0, combined: Combined = "multiply"
 ) -> tuple[Tensor, Tensor]:
     """The first `most` picks `(G, most)` int64 in order, and the score of each."""
-    unit = F.normalize(widened(features).nan_to_num(), dim=-1).masked_fill(~real[..., None], 0)
+    unit = unit_rows(features).masked_fill_(~real[..., None], 0)
     weight = None if saliency is None or alpha == 0 else widened(saliency).nan_to_num().to(unit.dtype).clamp_min(0) ** alpha
     if combined == "add":
         return greedy_coverage(unit @ unit.mT, real, most, bonus=weight)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vtr.methods._schedule import Tabled
+from vtr.ops.blocks import in_blocks
 from vtr.ops.precision import widened
 from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
@@ -35,6 +36,7 @@ TABLES = {192: (288, 86, 1), 128: (161, 40, 1), 64: (28, 1, 1)}
 ENTERED = "entered"  # the layer before, per token
 
 
+@in_blocks
 def variation(entered: Tensor, left: Tensor) -> Tensor:
     """L2 norm `(G, N)` of what a layer added to its input `entered (G, N, D)` to make `left`; float32 at least."""
     return torch.linalg.vector_norm(widened(left) - widened(entered), dim=-1)

@@ -24,11 +24,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.ops.bipartite import merge_tokens
-from vtr.ops.gather import left_align, take
+from vtr.ops.joining import Sum, join_nearest, put
 from vtr.ops.received import attention_received
 from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
@@ -49,8 +47,6 @@ from vtr.types import (
     VtrError,
 )
 from vtr.types.signals import cls_row, keys, queries, received
-
-Sum = Literal["add", "mean"]
 
 
 def visionzip(
@@ -81,26 +77,15 @@ def visionzip(
         Keep mask `(G, N)` bool with exactly `keep` True per row, tokens `(G, N, D)` (kept rows count) and `assign (G, N)` int64. `O(N most d)`.
     """
     dominant = topk_mask(score, real, keep - contextual, known)
+    if most == 0:
+        return dominant, tokens, torch.where(dominant, torch.arange(real.shape[1], device=real.device), -1)
     rest = real & ~dominant
     step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
-    number = rest.long().cumsum(1) - 1
+    number = rest.cumsum(1) - 1
     pivot = rest & (number % step == 0) & (number // step < contextual[:, None])
-    itself = torch.arange(real.shape[1], device=real.device).expand_as(number)
-    if most == 0:
-        return dominant, tokens, torch.where(dominant, itself, -1)
-
-    index, used = left_align(pivot, min(most, real.shape[1]))  # (G, C)
-    unit = F.normalize(metric.float(), dim=-1)
-    similarity = (unit @ take(unit, index).mT).masked_fill(~used[:, None], -torch.inf)  # (G, N, C)
-    into = torch.where(used.any(1, keepdim=True), index.gather(1, similarity.argmax(2)), -1)
-    assign = torch.where(dominant | pivot, itself, torch.where(rest, into, -1))
-    if merge == "mean":
-        return dominant | pivot, merge_tokens(tokens, torch.ones_like(score, dtype=torch.float32), assign, (real.shape[1], most))[0], assign
-    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-    source = ((assign[:, None] == index[..., None]) & (rest & ~pivot)[:, None]).to(wide.dtype)  # (G, C, N)
-    mean = (source @ wide.masked_fill(~real[..., None], 0)) / source.sum(2, keepdim=True).clamp_min(1)
-    values = torch.where(used[..., None], take(wide, index) + mean, take(wide, index)).to(tokens.dtype)
-    return dominant | pivot, tokens.scatter(1, index[..., None].expand_as(values), values), assign
+    full = known is not None and set(known[0]) == {real.shape[1]}
+    index, values, assign = join_nearest(tokens, metric, pivot, rest & ~pivot, dominant | pivot, most, merge, full)
+    return dominant | pivot, put(tokens, index, values), assign
 
 
 def contextual_count(keep: Tensor, share: float) -> Tensor:

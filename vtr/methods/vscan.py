@@ -23,15 +23,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.ops.bipartite import merge_tokens
-from vtr.ops.gather import left_align, take
 from vtr.ops.grids import largest
+from vtr.ops.joining import join_nearest, put
 from vtr.ops.parts import members, topk_per_part
-from vtr.ops.precision import widened
 from vtr.ops.prompt_rows import last_token_row
 from vtr.ops.topk import quota, topk_mask
 from vtr.registry import register_method
@@ -79,25 +75,21 @@ def capped(score: Tensor, window: Tensor, real: Tensor, local: Tensor, windows: 
     return topk_mask(score, topk_per_part(score, window, real, cap[:, None].expand(-1, windows)), local)
 
 
-def join_nearest(tokens: Tensor, kept: Tensor, real: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def vscan(tokens: Tensor, kept: Tensor, real: Tensor, most: int, full: bool = False) -> tuple[Tensor, Tensor]:
     """Step 3.
 
     Args:
-        tokens: `(G, N, D)`, any float dtype; cosines in float32 at least.
+        tokens: `(G, N, D)`, any float dtype; cosines and means in float32 at least.
         kept: `(G, N)` bool.
         real: `(G, N)` bool.
         most: at least `kept.sum(1).max()`, a Python int.
+        full: every entry is real, as the host knows.
 
     Returns:
         Tokens `(G, N, D)`, of which kept rows count, and `assign (G, N)` int64. Ties: the first in position order. `O(N most D)`.
     """
-    index, used = left_align(kept, min(most, real.shape[1]))
-    unit = F.normalize(widened(tokens).nan_to_num(), dim=-1)
-    similarity = (unit @ take(unit, index).mT).masked_fill(~used[:, None], -torch.inf)  # (G, N, K)
-    itself = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    into = torch.where(used.any(1, keepdim=True) & real, index.gather(1, similarity.argmax(2)), -1)
-    assign = torch.where(kept, itself, into)
-    return merge_tokens(tokens, torch.ones_like(real, dtype=torch.float32), assign, (real.shape[1], most))[0], assign
+    index, values, assign = join_nearest(tokens, None, kept, real & ~kept, kept, most, full=full)
+    return put(tokens, index, values), assign
 
 
 @register_method("vscan")
@@ -168,7 +160,8 @@ class VScan(Method):
         find = equal_shares if has_cls else capped
         local = find(shallow, window, view.real, view.keep // 2, windows)
         kept = local | topk_mask(deep, view.real & ~local, view.keep - local.sum(1))
-        tokens, assign = join_nearest(view.tokens, kept, view.real, view.most)
+        full = set(view.counts) == {view.real.shape[1]}
+        tokens, assign = vscan(view.tokens, kept, view.real, view.most, full)
         return Selection(keep=kept, tokens=tokens, assign=assign)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.precision import outside_autocast
 
 FEW = 8
@@ -63,8 +64,8 @@ def products(rows: Tensor, keys: Tensor) -> Tensor:
     """Returns `rows @ keys.mT` of every head, without copying keys that lie token by token in memory, all heads of a token side by side.
 
     A batched product needs one step from matrix to matrix; such keys have two, from head to head and from one row of the batch to the next, and
-    matmul would copy them. A few rows are multiplied with all heads at once instead: `(K, H d)` by a matrix `(H d, H R)` that is zero between
-    different heads.
+    matmul would copy them. So it gets one row of the batch at a time where a CPU's cache wants that anyway; else a few rows are multiplied with
+    all heads at once: `(K, H d)` by a matrix `(H d, H R)` that is zero between different heads.
 
     Args:
         rows: `(B, H, R, d)`.
@@ -73,9 +74,14 @@ def products(rows: Tensor, keys: Tensor) -> Tensor:
     Returns:
         `(B, H, R, K)`.
     """
+    by_token = keys.stride(3) == 1 and keys.stride(1) == rows.shape[3] and keys.shape[1] > 1
+    return _side_by_side(rows, keys) if by_token else rows @ keys.mT
+
+
+@in_blocks
+def _side_by_side(rows: Tensor, keys: Tensor) -> Tensor:
     batch, heads, number, width = rows.shape
-    by_token = keys.stride(3) == 1 and keys.stride(1) == width and heads > 1
-    if batch == 1 or number > FEW or not by_token:
+    if batch == 1 or number > FEW:
         return rows @ keys.mT
     apart = torch.eye(heads, dtype=rows.dtype, device=rows.device)[:, None, :, None]
     block = (rows.mT[:, :, :, None] * apart).reshape(batch, heads * width, heads * number)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 
+
+@in_blocks
 def greedy_coverage(
     matrix: Tensor,
     real: Tensor,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.blocks import in_blocks
 from vtr.ops.fused import fused
+from vtr.ops.unit import gram_pays, row_products, unit_rows
 
 EXPLAINED = 2.0
 """A token whose residual is below so many roundings of its own diagonal lies in the span of the picks."""
@@ -24,11 +25,12 @@ def min_max(values: Tensor, real: Tensor, floor: float = 1e-6, ceiling: float = 
     return torch.where(real, scaled, 0)
 
 
+@in_blocks
 def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: float = 0.0) -> Tensor:
     """Order in which tokens are picked so that the determinant of `L_ij = q_i cos_ij q_j` over the picks grows most (Chen et al. 2018).
 
     Each pick costs one product with the picked token and one with the `(t, N)` Cholesky rows so far: `O(N (D + t))`, memory `O(G most N)`.
-    The state stays on the device, without a host sync; where all cosines fit under a layer's activations, all picks may run as one kernel.
+    The state stays on the device, without a host sync; where all cosines at once pay, all picks may run as one kernel.
     When everything left lies in the span of the picks (rank D or duplicates run out), the rest is picked by quality.
 
     Args:
@@ -41,12 +43,11 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    unit = F.normalize(tokens.detach().to(wide), dim=-1, eps=1e-12).masked_fill_(~real[..., None], 0)
+    unit = unit_rows(tokens).masked_fill_(~real[..., None], 0)
+    wide, (groups, n, _) = unit.dtype, unit.shape
     quality = torch.where(real, quality.detach().to(wide), 0)
-    groups, n, width = unit.shape
-    diagonal = quality.square() * unit.square().sum(-1)
-    gram = unit @ unit.mT if (n + width) * unit.element_size() <= 12 * width * tokens.element_size() else None
+    diagonal = quality.square() * torch.linalg.vector_norm(unit, dim=-1).square()
+    gram = unit @ unit.mT if gram_pays(tokens, unit, most) else None
     rounding = EXPLAINED * torch.finfo(wide).eps
     if gram is not None and gram.dtype == torch.float32 and fused():
         from vtr.ops._triton_greedy import pick_determinant
@@ -55,36 +56,30 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     if gram is not None:
         gram = gram.mul_(quality[:, None]).mul_(quality[..., None]).flatten(0, 1)  # the kernel, `(G N, N)`
 
-    start = torch.arange(groups, device=unit.device) * n
+    start = torch.arange(groups, device=unit.device)[:, None] * n
     threshold = rounding * diagonal
     # of each token what the picks do not explain, and what it counts once they explain all of it; -inf where it is picked
     both = torch.stack([diagonal, quality], 1).masked_fill_(~real[:, None], -torch.inf)
-    residual, left = both.unbind(1)
+    residual = both[:, 0]
     rows = unit.new_zeros(groups, most, n)
     picks: list[Tensor] = []
     for count in range(most):
-        best, by_residual = residual.max(1)
-        spanned = best <= threshold.gather(1, by_residual[:, None])[:, 0]
-        pick = torch.where(spanned, left.argmax(1), by_residual)
+        best, at_best = both.max(2)  # (G, 2)
+        spanned = best[:, :1] <= threshold.gather(1, at_best[:, :1])
+        pick = torch.where(spanned, at_best[:, 1:], at_best[:, :1])  # (G, 1)
         picks.append(pick)
         if count + 1 == most:
             break
-        at = start + pick
+        at = (start + pick)[:, 0]
         if gram is not None:
             row = gram.index_select(0, at)
         else:
-            row = quality * _two_columns(unit, unit.flatten(0, 1).index_select(0, at)) * quality.flatten()[at, None]
+            row = row_products(unit, unit.flatten(0, 1).index_select(0, at)).mul_(quality).mul_(quality.gather(1, pick))
         before = rows[:, :count]
         if count:
-            own = before.gather(2, pick[:, None, None].expand(-1, count, 1)).mT
-            row -= torch.bmm(own.expand(-1, 2, -1), before)[:, 0]  # two equal rows, as below
-        root = torch.where(spanned, torch.inf, best.sqrt())[:, None]  # an empty row where all is explained
+            row -= row_products(before.mT, before.gather(2, pick[:, None].expand(-1, count, 1))[..., 0])
+        root = torch.where(spanned, torch.inf, best[:, :1].sqrt())  # an empty row where all is explained
         row = torch.div(row, root + jitter if jitter else root, out=rows[:, count])
-        residual -= row.square()
-        both.scatter_(2, pick[:, None, None].expand(-1, 2, 1), -torch.inf)  # never twice
-    return torch.stack(picks, 1) if picks else torch.zeros(groups, 0, dtype=torch.int64, device=unit.device)
-
-
-def _two_columns(matrix: Tensor, vector: Tensor) -> Tensor:
-    """`(G, N)` products of `(G, N, d)` and `(G, d)`; two equal columns, because one rounds differently in batches of different size."""
-    return torch.bmm(matrix, vector[:, :, None].expand(-1, -1, 2))[..., 0]
+        residual.addcmul_(row, row, value=-1)
+        both.scatter_(2, pick[:, None].expand(-1, 2, 1), -torch.inf)  # never twice
+    return torch.cat(picks, 1) if picks else torch.zeros(groups, 0, dtype=torch.int64, device=unit.device)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vtr.ops.fused import fused
+from vtr.ops.unit import unit_rows
 
 Distances = Tensor | Callable[[Tensor], Tensor]
 """Distances `(G, N, N)`, or a function `index (G,) -> distances (G, N)` of one token per row to all."""
@@ -17,7 +17,7 @@ DENSE_LIMIT = 8192
 
 
 def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_LIMIT) -> tuple[Distances, Tensor]:
-    """Cosine distances `1 - cos` of every token to the others, in float32; zero vectors have distance 1 to everything, and NaN counts as 0.
+    """Cosine distances `1 - cos` of every token to the others, in float32; zero vectors have distance 1 to everything, and so have those with NaN.
 
     Args:
         tokens: `(G, N, D)`, any float dtype.
@@ -27,7 +27,7 @@ def cosine_distance_rows(tokens: Tensor, real: Tensor, dense_limit: int = DENSE_
     Returns:
         The distances, and `(G, N)` the distance of each token to its nearest other token, -inf where not real. `O(N^2 D)` once.
     """
-    unit = F.normalize(tokens.detach().float().nan_to_num(), dim=-1)
+    unit = unit_rows(tokens.float())
     n = tokens.shape[1]
     if n <= dense_limit:
         distance = _distance(unit @ unit.mT, real)  # (G, N, N)

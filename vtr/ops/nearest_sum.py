@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.gather import take
+from vtr.ops.precision import widened
+from vtr.ops.topk import topk_mask
+from vtr.ops.unit import unit_rows
 
 
 def one_head_row(logits: Tensor, weights: Tensor, real: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def one_head_row(logits: Tensor, weights: Tensor, real: Tensor) -> Tensor:
     return torch.where(real, both.softmax(1)[:, :-1], 0)
 
 
-def add_nearest(tokens: Tensor, metric: Tensor, weight: Tensor, index: Tensor, real: Tensor, neighbours: int) -> Tensor:
+def add_nearest(tokens: Tensor, metric: Tensor, weight: Tensor, index: Tensor, real: Tensor, neighbours: int, full: bool = False) -> Tensor:
     """`tokens[i]` plus the weighted sum of the tokens nearest to it by cosine; all sums read the tokens as they came.
 
     Args:
@@ -43,16 +45,16 @@ def add_nearest(tokens: Tensor, metric: Tensor, weight: Tensor, index: Tensor, r
         index: `(G, K)` int64, the tokens that take in others.
         real: `(G, N)` bool, tokens that can be taken in; never the token itself.
         neighbours: how many; fewer where a row has fewer. Ties: lowest index.
+        full: every entry is real, as the host knows.
 
     Returns:
         `(G, K, D)` float32 (float64 stays). `O(K N (d + D))`, no host sync.
     """
-    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-    unit = F.normalize(metric.float(), dim=-1)
-    similarity = (take(unit, index) @ unit.mT).masked_fill(~real[:, None], -torch.inf)  # (G, K, N)
-    similarity = similarity.scatter(2, index[..., None], -torch.inf)
-    near = similarity.argsort(dim=2, descending=True, stable=True)[..., :neighbours]
-    found = similarity.gather(2, near) > -torch.inf
-    share = torch.where(found, weight.to(wide.dtype)[:, None].expand_as(similarity).gather(2, near), 0)
-    weights = torch.zeros_like(similarity, dtype=wide.dtype).scatter(2, near, share)
-    return take(wide, index) + weights @ wide.masked_fill(~real[..., None], 0)
+    wide, unit = widened(tokens), unit_rows(metric)
+    similarity = take(unit, index) @ unit.mT  # (G, K, N)
+    may = real[:, None].expand_as(similarity).scatter(2, index[..., None], False)
+    rows, n = similarity.shape[:2], similarity.shape[2]
+    keep = may.sum(2).clamp_max(neighbours).flatten()
+    near = topk_mask(similarity.flatten(0, 1), may.flatten(0, 1), keep, most=neighbours).view(*rows, n)
+    weights = torch.where(near, weight.to(wide.dtype)[:, None], 0)
+    return take(wide, index) + weights @ (wide if full else wide.masked_fill(~real[..., None], 0))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.unit import row_products
+
 
 def text_similarity(visual: Tensor, text: Tensor, asked: Tensor) -> Tensor:
     """Cosine `(G, N)` of each visual token to the mean of the text tokens asked.
@@ -15,8 +17,7 @@ def text_similarity(visual: Tensor, text: Tensor, asked: Tensor) -> Tensor:
     wide = torch.promote_types(torch.promote_types(visual.dtype, text.dtype), torch.float32)
     total = torch.where(asked[..., None], text.to(wide), 0).sum(1)
     mean = total / asked.sum(1, keepdim=True).clamp_min(1)
-    unit, question = F.normalize(visual.to(wide), dim=-1, eps=1e-12), F.normalize(mean, dim=-1, eps=1e-12)
-    return (unit * question[:, None]).sum(-1)
+    return row_products(F.normalize(visual.to(wide), dim=-1, eps=1e-12), F.normalize(mean, dim=-1, eps=1e-12))
 
 
 def clip_relevance(image: Tensor, text: Tensor, real: Tensor | None = None) -> Tensor:
