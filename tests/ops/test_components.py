@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtr.ops.components import component_weights
+from vtr.ops.components import LONG, component_weights, products_above
 
 
 @pytest.mark.parametrize("shape", [(9, 20), (20, 9), (9, 9)])
@@ -29,3 +29,9 @@ def test_beyond_the_rank_there_is_nothing():
     weights = component_weights(rows, torch.ones(1, 5, dtype=torch.bool), 7)
     assert weights.shape == (1, 5, 7) and not weights[..., 1:].any() and weights[..., 0].gt(0).all()
     assert not component_weights(torch.zeros(1, 5, 4), torch.ones(1, 5, dtype=torch.bool), 2).any()
+
+
+@pytest.mark.parametrize("n", [LONG - 1, LONG, LONG + 3])
+def test_products_with_itself_and_those_behind(n):
+    rows = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(products_above(rows).triu(), (rows @ rows.mT).triu())

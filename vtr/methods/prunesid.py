@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.ops.components import component_weights
+from vtr.ops.blocks import in_blocks
+from vtr.ops.components import component_weights, products_above
 from vtr.ops.gather import take
 from vtr.ops.parts import members
 from vtr.registry import register_method
@@ -67,7 +68,7 @@ def groups_of(features: Tensor, real: Tensor, groups: Tensor, most: int) -> tupl
     """Step 1.
 
     Args:
-        features: `(G, N, C)`, any float dtype; computed in float64.
+        features: `(G, N, C)`, any float dtype, finite; computed in float64.
         real: `(G, N)` bool.
         groups: `(G,)` int64.
         most: `groups.max()` or more, a Python int.
@@ -75,7 +76,7 @@ def groups_of(features: Tensor, real: Tensor, groups: Tensor, most: int) -> tupl
     Returns:
         Group `(G, N)` int64 and weight in it `(G, N)` float64. Ties: first group.
     """
-    rows = features.double().nan_to_num().sigmoid()
+    rows = features.double().sigmoid()
     weights = component_weights(rows - rows.mean(2, keepdim=True), real, most)
     weights = weights.masked_fill(torch.arange(most, device=real.device) >= groups[:, None, None], -1.0)
     best = weights.max(2)
@@ -84,9 +85,9 @@ def groups_of(features: Tensor, real: Tensor, groups: Tensor, most: int) -> tupl
 
 def mean_cosine(unit: Tensor, real: Tensor) -> Tensor:
     """Mean cosine of all pairs of real tokens: `(G,)`, from unit vectors `(G, N, C)`; 0 of a single token. `O(N C)`."""
-    unit = unit.masked_fill(~real[..., None], 0)
-    number = real.sum(1)
-    both = unit.sum(1).square().sum(1) - unit.square().sum((1, 2))
+    there, number = real.to(unit.dtype), real.sum(1)
+    of_itself = (torch.linalg.vector_norm(unit, dim=2).square() * there).sum(1)
+    both = (there[:, None] @ unit).square().sum((1, 2)) - of_itself
     return both / (number * (number - 1)).clamp_min(1)
 
 
@@ -106,10 +107,10 @@ def suppress(unit: Tensor, score: Tensor, group: Tensor, real: Tensor, threshold
     order = wide.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, (~real).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
     ranked, label, survives = take(unit, order), group.gather(1, order), real.gather(1, order)
-    near = (ranked @ ranked.mT > threshold[:, None, None]) & (label[:, :, None] == label[:, None])
+    near = (products_above(ranked) > threshold[:, None, None]) & (label[:, :, None] == label[:, None])
     near = near.triu(1)  # only worse ones
-    for place in range(real.shape[1] - 1):
-        survives = survives > (near[:, place] & survives[:, place, None])  # and not
+    for own, alike in zip(survives.split(1, 1), near.unbind(1), strict=True):
+        survives.gt_(alike.bitwise_and_(own))  # and not
     return Ranked(order, survives)
 
 
@@ -162,6 +163,7 @@ def ordered(ranked: Ranked, group: Tensor, real: Tensor, quota: Tensor) -> tuple
     return order, inside & (place < quota.gather(1, label))
 
 
+@in_blocks
 def prunesid(features: Tensor, score: Tensor | None, real: Tensor, keep: Tensor, most: int) -> Tensor:
     """Keeps the best of every group that are no duplicates.
 
@@ -175,9 +177,9 @@ def prunesid(features: Tensor, score: Tensor | None, real: Tensor, keep: Tensor,
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row; ties go to the lowest index.
     """
-    groups = (keep // 4).clamp_min(1)
+    groups, features = (keep // 4).clamp_min(1), features.nan_to_num()
     group, weight = groups_of(features, real, groups, group_count(most))
-    unit = F.normalize(features.double().nan_to_num(), dim=-1)
+    unit = F.normalize(features.double(), dim=-1)
     ranked = suppress(unit, weight if score is None else score, group, real, keep / 32 * mean_cosine(unit, real))
     size = members(group, real, group_count(most))
     left = size & torch.zeros_like(real).scatter(1, ranked.order, ranked.survives)[:, None]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 RANK = 1e-12
 """Share of the largest eigenvalue below which a component is rounding."""
+STRIPS, LONG = 4, 256
+"""Parts that a CPU cuts a long matrix of products into, so as to leave out most of those below the diagonal; how long that is."""
 
 
 def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
@@ -23,11 +26,19 @@ def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
     """
     wide = torch.where(real[..., None], rows.double(), 0)
     tall = wide.shape[1] > wide.shape[2]
-    gram = wide.mT @ wide if tall else wide @ wide.mT
-    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    values, vectors = torch.linalg.eigh(products_above(wide.mT if tall else wide), UPLO="U")
     values, vectors = values.flip(1)[:, :most], vectors.flip(2)[..., :most]
     some = values > RANK * values[:, :1].clamp_min(1e-300)
     if tall:
         vectors = wide @ vectors / torch.where(some, values, 1).clamp_min(1e-300).sqrt()[:, None]
     weights = torch.where(some[:, None] & real[..., None], vectors.abs(), 0)
     return torch.nn.functional.pad(weights, (0, most - weights.shape[2]))
+
+
+def products_above(rows: Tensor) -> Tensor:
+    """Returns the products of each of `rows (G, N, C)` with itself and those behind it, `(G, N, N)`; below the diagonal anything."""
+    n = rows.shape[1]
+    if n < LONG or rows.device.type != "cpu":
+        return rows @ rows.mT
+    step = -(-n // STRIPS)
+    return torch.cat([F.pad(rows[:, start : start + step] @ rows[:, start:].mT, (start, 0)) for start in range(0, n, step)], 1)
