@@ -29,7 +29,7 @@ def replay(vector: Vector) -> None:
         mask = holov(score.double(), real, keep, [n] * rows, [number] * rows, crops, float(vector.param("tau", 1.0)), features)
         return mask.nonzero()[:, 1].view(rows, number)
 
-    cut = bands(real, torch.full((rows,), crops), crops, -(-n // crops))
+    cut = bands(real, [n] * rows, [crops] * rows)
     if vector.has("holistic"):
         own, there = gather_parts(score.double(), cut), cut.real.flatten(0, 1)
         found = holistic_score(own, gather_parts(features.double(), cut), there)

@@ -141,7 +141,7 @@ def test_the_surplus_of_full_crops_is_dealt_again():
 
 def test_the_code_leaves_places_of_full_crops_empty():
     score = torch.tensor([[0.4, 0.3, 0.01, 0.02, 0.01, 0.02]])
-    crops = bands(torch.ones(1, 6, dtype=torch.bool), torch.tensor([3]), 3, 2)
+    crops = bands(torch.ones(1, 6, dtype=torch.bool), [6], [3])
     quota = authors_quota(authors_crop_score(score, torch.randn(1, 6, 4), crops), 4)
     assert quota.tolist() == [[4, 0, 0]]
     assert authors_order(score, quota, crops, 4).tolist() == [[0, 1, -1, -1]]
@@ -150,14 +150,14 @@ def test_the_code_leaves_places_of_full_crops_empty():
 
 def test_features_have_no_influence_on_the_quotas_of_the_code():
     score = torch.rand(1, 36, generator=torch.Generator().manual_seed(0))
-    crops = bands(torch.ones(1, 36, dtype=torch.bool), torch.tensor([4]), 4, 9)
+    crops = bands(torch.ones(1, 36, dtype=torch.bool), [36], [4])
     one, other = (authors_crop_score(score, torch.randn(1, 36, 8), crops) for _ in range(2))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 
 def test_bands_of_a_padded_row():
     real = torch.tensor([[False, True, True, True, False, True, True], [True, True, False, False, False, False, False]])
-    parts = bands(real, torch.tensor([2, 1]), 2, 3)
+    parts = bands(real, [5, 2], [2, 1])
     assert parts.token[0][parts.real[0]].tolist() == [1, 2, 3, 5, 6] and parts.keep.tolist() == [[3, 2], [2, 0]]
     assert [crop_count(576, k) for k in (64, 128, 192, 576)] == [16, 8, 5, 1] and crop_count(7, 1) == 7 and crop_count(364, 72) == 8
 

@@ -33,7 +33,7 @@ from vtr.ops.canvas import on_device
 from vtr.ops.gather import left_align
 from vtr.ops.precision import widened
 from vtr.ops.split import Parts, gather_parts, join_mask
-from vtr.ops.topk import topk_mask
+from vtr.ops.topk import NO_WEIGHT, ranked, topk_ranked
 from vtr.registry import register_method
 from vtr.types import Boundary, Budget, Card, Geometry, Method, PositionOption, Remove, Selection, Signal, Stage, Step, View, VtrError
 from vtr.types.signals import cls_row, received
@@ -47,26 +47,24 @@ def crop_count(tokens: int, keep: int, crops: int | None = None) -> int:
     return min(max(wanted, 1), max(tokens, 1))
 
 
-def bands(real: Tensor, crops: Tensor, most: int, width: int) -> Parts:
+def bands(real: Tensor, counts: Sequence[int], crops: Sequence[int]) -> Parts:
     """Cuts the real tokens of each row into runs of equal length; the first ones are longer by one where it does not come out even.
 
     Args:
         real: `(G, N)` bool.
-        crops: `(G,)` int64, runs of each row, 1 to `real.sum(1)`.
-        most: `crops.max()` or more.
-        width: at least the longest run.
+        counts: `real.sum(1)`.
+        crops: runs of each row, 1 to its count.
 
     Returns:
-        Parts with `token` and `real (G, most, width)`; `keep` is the length of each run. No host sync.
+        Parts with `token` and `real (G, C, W)`, as many as the most runs and as wide as the longest; `keep` is the length of each run. No host sync.
     """
-    device, count = real.device, real.sum(1)[:, None]
-    crop = torch.arange(most, device=device)
-    base, longer = count // crops[:, None], count % crops[:, None]
-    size = torch.where(crop < crops[:, None], base + (crop < longer), 0)  # (G, C)
-    within = torch.arange(width, device=device)
-    place = (crop * base + torch.minimum(crop, longer))[..., None] + within
-    order, _ = left_align(real, real.shape[1])
-    index = order.gather(1, place.clamp_max(real.shape[1] - 1).flatten(1)).view_as(place)
+    rows, n = [(*divmod(count, number), number) for count, number in zip(counts, crops, strict=True)], real.shape[1]
+    starts = [[min(run, number) * base + min(run, longer) for run in range(max(crops) + 1)] for base, longer, number in rows]
+    start = on_device(starts, real.device)
+    size, within = start.diff(dim=1), torch.arange(max(base + (longer > 0) for base, longer, _ in rows), device=real.device)
+    index = (start[:, :-1, None] + within).clamp_max(n - 1)
+    if min(counts) < n:
+        index = left_align(real, n)[0].gather(1, index.flatten(1)).view_as(index)
     return Parts(index, within < size[..., None], size)
 
 
@@ -80,19 +78,19 @@ def dealt(weight: Tensor, size: Tensor, keep: Tensor, rounds: int) -> Tensor:
         rounds: one more than crops that can be full, a Python int.
 
     Returns:
-        `(G, C)` int64 that sum to `keep`; ties go to the first crop. `O(rounds C log C)`, no host sync.
+        `(G, C)` int64 that sum to `keep`; ties go to the first crop. `O(C log C + rounds C)`, no host sync.
     """
-    open_ = size > 0
+    weight, order = torch.where(size > 0, weight.clamp_min(NO_WEIGHT), 0).sort(dim=1, descending=True, stable=True)
+    room = size.gather(1, order)
+    is_open = room > 0
     for _ in range(rounds):
-        left = (keep - torch.where(open_, 0, size).sum(1))[:, None]
-        mine = torch.where(open_, weight, 0)
-        mine = torch.where(mine.sum(1, keepdim=True) > 0, mine, open_.to(mine))
-        part = left * mine / mine.sum(1, keepdim=True).clamp_min(1e-300)
-        floor = part.floor().long()
-        rest = left - floor.sum(1, keepdim=True)
-        share = floor + topk_mask(mine, open_, rest[:, 0]).long()
-        open_ = open_ & (share <= size)
-    return torch.where(open_, share, size)
+        left = keep[:, None] - room.masked_fill(is_open, 0).sum(1, keepdim=True)
+        mine = weight * is_open
+        share = (left * mine / mine.sum(1, keepdim=True).clamp_min(1e-300)).floor()
+        heaviest = is_open & (is_open.cumsum(1) <= left - share.sum(1, keepdim=True))
+        share = share + heaviest
+        is_open = is_open & (share <= room)
+    return torch.empty_like(size).scatter_(1, order, torch.where(is_open, share.long(), room))
 
 
 def holistic_score(score: Tensor, features: Tensor, real: Tensor) -> Tensor:
@@ -146,15 +144,13 @@ def holov(
         of W tokens.
     """
     number = [crop_count(n, k, crops) for n, k in zip(counts, keeps, strict=True)]
-    width = max(-(-n // c) for n, c in zip(counts, number, strict=True))
     rounds = max(min(c, k // max(n // c, 1)) for n, k, c in zip(counts, keeps, number, strict=True)) + 1
-    cut = bands(real, on_device([number], real.device)[0], max(number), width)
-    own = gather_parts(widened(score).nan_to_num().clamp_min(0), cut)  # (G * C, W)
-    there = cut.real.flatten(0, 1)
-    mean = torch.where(there, own.double(), 0).sum(1) / there.sum(1).clamp_min(1)
-    quota = dealt(mean.view(cut.keep.shape) ** tau, cut.keep, keep, rounds)
-    ranked = own if features is None else holistic_score(own, gather_parts(features, cut), there)
-    return join_mask(topk_mask(ranked, there, quota.flatten()), cut, real.shape[1])
+    cut = bands(real, counts, number)
+    own, there = gather_parts(widened(score).nan_to_num().clamp_min(0), cut), cut.real.flatten(0, 1)  # (G * C, W)
+    mean = torch.where(there, own.double(), 0).sum(1).view(cut.keep.shape) / cut.keep.clamp_min(1)
+    quota = dealt(mean**tau, cut.keep, keep, rounds)
+    score = own if features is None else ranked(holistic_score(own, gather_parts(features, cut), there))
+    return join_mask(topk_ranked(torch.where(there, score, -torch.inf), quota.flatten()), cut, real.shape[1])
 
 
 @register_method("holov")
