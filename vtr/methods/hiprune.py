@@ -21,6 +21,7 @@ has the code's neighbours. The padding of AnyRes images is neither a candidate n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from vtr.ops.canvas import on_device
 from vtr.ops.clusters import constant
 from vtr.ops.grids import largest
-from vtr.ops.topk import Known, ranked, topk_mask
+from vtr.ops.topk import ranked, topk_mask
 from vtr.registry import register_method
 from vtr.types import (
     Boundary,
@@ -100,40 +101,48 @@ def whole_neighbours(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def hiprune(
-    shallow: Tensor, deep: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int, known: Known | None = None
+    shallow: Tensor,
+    deep: Tensor,
+    beside: Tensor,
+    real: Tensor,
+    keep: Tensor,
+    anchors: Tensor,
+    most: int,
+    known: tuple[Sequence[int], Sequence[int], Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Anchors and their buffers by one score, the rest by another.
 
     Args:
         shallow: `(G, N)` score of the middle layer, higher is better.
         deep: `(G, N)` score of the deep layer.
-        beside: `(G, N, P)` int64 into N, buffers of each token if it is an anchor; N for none.
+        beside: `(G, N, P)` int64 into N, buffers of each token if it is an anchor; N for none. `(1, N, P)` where all rows have the same.
         real: `(G, N)` bool, candidates.
         keep: `(G,)` int64, `keep <= real.sum(1)`.
         anchors: `(G,)` int64, how many anchors.
         most: `anchors.max()` or more, a Python int.
-        known: `real.sum(1)` and `keep`, where the host knows them.
+        known: `real.sum(1)`, `keep` and `anchors` as Python ints, where the host knows them.
 
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row, and the mask of anchors and buffers in it. Ties: lowest index.
         `O(N log N)`, no host sync.
     """
-    near = torch.zeros_like(real)
+    counts, keeps, numbers = known or ((), (), ())
     if most:
-        least = 0 if known is None else min(known[1])
-        near = _anchors_and_buffers(shallow, beside, real, keep, anchors, min(most, real.shape[1]), least)
+        chosen = topk_mask(shallow, real, anchors, known and (counts, numbers), most)
+        near = _with_buffers(chosen, shallow, beside, real, keep, min(most, real.shape[1]), min(keeps, default=0))
+    else:
+        near = torch.zeros_like(real)
     first = torch.where(near, torch.inf, deep.nan_to_num(-torch.inf))  # infinity becomes a number
-    return topk_mask(first, real, keep, known), near
+    return topk_mask(first, real, keep, known and (counts, keeps)), near
 
 
-def _anchors_and_buffers(shallow: Tensor, beside: Tensor, real: Tensor, keep: Tensor, anchors: Tensor, most: int, least: int) -> Tensor:
+def _with_buffers(chosen: Tensor, shallow: Tensor, beside: Tensor, real: Tensor, keep: Tensor, most: int, least: int) -> Tensor:
     n = real.shape[1]
-    chosen = topk_mask(shallow, real, anchors, most=most)
-    score = torch.where(chosen, ranked(shallow), -torch.inf)
-    index = score.topk(most).indices  # (G, A)
-    fits = most * (1 + beside.shape[2]) <= least  # the budget of every row takes in all
+    index = chosen.view(torch.uint8).topk(most).indices  # (G, A)
+    fits = most * (1 + beside.shape[2]) <= least  # anchors and buffers of every row are within its budget
     if not fits:
-        index = index.sort(1).values  # of equal ones the first
+        index = index.sort(1).values  # of equally good ones the first
+        score = torch.where(chosen, ranked(shallow), -torch.inf)
         index = index.gather(1, score.gather(1, index).argsort(dim=1, descending=True, stable=True))
     around = beside.expand(len(index), -1, -1).gather(1, index[..., None].expand(-1, -1, beside.shape[2]))
     turn = torch.cat([index[..., None], around], 2)  # (G, A, 1 + P): the order in which they are taken
@@ -217,5 +226,5 @@ class HiPrune(Method):
             beside = whole_neighbours(grids[0], view.real.device)
         else:
             beside = neighbours(view.cells, view.real, view.views, largest(grids))
-        anchors, known = on_device([number], view.real.device)[0], (view.counts, view.keeps)
+        anchors, known = on_device([number], view.real.device)[0], (view.counts, view.keeps, number)
         return Selection(keep=hiprune(early, late, beside, view.real, view.keep, anchors, max(number, default=0), known)[0])
