@@ -17,7 +17,7 @@ from vtr.data.shapes_video import test_samples
 from vtr.eval.measured import FILE, as_csv, measured_in, merged, read_measured
 from vtr.eval.report import read_folders
 from vtr.eval.report.build import sections_of
-from vtr.eval.run.results import write_atomic
+from vtr.files import write_atomic
 from vtr.models.loading import load_model
 
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.pages.speed import page
 from vtr.bench.record import read_records
-from vtr.eval.run.results import write_atomic
+from vtr.files import write_atomic
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "eval": TOOLS | {"bench", "files", "hosts"},
     "bench": TOOLS | {"hosts", "ops"},
-    "tune": TOOLS | {"eval", "bench", "hosts"},
+    "tune": TOOLS | {"eval", "bench", "files", "hosts"},
     "calibrate": TOOLS | {"ops"},
     "ui": TOOLS | {"eval", "methods"},
     "engine": {"plans", "planning", "hosts", "registry", "types", "ops", "selfcheck", "versions"},
@@ -74,7 +74,7 @@ MAY_IMPORT = {
 UPKEEP_MAY_IMPORT = {
     "tiny": TOOLS | {"hosts", "eval"},
     "replay": ENGINE | {"methods", "registry", "ops", "types", "calibrate", "hosts"},
-    "pages": TOOLS | {"eval", "bench", "ops", "hosts", "testing"},
+    "pages": TOOLS | {"eval", "bench", "files", "ops", "hosts", "testing"},
 }
 MODEL_LIBRARIES = {"transformers", "timm", "open_clip"}
 INDEPENDENT = ("cut", "families", "qwen", "joined", "onevision", "pixtral", "smolvlm", "videos", "tiny_models", "reference")

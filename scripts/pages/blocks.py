@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtr.eval.report.marked import has_block, with_block
-from vtr.eval.run.results import write_atomic
+from vtr.files import write_atomic
 
 
 def write_block(page: Path, name: str, block: str) -> None:

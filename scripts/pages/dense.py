@@ -15,7 +15,7 @@ from PIL import Image
 from vtr.cost import CONVENTION
 from vtr.data.scenes import draw
 from vtr.data.segmentation import iou, score, segment, test_scenes
-from vtr.eval.run.results import write_atomic
+from vtr.files import write_atomic
 from vtr.markdown import markdown_table
 from vtr.reduction import reduced
 from vtr.types.naming import FULL

@@ -12,10 +12,10 @@ from rich.table import Table
 from vtr.data.shapes import constant_accuracy
 from vtr.eval.report.marked import has_block, with_block
 from vtr.eval.run.cells import Cell, plan_cells
-from vtr.eval.run.results import write_atomic
 from vtr.eval.stats import paired_difference
 from vtr.eval.summary import Row, make_rows, percent
 from vtr.eval.tasks import Task, get_task
+from vtr.files import write_atomic
 from vtr.markdown import markdown_table
 from vtr.types import Budget
 from vtr.types.naming import FULL

@@ -13,7 +13,7 @@ from vtr.eval.examples import Example, answer_examples
 from vtr.eval.measured import Measured
 from vtr.eval.report.marked import has_block, with_block
 from vtr.eval.run.asking import encode, seen_of, to_model
-from vtr.eval.run.results import write_atomic
+from vtr.files import write_atomic
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, list_methods, method_class
 from vtr.testing.given import reduced

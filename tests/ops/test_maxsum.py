@@ -37,8 +37,8 @@ def test_both_ways_agree(monkeypatch):
     first = torch.tensor([3, 40])
     calls = []
     with_gram = greedy_max_sum(tokens, real, first, 50)
-    similarity = maxsum._similarity
-    monkeypatch.setattr(maxsum, "_similarity", lambda *a: calls.append(1) or similarity(*a))
+    products = maxsum.row_products
+    monkeypatch.setattr(maxsum, "row_products", lambda *a: calls.append(1) or products(*a))
     parts = [greedy_max_sum(tokens[:, :, :3], real, first, 50), slow(tokens[:, :, :3], real, first, 50)]
     assert calls, "50 tokens of width 3 are beyond the memory rule"
     assert torch.equal(*parts) and torch.equal(with_gram, slow(tokens, real, first, 50))

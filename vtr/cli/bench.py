@@ -245,6 +245,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def _write(path: Path, text: str) -> None:
-    from vtr.eval.run.results import write_atomic
+    from vtr.files import write_atomic
 
     write_atomic(path, text)

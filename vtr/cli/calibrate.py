@@ -35,7 +35,7 @@ def shortv(
 
     from vtr.calibrate.shortv import layer_order, measure
     from vtr.eval.run.asking import encode, to_model
-    from vtr.eval.run.results import write_atomic
+    from vtr.files import write_atomic
     from vtr.models.loading import load_model
 
     questions = _validation(samples)
@@ -88,7 +88,7 @@ def expedit(
 ) -> None:
     """Find the tau, and on request the depth and grid, that change an encoder's output least (arXiv 2210.01035)."""
     from vtr.calibrate.expedit import TIMES, search
-    from vtr.eval.run.results import write_atomic
+    from vtr.files import write_atomic
     from vtr.models.encoders import is_encoder
     from vtr.models.recipes import with_settings
 

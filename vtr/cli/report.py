@@ -42,6 +42,7 @@ def report(
     from vtr.eval.report import build, find_format, read_speed, render, write_figures
     from vtr.eval.report.marked import has_block, with_block
     from vtr.eval.run import results
+    from vtr.files import write_atomic
 
     if not timings:
         refuse_unused(context, "--no-timings", ("block", "folders", "form", "target", "plots", "against", "timings", "quiet"))
@@ -73,7 +74,7 @@ def report(
     if has_block(old, block):
         text = with_block(old, block, f"\n{text}")
     results.prepare_folder(target.parent)
-    results.write_atomic(target, text)
+    write_atomic(target, text)
     out.print(f"{len(cells)} results written to {target}", soft_wrap=True, markup=False)
 
 

@@ -124,6 +124,6 @@ def _print(found: Any, title: str) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from vtr.eval.run.results import write_atomic
+    from vtr.files import write_atomic
 
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

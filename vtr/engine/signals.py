@@ -150,8 +150,9 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
             since = torch.searchsorted(where, where.gather(1, chunk + tap.first) - tap.window, right=True)
         weights = attention_rows(query, key, tap.scaling, keys=keys, positions=chunk + tap.first, since=since, softmax=signal.softmax)
         weights = weights[row] if signal.queries == "last" and not in_turn else weights
+        weights = weights if signal.heads else weights.mean(1, keepdim=True)
         picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
-        found.append(picked if signal.heads else picked.mean(1))
+        found.append(picked if signal.heads else picked[:, 0])
     rows = torch.cat(found, dim=-2)
     return rows[..., 0, :] if signal.queries == "last" else rows
 

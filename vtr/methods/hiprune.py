@@ -211,7 +211,11 @@ class HiPrune(Method):
         early = view.signals[shallow] if self.alpha else late
         number = [anchor_count(keep, self.alpha) for keep in view.keeps]
         grids = [grid for own in view.grids for grid in own]
-        whole = (view.views == 1 or view.only is not None) and len({*grids}) == 1 and {math.prod(grids[0])} == {view.real.shape[1], *view.counts}
+        whole = (
+            (view.views == 1 or view.only is not None)
+            and len({*grids}) == 1
+            and {math.prod(grids[0])} == {view.real.shape[1], *view.counts}
+        )
         if self.compat:
             if not whole:
                 raise VtrError(

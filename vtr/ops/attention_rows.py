@@ -41,8 +41,8 @@ def attention_rows(
     """
     batch, heads, rows, width = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    grouped = query.to(dtype).reshape(batch, key.shape[1], -1, width)  # query heads of one key head side by side
-    logits = (products(grouped, key.to(dtype)) * scaling).reshape(batch, heads, rows, key.shape[2])
+    grouped = (query.to(dtype) * scaling).reshape(batch, key.shape[1], -1, width)  # query heads of one key head side by side
+    logits = products(grouped, key.to(dtype)).reshape(batch, heads, rows, key.shape[2])
     if bias is not None:
         logits = logits + bias[:, None, None].to(dtype)
     hidden = None if keys is None else ~keys[:, None, None]

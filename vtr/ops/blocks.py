@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -12,6 +14,17 @@ from torch import Tensor
 Made = TypeVar("Made")
 CACHE = 4 << 20
 """Bytes of inputs that are worked on at a time."""
+_WHOLE: ContextVar[bool] = ContextVar("vtr_whole", default=False)
+
+
+@contextmanager
+def all_at_once() -> Iterator[None]:
+    """For a block and this thread a CPU gets all rows at once, too: the launches are those of a GPU."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
 def in_blocks(run: Callable[..., Made]) -> Callable[..., Made]:
@@ -30,7 +43,7 @@ def in_blocks(run: Callable[..., Made]) -> Callable[..., Made]:
         rows = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
         groups = len(rows[0])
         size = max(1, CACHE * groups // max(1, sum(value.numel() * value.element_size() for value in rows)))
-        if size >= groups or rows[0].device.type != "cpu" or torch.compiler.is_compiling():
+        if size >= groups or rows[0].device.type != "cpu" or torch.compiler.is_compiling() or _WHOLE.get():
             return run(*given, **named)
         parts = [
             run(*(_part(value, start, size) for value in given), **{name: _part(value, start, size) for name, value in named.items()})

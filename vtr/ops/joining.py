@@ -16,9 +16,9 @@ Sum = Literal["add", "mean"]
 
 
 class Joined(NamedTuple):
-    """`index (G, C)` int64 of the pivots in position order (what follows is arbitrary), their values `(G, C, D)`, and `assign (G, N)` int64."""
+    """`pivot (G, C)` int64, pivots in position order (what follows is arbitrary), their values `(G, C, D)`, and `assign (G, N)` int64."""
 
-    index: Tensor
+    pivot: Tensor
     values: Tensor
     assign: Tensor
 

@@ -17,6 +17,8 @@ from vtr.ops.topk import ranked, topk_mask, topk_ranked
 
 def members(part: Tensor, real: Tensor, parts: int) -> Tensor:
     """`(G, P, N)` bool: which real tokens belong to which part."""
+    if parts == 1:
+        return real[:, None]
     return (part[:, None] == torch.arange(parts, device=part.device)[:, None]) & real[:, None]
 
 

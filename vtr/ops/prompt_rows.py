@@ -58,7 +58,7 @@ def prompt_rows(
         every = [visual, text]
         if len(row) > 1:
             every.append(visual.logsumexp(-1).expand(len(row), -1, -1, -1).masked_fill(~others, -torch.inf).logsumexp(1)[..., None])
-        found.append(torch.cat(every, -1).softmax(-1)[..., : visual.shape[-1]].nan_to_num(0.0).mean(1))
+        found.append(torch.cat(every, -1).softmax(-1)[..., : visual.shape[-1]].mean(1).nan_to_num(0.0))
     return torch.cat(found, 1) if found else real.new_zeros(*real.shape[:1], 0, real.shape[1], dtype=torch.float32)
 
 

@@ -23,6 +23,7 @@ from vtr.eval.run.work import Listener, run_jobs
 from vtr.eval.run.workers import Job, LocalPool
 from vtr.eval.stats import Interval, paired_loss
 from vtr.eval.summary import condense
+from vtr.files import write_atomic
 from vtr.hosts._protocol import host_of
 from vtr.tune.search import CannotRun, OutOfTime
 from vtr.tune.space import Candidate
@@ -136,7 +137,7 @@ class Measurer:
             ratios = self._time(candidate, rounds)
             facts = environment(torch.device(self._around.device))
             content = {"format": FORMAT, "schema": SCHEMA, "label": candidate.label, "environment": facts, "key": key, "ratios": ratios}
-            results.write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         found = median_interval(ratios)
         if rounds == ROUNDS:
             if candidate not in self.speeds:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vtr.eval.run.results import write_atomic
 from vtr.eval.stats import Interval
+from vtr.files import write_atomic
 from vtr.markdown import markdown_table
 from vtr.tune.run import Point, Tuned
 

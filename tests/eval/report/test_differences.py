@@ -73,6 +73,22 @@ def test_several_swept_settings_have_a_table_for_each_with_all_else_alike():
     assert not [title for title in titles(other) if " by " in title], "two things differ: no table says which did it"
 
 
+def test_methods_swept_over_the_same_values_share_a_table():
+    cells = [
+        cell(name, share, keep=64, layer=layer)
+        for name, *shares in (("fastv", 0.3, 0.6), ("made", 0.5, 0.4))
+        for layer, share in zip((1, 2), shares)
+    ]
+    document = build([*cells, cell("dart", 0.5, keep=64, layer=1), cell("dart", 0.6, keep=64, layer=3)])
+    assert sorted(title for title in titles(document) if "by layer" in title) == ["keep 64: by layer", "keep 64: dart by layer"]
+    own = next(t for part in document.parts for t in part.tables if t.title == "keep 64: by layer")
+    assert own.columns == ("method", "layer=1", "layer=2", "2 against 1")
+    fastv, made = own.rows
+    assert [line[0].text for line in own.rows] == ["fastv", "made"]
+    assert fastv[2].text.endswith(" (default)") and not made[2].text.endswith("(default)")
+    assert [fastv[3].value, made[3].value] == pytest.approx([30, -10]) and np.isclose(fastv[1].value, 30)
+
+
 def test_a_swept_setting_is_told_also_where_it_is_the_default():
     section = Section([cell("fastv", keep=64, layer=2), cell("fastv", keep=64, layer=3), cell("dart", keep=64, layer=2)])
     assert sorted(section.labels.values()) == ["dart", "fastv layer=2", "fastv layer=3"]

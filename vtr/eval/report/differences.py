@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vtr.eval.report.document import Cell, Table, points, share
@@ -52,11 +53,12 @@ def against_table(section: Section, title: str, rows: Sequence[Row], method: str
 
 
 def ablation_tables(section: Section, title: str, rows: Sequence[Row]) -> Iterator[Table]:
-    """Yields a table for every setting of which a method was run with several values at one budget, all else alike."""
+    """Yields a table for every setting of which a method was run with several values at one budget, all else alike; one table for all methods that
+    were run with the same values of it."""
     there = [row for row in rows if row in section.resamples]
+    found: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for method in dict.fromkeys(row.method for row in there):
-        own = [row for row in there if row.method == method]
-        swept = section.swept[method]
+        own, swept = [row for row in there if row.method == method], section.swept[method]
         for name in swept:
             groups: dict[str, list[Row]] = {}
             for row in own:
@@ -64,22 +66,45 @@ def ablation_tables(section: Section, title: str, rows: Sequence[Row]) -> Iterat
                 groups.setdefault(content_hash({**row.fingerprint, "seed": None, "settings": settings}), []).append(row)
             for alike in groups.values():
                 if len(alike) > 1:
-                    rest = [f"{k}={_text(_value(alike[0], k))}" for k in swept if k != name]
-                    yield _ablation(section, f"{title}: {method}{''.join(f' {one}' for one in rest)} by {name}", name, alike)
+                    alike = sorted(alike, key=lambda row: _order(_value(row, name)))
+                    rest = "".join(f" {k}={_text(_value(alike[0], k))}" for k in swept if k != name)
+                    found.setdefault((name, *(_text(_value(row, name)) for row in alike)), {})[f"{method}{rest}"] = alike
+    for (name, *values), by_label in found.items():
+        if len({alike[0].method for alike in by_label.values()}) > 1:
+            yield _side_by_side(section, f"{title}: by {name}", name, values, by_label)
+        else:
+            for label, alike in by_label.items():
+                yield _ablation(section, f"{title}: {label} by {name}", name, alike)
 
 
 def _ablation(section: Section, title: str, name: str, rows: Sequence[Row]) -> Table:
-    default = default_settings(method_class(rows[0].method)).get(name) if rows[0].method in list_methods() else None
-    rows = sorted(rows, key=lambda row: _order(_value(row, name)))
-    first = next((row for row in rows if _text(_value(row, name)) == _text(default)), rows[0])
+    first = next((row for row in rows if _is_default(row, name)), rows[0])
     lines = []
     for row in rows:
-        mark = " (default)" if _text(_value(row, name)) == _text(default) else ""
         scores = [share(row.families[family]) for family in section.reference] if len(section.reference) > 1 else []
         step = Cell() if row is first else compared(section, row, first)
-        lines.append((Cell(f"{_text(_value(row, name))}{mark}"), *scores, share(row.macro), step))
+        lines.append((Cell(f"{_text(_value(row, name))}{_mark(row, name)}"), *scores, share(row.macro), step))
     families = section.reference if len(section.reference) > 1 else ()
     return Table(title, (name, *families, "macro", f"against {name}={_text(_value(first, name))}"), tuple(lines))
+
+
+def _side_by_side(section: Section, title: str, name: str, values: Sequence[str], by_label: Mapping[str, Sequence[Row]]) -> Table:
+    """Macro scores of several methods with the same values of a setting, and what every value changes against the first one."""
+    lines = []
+    for label, rows in by_label.items():
+        scores = [replace(cell := share(row.macro), text=f"{cell.text}{_mark(row, name)}") for row in rows]
+        lines.append((Cell(label), *scores, *(compared(section, row, rows[0]) for row in rows[1:])))
+    steps = (f"{value} against {values[0]}" for value in values[1:])
+    return Table(title, ("method", *(f"{name}={value}" for value in values), *steps), tuple(lines))
+
+
+def _is_default(row: Row, name: str) -> bool:
+    default = default_settings(method_class(row.method)).get(name) if row.method in list_methods() else None
+    return _text(_value(row, name)) == _text(default)
+
+
+def _mark(row: Row, name: str) -> str:
+    return " (default)" if _is_default(row, name) else ""
 
 
 def _value(row: Row, name: str) -> Any:

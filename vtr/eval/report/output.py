@@ -8,7 +8,8 @@ from pathlib import Path
 from vtr.eval.report.document import Document
 from vtr.eval.report.page import html
 from vtr.eval.report.writers import comma_separated, latex, markdown
-from vtr.eval.run.results import prepare_folder, write_atomic
+from vtr.eval.run.results import prepare_folder
+from vtr.files import write_atomic
 from vtr.types.errors import WrongValue
 from vtr.types.naming import closest
 

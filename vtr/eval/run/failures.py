@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtr.eval.run.results import cell_path, write_atomic
+from vtr.eval.run.results import cell_path
+from vtr.files import write_atomic
 
 FORMAT, SCHEMA = "vtr-failure", 1
 _TEXTS = ("error", "kind", "traceback", "when")
