@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtr.ops.parts import members, part_sum, topk_per_part
+from vtr.ops.parts import board, members, part_sum, topk_per_part
 
 
 def case(seed=0, groups=3, n=23, parts=4):
@@ -56,3 +56,17 @@ def test_sums_of_parts_add_up_and_choices_of_parts_are_those_of_the_part_alone(s
         own = real & (part == p)
         alone = topk_per_part(score, torch.zeros_like(part), own, keep[:, p : p + 1])
         assert torch.equal(got & own, alone)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_of_views_on_a_board_are_those_of_parts(seed):
+    random = torch.Generator().manual_seed(seed)
+    cells = torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(4)).expand(2, -1, 3)  # views of 2 x 4
+    real = torch.rand(2, 24, generator=random) < 0.8
+    score = torch.randint(0, 6, (2, 24), generator=random).float()
+    lies = board(torch.where(real[..., None], cells, 0), real, 3, 4)
+    laid = lies.lay(score, -torch.inf)
+    assert laid.shape == (2, 3, 4, 4) and torch.equal((laid > -torch.inf).sum((2, 3)), members(cells[..., 0], real, 3).sum(2))
+    assert torch.equal(laid[:, 1, 1, 2][real[:, 14]], score[:, 14][real[:, 14]])
+    keep = torch.randint(0, 9, (2, 3), generator=random).minimum((laid > -torch.inf).sum((2, 3)))
+    assert torch.equal(lies.topk(laid, keep, 8), topk_per_part(score, cells[..., 0], real, keep))

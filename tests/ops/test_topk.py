@@ -3,10 +3,12 @@
 import math
 from fractions import Fraction
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtr.ops import topk
 from vtr.ops.topk import quota, topk_mask
 
 few_values = st.sampled_from([0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan])
@@ -53,6 +55,27 @@ def test_topk_compares_half_precision_in_float32_and_keeps_float64() -> None:
     assert topk_mask(close_scores, real, one).tolist() == [[False, True]]
     for dtype in (torch.float16, torch.bfloat16):
         assert topk_mask(torch.tensor([[2.0, 1.0]], dtype=dtype), real, one).tolist() == [[True, False]]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 4), st.booleans(), st.booleans())
+def test_a_cpu_keeps_the_same_without_sorting(seed: int, n: int, rows: int, full: bool, same: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.tensor([0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan])[torch.randint(0, 7, (rows, n), generator=generator)]
+    real = torch.rand(rows, n, generator=generator) < (2 if full else 0.7)
+    keep = torch.randint(0, n + 1, (rows,), generator=generator).minimum(real.sum(1))
+    keep = keep.amin().expand(rows) if same else keep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "SHORT", 0)
+        counts, keeps = real.sum(1).tolist(), keep.tolist()
+        masks = [
+            topk_mask(score, real, keep),
+            topk_mask(score, real, keep, (counts, keeps)),
+            topk_mask(score, real, keep, most=max(keeps)),
+            topk_mask(score, real, keep, most=n + 3),
+        ]
+    for row, own in enumerate(real.tolist()):
+        wanted = expected(score[row].tolist(), own, keeps[row])
+        assert all(set(mask[row].nonzero()[:, 0].tolist()) == wanted for mask in masks)
 
 
 def largest_remainder(weight: list[int], total: int) -> list[int]:

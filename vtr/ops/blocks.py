@@ -27,6 +27,11 @@ def all_at_once() -> Iterator[None]:
         _WHOLE.reset(token)
 
 
+def suits_cpu(tensor: Tensor) -> bool:
+    """Whether work on a tensor goes the way that is fast on a CPU, whatever the number of launches."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not _WHOLE.get()
+
+
 def in_blocks(run: Callable[..., Made]) -> Callable[..., Made]:
     """Decorator: on a CPU a function of rows gets so many of them at a time as fit in its cache, everywhere else all of them.
 
@@ -43,7 +48,7 @@ def in_blocks(run: Callable[..., Made]) -> Callable[..., Made]:
         rows = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
         groups = len(rows[0])
         size = max(1, CACHE * groups // max(1, sum(value.numel() * value.element_size() for value in rows)))
-        if size >= groups or rows[0].device.type != "cpu" or torch.compiler.is_compiling() or _WHOLE.get():
+        if size >= groups or not suits_cpu(rows[0]):
             return run(*given, **named)
         parts = [
             run(*(_part(value, start, size) for value in given), **{name: _part(value, start, size) for name, value in named.items()})

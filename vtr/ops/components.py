@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.ops.blocks import suits_cpu
+
 RANK = 1e-12
 """Share of the largest eigenvalue below which a component is rounding."""
 STRIPS, LONG = 4, 256
@@ -38,7 +40,7 @@ def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
 def products_above(rows: Tensor) -> Tensor:
     """Returns the products of each of `rows (G, N, C)` with itself and those behind it, `(G, N, N)`; below the diagonal anything."""
     n = rows.shape[1]
-    if n < LONG or rows.device.type != "cpu":
+    if n < LONG or not suits_cpu(rows):
         return rows @ rows.mT
     step = -(-n // STRIPS)
     return torch.cat([F.pad(rows[:, start : start + step] @ rows[:, start:].mT, (start, 0)) for start in range(0, n, step)], 1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.fused import fused
 
 LONGEST_COUNTED = 4096
@@ -51,7 +52,7 @@ def topk_ranked(score: Tensor, keep: Tensor, most: int | None = None, same: bool
     A CPU that knows `most`, which is `keep.max()` or more, does not sort: it looks for the worst that stays, and of equally bad ones the first
     stay. Where rows keep the `same`, `most` is what they keep.
     """
-    if most is not None and score.device.type == "cpu" and score.numel() > SHORT and most:
+    if most and score.numel() > SHORT and suits_cpu(score):
         best = score.topk(min(most, score.shape[1]), sorted=not same).values
         worst = best.amin(1, keepdim=True) if same else best.gather(1, (keep[:, None] - 1).clamp(0, best.shape[1] - 1))
         level, room = score == worst, keep[:, None] - (best > worst).sum(1, keepdim=True)
