@@ -8,58 +8,59 @@ import torch
 from tests.test_contract import NAMES, home, method_of, subject_of
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.bench.launches import Launches, launches
+from vtr.ops.blocks import all_at_once
 from vtr.registry import method_class
 from vtr.testing import given
 
 CROPS = "llava_next"
 """Its images have crops, padding and different numbers of tokens."""
 CEILINGS: dict[str, tuple[int, int | None]] = {
-    "cdpruner": (243, 179),
+    "cdpruner": (139, 141),
     "centerclip": (446, 430),
     "corematching": (101, 101),
     "dart": (144, 144),
     "divprune": (50, 50),
-    "dycoke": (213, None),
+    "dycoke": (137, None),
     "evs": (60, None),
     "expedit": (231, 231),
-    "fastervlm": (4, 7),
+    "fastervlm": (4, 5),
     "fastv": (4, 7),
-    "fastvid": (457, None),
-    "flashvid": (558, None),
-    "flowcut": (83, 239),
+    "fastvid": (343, None),
+    "flashvid": (444, None),
+    "flowcut": (68, 210),
     "frames": (67, None),
-    "globalcom2": (232, 237),
-    "hiprune": (43, 43),
-    "hired": (5, 120),
+    "globalcom2": (5, 108),
+    "hiprune": (7, 8),
+    "hired": (4, 61),
     "holitom": (412, None),
-    "holov": (95, 95),
+    "holov": (66, 69),
     "mmtok": (101, 69),
     "none": (1, 1),
-    "pool": (235, 235),
+    "pool": (197, 197),
     "prumerge": (91, 95),
     "prumerge_plus": (119, 123),
-    "prunesid": (250, 240),
-    "prunevid": (500, None),
+    "prunesid": (244, 234),
+    "prunevid": (424, None),
     "pyramiddrop": (129, 138),
-    "quota": (305, None),
+    "quota": (267, None),
     "random": (58, 61),
     "resize": (0, 0),
     "scope": (83, 47),
-    "script": (285, 221),
+    "script": (181, 183),
     "shortv": (0, 0),
     "sparsevlm": (436, 436),
     "sparsevlm_plus": (182, 182),
     "todre": (71, 71),
-    "tokencorr": (183, 187),
+    "tokencorr": (142, 149),
     "tome": (169, 295),
     "transprune": (437, 437),
     "uniform": (23, 23),
     "v2drop": (18, 27),
-    "vcast": (156, None),
+    "vcast": (118, None),
     "vidcom2": (189, None),
-    "visionzip": (61, 30),
+    "visionzip": (59, 13),
     "vispruner": (47, 232),
-    "vscan": (208, 212),
+    "vscan": (139, 146),
 }
 """All selections of one prefill of a tiny model, 7 tokens of an image left: on the method's home, and on `CROPS` where it works there. A change that
 needs more has to say why; one that needs fewer lowers the number."""
@@ -77,7 +78,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str, kind: str, times: int) -
 
     def watched(select):
         def run(view):
-            with seen:
+            with seen, all_at_once():
                 return select(view)
 
         return run
