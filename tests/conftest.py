@@ -23,6 +23,7 @@ def wanted(config: pytest.Config, name: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()
     if not wanted(config, "network"):  # read when huggingface_hub is imported, so before any test module is
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if hasattr(config, "workerinput"):  # of pytest-xdist: several at once, a core each; read when torch is imported
@@ -47,7 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     deselected = [item for item in items if off & marks_of(item, method) or (method and is_of_another(item, method))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if item not in set(deselected)]
+        gone = set(deselected)
+        items[:] = [item for item in items if item not in gone]
 
 
 def marks_of(item: pytest.Item, method: str | None) -> set[str]:
@@ -64,6 +66,7 @@ def is_of_another(item: pytest.Item, method: str) -> bool:
 
 def pytest_collection_finish() -> None:
     """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
 import vtr
 from tests import windowed_models
+from tests.command_line import CliRunner
 from tests.dense_models import hf_model, images, model_of
 from tests.embedded import random_checkpoint
 from tests.marks import slow

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import vtr
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli._common import EXIT_CODES, parse_list, parse_settings

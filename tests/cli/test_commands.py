@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint, random_gemma4, random_internvl, random_qwen
 from tests.marks import quick_first, quick_only
 from vtr.cli import app

@@ -9,8 +9,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.__main__ import main
 from vtr.cli import app

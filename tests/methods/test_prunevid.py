@@ -185,8 +185,8 @@ def test_segments() -> None:
 
 
 def test_what_every_method_for_videos_promises() -> None:
-    check_all(PruneVid(), turns=5)
-    check_all(PruneVid(alpha=None, tau=0.3, segment_ratio=0.5), turns=3)
+    check_all(PruneVid())
+    check_all(PruneVid(alpha=None, tau=0.3, segment_ratio=0.5))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,11 +69,11 @@ def budgets(video: Video) -> list[int]:
 
 
 def check_views(
-    method: Method, signals: Signals | None = None, step: int = 0, width: int = 8, videos: Sequence[Video] = VIDEOS, turns: int = 9
+    method: Method, signals: Signals | None = None, step: int = 0, width: int = 8, videos: Sequence[Video] = VIDEOS, turns: int = 3
 ) -> None:
     """Exact counts in batches, each video as alone, nothing but real tokens, no waiting, all kept bit for bit; a budget of its own each turn."""
     for turn in range(turns):
-        keep = [budgets(video)[turn % len(budgets(video))] for video in videos]
+        keep = [own[turn * (len(own) - 1) // max(turns - 1, 1)] for own in map(budgets, videos)]  # from the least to all
         view = video_view(videos, keep, signals=signals, filler=turn % 3, width=width)
         before = view.tokens.clone()
         answer = select(method, view, step)
@@ -108,7 +108,7 @@ def check_pivots(answer: Selection, view: View, row: int) -> None:
 
 def check_still(method: Method, signals: Signals | None = None, step: int = 0) -> None:
     """Frames that are all the same, and tokens that are all zero, give exact counts and no NaN."""
-    for keep in budgets(STILL):
+    for keep in budgets(STILL)[::2]:
         for blank in (False, True):
             view = video_view([STILL, STILL], keep, signals=signals)
             if blank:
@@ -129,9 +129,9 @@ def check_dtypes(method: Method, signals: Signals | None = None, step: int = 0) 
         assert answer.tokens is None or answer.tokens.dtype == dtype
 
 
-def check_all(method: Method, signals: Signals | None = None, step: int = 0, turns: int = 9) -> None:
-    """All of the above; fewer turns do for further settings."""
-    check_views(method, signals, step, turns=turns)
+def check_all(method: Method, signals: Signals | None = None, step: int = 0) -> None:
+    """All of the above."""
+    check_views(method, signals, step)
     check_still(method, signals, step)
     check_dtypes(method, signals, step)
 
