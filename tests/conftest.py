@@ -23,7 +23,7 @@ def wanted(config: pytest.Config, name: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()
+    gc.disable()  # until everything is collected, which makes hardly any garbage
     if not wanted(config, "network"):  # read when huggingface_hub is imported, so before any test module is
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if hasattr(config, "workerinput"):  # of pytest-xdist: several at once, a core each; read when torch is imported
@@ -65,10 +65,23 @@ def is_of_another(item: pytest.Item, method: str) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
     gc.enable()
+    pass_over_imports()
+
+
+def pass_over_imports() -> None:
+    """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def late_imports_are_passed_over():
+    """Most libraries are imported by the first test that needs them."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 100:
+        pass_over_imports()
 
 
 class DeprecationIsAnError(logging.Handler):
