@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    sys.modules.setdefault("wandb", None)  # not to be imported: timm does, though it needs it for training only, and it takes seconds
     if wanted(config, "gpu"):
         import torch
 
@@ -71,16 +72,20 @@ def pytest_collection_finish() -> None:
 
 def pass_over_imports() -> None:
     """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
+    global passed_over
+    passed_over = len(sys.modules)
     gc.collect()
     gc.freeze()
+
+
+passed_over = 0
 
 
 @pytest.fixture(autouse=True)
 def late_imports_are_passed_over():
     """Most libraries are imported by the first test that needs them."""
-    before = len(sys.modules)
     yield
-    if len(sys.modules) > before + 100:
+    if len(sys.modules) > passed_over + 100:
         pass_over_imports()
 
 
