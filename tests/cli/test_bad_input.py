@@ -214,7 +214,7 @@ def module_that(name, source):
         ("vtr.eval.run.compare", "raise ValueError('a plain one is no check')", ValueError),
     ],
 )
-@pytest.mark.usefixtures("loaded_once")
+@pytest.mark.usefixtures("quick_answers")
 def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
     """What vtr's own checks did not raise is not the user's mistake, however it was raised."""
     monkeypatch.setattr("vtr.eval.run.compare.compare", module_that(module, source).broken)

@@ -105,6 +105,7 @@ def test_run_gives_json(scene):
     assert len(found["full"]["prefill_runs_ms"]) == 3
 
 
+@pytest.mark.usefixtures("quick_answers")
 @pytest.mark.parametrize(("method", "left"), quick_first([("none", 0), ("resize", 64), ("pool", 64), ("random", 64), ("uniform", 64)], 2))
 def test_run_with_every_kind_of_method(scene, method, left):
     budget = () if method == "none" else ("--keep", 64)
@@ -113,6 +114,7 @@ def test_run_with_every_kind_of_method(scene, method, left):
     assert Path(found["pictures"][0]).is_file()
 
 
+@pytest.mark.usefixtures("quick_answers")
 def test_run_with_several_images_and_marks(scene):
     found = json.loads(
         vtr(
@@ -124,6 +126,7 @@ def test_run_with_several_images_and_marks(scene):
     assert len(set(found["pictures"])) == 2
 
 
+@pytest.mark.usefixtures("quick_answers")
 def test_run_on_anyres(scene):
     found = json.loads(run(scene, "--method", "random", "--keep", 100, "--seed", 3, "--json", next_=True).stdout)
     entry = found["report"]["images"][0]
@@ -239,6 +242,7 @@ def test_info_says_when_each_image_decides():
         assert shown.exit_code == 0 and said in " ".join(shown.stdout.split()), shown.output
 
 
+@pytest.mark.usefixtures("quick_answers")
 @pytest.mark.parametrize(
     ("folder", "arguments", "before", "kept"),
     quick_first(

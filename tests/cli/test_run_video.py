@@ -12,7 +12,7 @@ from tests.embedded import random_checkpoint, random_internvl, random_next_video
 from tests.marks import quick_first
 from vtr.cli import app
 
-pytestmark = pytest.mark.usefixtures("loaded_once")
+pytestmark = pytest.mark.usefixtures("quick_answers")
 SHOWN = {random_qwen: (3, 24), random_next_video: (6, 9), random_onevision: (6, 9)}
 
 
