@@ -34,7 +34,7 @@ test-gpu: install  ## the tests that need CUDA
 	@$(PYTHON_IN_ENV) -m pytest -m gpu $(ARGS)
 
 test-browser:  ## the page, also in Chromium (the one on the path, or CHROMIUM=PATH), in .venv-ui
-	@EXTRAS=dev,ui CONSTRAINTS=constraints/ui.txt scripts/install.sh .venv-ui "playwright>=1.50"
+	@EXTRAS=dev,ui,video CONSTRAINTS=constraints/ui.txt scripts/install.sh .venv-ui "playwright>=1.50"
 	@.venv-ui/bin/python -m pytest --slow --browser tests/ui $(ARGS)
 
 test-newest:  ## `make test` with the newest of everything, in .venv-newest, made anew

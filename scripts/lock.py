@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes constraints/tested.txt: the versions here of all that `pip install -e .[dev,eval,docs]` brings; with `ui` ui.txt, of `.[dev,ui]`."""
+"""Writes constraints/tested.txt: the versions here of all that `pip install -e .[dev,eval,docs]` brings; with `ui` ui.txt, of `.[dev,ui,video]`."""
 
 import platform
 import sys
@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-SET, EXTRAS = ("ui", ("dev", "ui")) if sys.argv[1:] == ["ui"] else ("tested", ("dev", "eval", "docs"))
+SET, EXTRAS = ("ui", ("dev", "ui", "video")) if sys.argv[1:] == ["ui"] else ("tested", ("dev", "eval", "docs"))
 TARGET = Path(__file__).resolve().parents[1] / "constraints" / f"{SET}.txt"
 OURS = "visual-token-reduction"
 

@@ -23,12 +23,14 @@ def wanted(config: pytest.Config, name: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is collected, which makes hardly any garbage
     if not wanted(config, "network"):  # read when huggingface_hub is imported, so before any test module is
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if hasattr(config, "workerinput"):  # of pytest-xdist: several at once, a core each; read when torch is imported
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    sys.modules.setdefault("wandb", None)  # not to be imported: timm does, though it needs it for training only, and it takes seconds
     if wanted(config, "gpu"):
         import torch
 
@@ -47,7 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     deselected = [item for item in items if off & marks_of(item, method) or (method and is_of_another(item, method))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if item not in set(deselected)]
+        gone = set(deselected)
+        items[:] = [item for item in items if item not in gone]
 
 
 def marks_of(item: pytest.Item, method: str | None) -> set[str]:
@@ -63,9 +66,27 @@ def is_of_another(item: pytest.Item, method: str) -> bool:
 
 
 def pytest_collection_finish() -> None:
+    gc.enable()
+    pass_over_imports()
+
+
+def pass_over_imports() -> None:
     """What was imported so far stays until the end: collections, which `vtr eval` and torch ask for again and again, pass over it."""
+    global passed_over
+    passed_over = len(sys.modules)
     gc.collect()
     gc.freeze()
+
+
+passed_over = 0
+
+
+@pytest.fixture(autouse=True)
+def late_imports_are_passed_over():
+    """Most libraries are imported by the first test that needs them."""
+    yield
+    if len(sys.modules) > passed_over + 100:
+        pass_over_imports()
 
 
 class DeprecationIsAnError(logging.Handler):

@@ -7,7 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from vtr.models.loading import load_model
+
 _PLACES: list[TemporaryDirectory] = []  # removed when the tests end
+
+
+@cache
+def shared_model(*arguments: Any, **settings: Any) -> tuple[Any, Any]:
+    """Model and processor of `load_model`, for tests that leave both as they are: every other test with the same arguments gets them, too."""
+    return load_model(*arguments, **settings)
 
 
 @cache

@@ -17,25 +17,28 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import json, sys, time
 import torch
-before, start = set(sys.modules), time.process_time()
-import vtr
-for name in vtr.__all__:
-    getattr(vtr, name)
-print(json.dumps([time.process_time() - start, sorted(m for m in set(sys.modules) - before if "." not in m)]))
+before, seconds = set(sys.modules), []
+while len(seconds) < 6 and min(seconds, default=1) >= 0.3:
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    start = time.process_time()
+    import vtr
+    for name in vtr.__all__:
+        getattr(vtr, name)
+    seconds.append(time.process_time() - start)
+added = set(sys.modules) - before
+vtr.list_methods()
+print(json.dumps([min(seconds), sorted(name for name in added if "." not in name), sorted(set(sys.modules) - before - added)]))
 """
-
-
-def import_vtr() -> tuple[float, list[str]]:
-    """CPU seconds that `import vtr` and the use of its names add to `import torch`, and the top-level modules that it adds."""
-    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd=ROOT)
-    seconds, modules = json.loads(answer.stdout)
-    return seconds, modules
+"""Measures again while it is slow: others use this machine, too."""
 
 
 def test_import_is_quick_and_imports_no_model_library() -> None:
-    seconds, modules = import_vtr()
-    assert not {"transformers", "timm", "open_clip", "torchvision", "accelerate"} & set(modules)
-    assert seconds < 0.3 or any(import_vtr()[0] < 0.3 for _ in range(5))  # others use this machine, too
+    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds, added, by_methods = json.loads(answer.stdout)
+    assert not {"transformers", "timm", "open_clip", "torchvision", "accelerate"} & set(added)
+    assert "vtr.methods.expedit" in by_methods and "torch._dynamo" not in by_methods  # the compiler takes as long as torch itself
+    assert seconds < 0.3
 
 
 def test_importing_vtr_alone_imports_no_torch() -> None:

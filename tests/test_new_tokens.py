@@ -10,6 +10,7 @@ import torch
 import vtr
 from tests.caches import held, output_cache
 from tests.fake_flash import flash_attention
+from tests.marks import quick_first
 from tests.oracles import Setup
 from tests.test_prompt_end import draft, silent_transformers  # noqa: F401
 from vtr.hosts._protocol import host_of
@@ -165,7 +166,7 @@ CHOOSING = {
 
 
 @pytest.mark.usefixtures("silent_transformers")
-@pytest.mark.parametrize("attention", ["sdpa", *(pytest.param(one, marks=pytest.mark.slow) for one in ("eager", "flash"))])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager", "flash"]))
 @pytest.mark.parametrize("name", CHOOSING)
 def test_guesses_of_a_draft_choose_as_they_would_alone(name, attention, monkeypatch):
     kind = "llava_next_video_clips" if name == "dycoke" else "llava"

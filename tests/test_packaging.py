@@ -114,8 +114,16 @@ def packages_clone(site: Path) -> Path:
     return folder
 
 
-def test_every_requirement_is_imported():
-    """What is neither imported here nor named below has no place among the requirements."""
+BROUGHT_BY = {
+    **dict.fromkeys(("huggingface-hub", "packaging"), "transformers"),
+    **dict.fromkeys(("datasets", "loguru", "tqdm"), "lmms-eval"),
+    "triton": "torch",
+}
+"""What vtr imports and asks for through another library that needs it, too."""
+
+
+def test_what_is_imported_is_required_and_what_is_required_is_imported():
+    """A library that only the tests' environment happens to have would be missed by the first user."""
     imported = set()
     for path in (ROOT / "vtr").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -123,9 +131,12 @@ def test_every_requirement_is_imported():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
-    unused = {canonicalize_name(r.name) for r in requirements("options", "install_requires")}
-    unused = {name for name in unused if IMPORTED_AS.get(name, name.replace("-", "_")) not in imported}
-    assert unused == {"torchvision"}, "image processors of transformers are made of it"
+    names = {module: name for name, module in IMPORTED_AS.items()}
+    used = {names.get(module, canonicalize_name(module)) for module in imported - sys.stdlib_module_names - {"vtr"}}
+    always = {canonicalize_name(r.name) for r in requirements("options", "install_requires")}
+    extras = {canonicalize_name(r.name) for extra in ("video", "eval", "ui") for r in requirements("options.extras_require", extra)}
+    assert always - used == {"torchvision"}, "image processors of transformers are made of it"
+    assert used - always - extras == BROUGHT_BY.keys() and set(BROUGHT_BY.values()) <= always | extras
 
 
 @pytest.mark.parametrize("name", ["tested", "ui"])

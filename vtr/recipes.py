@@ -31,8 +31,15 @@ def _recipe_settings(file: str, _changed: int) -> Mapping[str, Any]:
     if "settings:" not in text:
         return {}
     try:
-        content = yaml.safe_load(text)
+        content = yaml_of(text)
     except yaml.YAMLError:  # `load_recipe` says what is wrong with it
         return {}
     settings = content.get("settings") if isinstance(content, Mapping) else None
     return settings if isinstance(settings, Mapping) else {}
+
+
+def yaml_of(text: str) -> Any:
+    """Parses YAML as `yaml.safe_load` does, by libyaml where PyYAML has it, which is six times as fast."""
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

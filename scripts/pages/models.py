@@ -11,7 +11,7 @@ from vtr.hosts._protocol import Host
 from vtr.hosts._towers import JoinedTower, PackedTower
 from vtr.markdown import markdown_table
 from vtr.registry import create_method, method_class
-from vtr.testing.tiny_models import build
+from vtr.testing.tiny_models import model_of
 
 ROWS: dict[str, tuple[str, ...]] = {
     "LLaVA-1.5": ("llava", "llava_siglip"),
@@ -92,7 +92,7 @@ def refusals(host: Host, model: Any) -> dict[str, list[str]]:
 
 def families_line() -> str:
     """Returns the families that are hosted in a sentence, and in another one those of videos."""
-    videos = [name for name, kinds in ROWS.items() if vtr.host_of(build(kinds[0])).has_video]
+    videos = [name for name, kinds in ROWS.items() if vtr.host_of(model_of(kinds[0])).has_video]
     return f"{'; '.join(ROWS)}. With videos: {'; '.join(videos)}."
 
 
@@ -100,7 +100,7 @@ def families_table() -> str:
     """Returns the table of hosted families as markdown."""
     body = []
     for name, kinds in ROWS.items():
-        models = [build(kind) for kind in kinds]
+        models = [model_of(kind) for kind in kinds]
         host, types = vtr.host_of(models[0]), dict.fromkeys(f"`{model.config.model_type}`" for model in models)
         inside = [video_of(host), tower_of(host), llm_of(host)]
         body.append([name, ", ".join(types), image_of(host), *inside, ", ".join(host.stages)])
@@ -111,7 +111,7 @@ def methods_tables() -> str:
     """Returns, per family, the methods that are refused and why, as markdown."""
     parts = []
     for name, kinds in ROWS.items():
-        model = build(kinds[0])
+        model = model_of(kinds[0])
         refused = refusals(vtr.host_of(model), model)
         lines = [f"- {', '.join(f'`{method}`' for method in methods)}: {reason}" for reason, methods in refused.items()]
         parts.append(f"### {name}\n\n" + ("\n".join(lines) if lines else "Every method runs."))

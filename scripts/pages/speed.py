@@ -168,9 +168,9 @@ def _ops(name: str, record: Record) -> str:
             f"`eval/speed/{name}.json`: each method's own step beside a plain implementation of its paper, one image at a time, by turns on the same "
             f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster, below 1 slower. {_where(record)}\n\n"
             "The launches, and that nothing "
-            "waits for the device, are the same for any batch in vtr, where a GPU has all rows at once; a reference takes its images one by one. A CPU "
-            "gets large rows in blocks that fit in its cache. Below a millisecond or two a time is launches and little work: vtr has more of them, "
-            "since rows may be ragged and ties go to the lowest index."
+            "waits for the device, are the same for any batch in vtr, where a GPU has all rows at once; a reference takes its images one by one. "
+            "A CPU gets large rows in blocks that fit in its cache. Below a millisecond or two a time is launches and little work: vtr has more of "
+            "them, since rows may be ragged and ties go to the lowest index."
         )
         parts += [*([""] if parts else []), "## Selections beside plain references", "", said, "", markdown_table(head, body)]
     return "\n".join(parts)

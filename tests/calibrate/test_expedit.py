@@ -7,14 +7,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
 import vtr
 from tests import windowed_models
+from tests.command_line import CliRunner
 from tests.dense_models import hf_model, images, model_of
 from tests.embedded import random_checkpoint
 from tests.marks import slow
 from tests.tiny_models import snapshot
+from vtr.calibrate import expedit as calibration
 from vtr.calibrate.expedit import TIMES, search
 from vtr.cli import app
 from vtr.hosts._protocol import host_of
@@ -66,6 +67,12 @@ def test_the_least_error_of_the_output_wins():
     assert snapshot(model) == before and torch.equal(model(pixels), full)
 
 
+@pytest.fixture
+def few_taus(monkeypatch):
+    monkeypatch.setattr(calibration, "TIMES", TIMES[::4])
+
+
+@pytest.mark.usefixtures("few_taus")
 def test_depths_and_grids_are_compared_among_those_with_few_tokens():
     model, batches = model_of("timm"), [images(1)]
     found = search(model, batches, [2, 4], [(4, 4), 0.5])
@@ -77,6 +84,7 @@ def test_depths_and_grids_are_compared_among_those_with_few_tokens():
         search(model, batches, [2, 4], [0.5], most_tokens=0.4)
 
 
+@pytest.mark.usefixtures("few_taus")
 @pytest.mark.parametrize("build", [windowed_models.timm_swin, windowed_models.timm_sam, windowed_models.hf_swin])
 def test_windows_are_calibrated_too(build):
     """As many clusters as tokens and a sharp tau: the output is the full one, whatever the order of windows."""
@@ -95,6 +103,7 @@ def test_what_cannot_be_calibrated_is_refused():
         search(flat, [images(1)])
 
 
+@pytest.mark.usefixtures("few_taus")
 def test_the_command_writes_what_the_method_reads(tmp_path):
     file = tmp_path / "tau.yaml"
     arguments = ["calibrate", "expedit", "--model", str(random_checkpoint()), "--samples", "2", "--quiet", "--out", str(file)]
@@ -145,7 +154,8 @@ def save_clip(folder):
     [*map(slow, (save_timm, save_vit, save_clip)), lambda folder: "tiny-vit-seg"],
     ids=["timm", "HF", "open_clip", "ours"],
 )
-def test_any_encoder_and_any_pictures(save, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_taus")
+def test_any_encoder_and_any_pictures(save, tmp_path):
     """On pictures of the user's; what was found is what the search says of that encoder on those pictures."""
     (tmp_path / "pictures").mkdir()
     for name in ("b.png", "a.jpg"):

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import vtr
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli._common import EXIT_CODES, parse_list, parse_settings
@@ -214,6 +214,7 @@ def module_that(name, source):
         ("vtr.eval.run.compare", "raise ValueError('a plain one is no check')", ValueError),
     ],
 )
+@pytest.mark.usefixtures("quick_answers")
 def test_a_bug_keeps_its_traceback(scene, monkeypatch, module, source, error):
     """What vtr's own checks did not raise is not the user's mistake, however it was raised."""
     monkeypatch.setattr("vtr.eval.run.compare.compare", module_that(module, source).broken)

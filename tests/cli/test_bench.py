@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 from scripts import speed_page
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint, random_internvl, random_qwen
 from vtr.cli import app
 

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import vtr
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 

@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from vtr import registry
 from vtr.cli import app
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint, random_gemma4, random_internvl, random_qwen
 from tests.marks import quick_first, quick_only
 from vtr.cli import app
+from vtr.eval import examples
 from vtr.eval.run import results
 from vtr.registry import list_methods
 
@@ -104,6 +105,7 @@ def test_run_gives_json(scene):
     assert len(found["full"]["prefill_runs_ms"]) == 3
 
 
+@pytest.mark.usefixtures("quick_answers")
 @pytest.mark.parametrize(("method", "left"), quick_first([("none", 0), ("resize", 64), ("pool", 64), ("random", 64), ("uniform", 64)], 2))
 def test_run_with_every_kind_of_method(scene, method, left):
     budget = () if method == "none" else ("--keep", 64)
@@ -112,6 +114,7 @@ def test_run_with_every_kind_of_method(scene, method, left):
     assert Path(found["pictures"][0]).is_file()
 
 
+@pytest.mark.usefixtures("quick_answers")
 def test_run_with_several_images_and_marks(scene):
     found = json.loads(
         vtr(
@@ -123,6 +126,7 @@ def test_run_with_several_images_and_marks(scene):
     assert len(set(found["pictures"])) == 2
 
 
+@pytest.mark.usefixtures("quick_answers")
 def test_run_on_anyres(scene):
     found = json.loads(run(scene, "--method", "random", "--keep", 100, "--seed", 3, "--json", next_=True).stdout)
     entry = found["report"]["images"][0]
@@ -213,8 +217,10 @@ def test_eval_counts_anyres_tokens_without_newlines(tmp_path):
 
 def test_demo_draws_a_contact_sheet(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    shipped = examples.load_examples()
+    monkeypatch.setattr(examples, "load_examples", lambda: shipped[:2])
     shown = vtr("demo", "--model", random_checkpoint(), "--out", tmp_path / "demo.png", "--methods", "random,fastv", "--keep", 64).stdout
-    assert "correct" in shown
+    assert "correct" in shown and "of 2" in shown
     assert "prefill ms" in shown
     assert Image.open(tmp_path / "demo.png").width > 900
 
@@ -236,6 +242,7 @@ def test_info_says_when_each_image_decides():
         assert shown.exit_code == 0 and said in " ".join(shown.stdout.split()), shown.output
 
 
+@pytest.mark.usefixtures("quick_answers")
 @pytest.mark.parametrize(
     ("folder", "arguments", "before", "kept"),
     quick_first(

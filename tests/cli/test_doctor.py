@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import transformers
-from typer.testing import CliRunner
 
 import vtr.versions
+from tests.command_line import CliRunner
 from vtr.cli import app
 from vtr.engine.llm import hooks as llm
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from tests.cli.test_bad_input import refused
+from tests.command_line import CliRunner
 from vtr.cli import app, bench
 from vtr.cli._common import refuse_unused
 

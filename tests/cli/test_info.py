@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from typer.testing import CliRunner
-
+from tests.command_line import CliRunner
 from tests.eval.report.made import content
 from vtr.cli import app
 from vtr.eval import measured

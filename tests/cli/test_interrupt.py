@@ -9,9 +9,10 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
+from tests.marks import quick_first
 from vtr.__main__ import main
 from vtr.cli import app
 from vtr.eval.run import results
@@ -72,9 +73,7 @@ def test_the_entry_point_is_the_one_that_is_tested_here():
     assert "vtr = vtr.__main__:main" in config["options.entry_points"]["console_scripts"].splitlines()
 
 
-@pytest.mark.parametrize(
-    "module", ["vtr", *(pytest.param(one, marks=pytest.mark.slow) for one in ("torch.types", "torch.nn", "typer.main"))]
-)
+@pytest.mark.parametrize("module", quick_first(["vtr", "torch.types", "torch.nn", "typer.main"]))
 @pytest.mark.parametrize("command", [("-m", "vtr", "list"), ("-c", CONSOLE_SCRIPT, "demo", "--keep", "2")], ids=["module", "script"])
 def test_a_command_that_is_stopped_while_it_is_imported_says_nothing(command, module):
     interpreter = [sys.executable, "-X", "importtime", *command]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from tests.eval.report.made import content
 from vtr.cli import app

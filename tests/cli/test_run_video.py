@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen
 from tests.marks import quick_first
 from vtr.cli import app
 
+pytestmark = pytest.mark.usefixtures("quick_answers")
 SHOWN = {random_qwen: (3, 24), random_next_video: (6, 9), random_onevision: (6, 9)}
 
 

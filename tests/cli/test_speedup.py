@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from tests.cli.test_bad_input import refused
+from tests.command_line import CliRunner
 from vtr.bench import calibration
 from vtr.bench.calibration import Calibration, Rates
 from vtr.cli import app

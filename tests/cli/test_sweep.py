@@ -14,8 +14,7 @@ import pytest
 
 pytest.importorskip("pydantic")
 
-from typer.testing import CliRunner
-
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.cli import app
 from vtr.cli.sweep import to_go

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import vtr
 from tests.cli.test_bad_input import refused
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr.bench.measure import Row
 from vtr.bench.record import KEPT, METHOD

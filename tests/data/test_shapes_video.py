@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -14,11 +15,14 @@ from vtr.data.clips import DIRECTIONS, GAP, KINDS, MOST_BLINKS, SIDE, TICKS, Cli
 from vtr.data.scenes import Dice, Item, draw_item
 from vtr.data.shapes import STREAMS
 
-CLIPS = [compose_clip(Dice(77, n)) for n in range(800)]
+
+@cache
+def clips() -> list[Clip]:
+    return [compose_clip(Dice(77, n)) for n in range(400)]
 
 
-def of(kind: str, clips: list[Clip] = CLIPS):
-    return [track for clip in clips for track in clip.of(kind)]
+def of(kind: str):
+    return [track for clip in clips() for track in clip.of(kind)]
 
 
 FIRST_5 = {
@@ -45,7 +49,7 @@ def test_the_test_split_of_16_frames_is_the_published_one():
 
 @pytest.mark.parametrize("frames", shapes_video.FRAMES)
 def test_every_family_has_as_many_questions_with_distinct_ids(frames: int):
-    count = 20
+    count = 10
     samples = shapes_video.test_samples(frames=frames, limit=count)
     assert [sample.family for sample in samples] == [family for family in shapes_video.FAMILIES for _ in range(count)]
     assert len({sample.id for sample in samples}) == len(samples)
@@ -104,14 +108,14 @@ def test_answers_are_true():
 
 
 def test_every_clip_can_be_asked_everything_but_some_attributes():
-    for clip in CLIPS[:200]:
+    for clip in clips()[:200]:
         assert Counter(track.kind for track in clip.tracks) == Counter(KINDS)
         assert [len(ASKERS[family](clip)) for family in ("order", "motion", "events", "needle")] == [2, 1, 1, 1]
         assert len({track.name for track in clip.tracks}) == len(KINDS)
 
 
 def test_items_that_pass_are_there_equally_long_so_that_shuffled_frames_cannot_tell_their_order():
-    for clip in CLIPS:
+    for clip in clips():
         first, second = (track.shown for track in clip.of("passing"))
         assert sum(first) == sum(second) and abs(first.index(True) - second.index(True)) >= GAP
         assert not (first[0] or first[-1] or second[0] or second[-1])
@@ -126,14 +130,14 @@ def test_a_frame_of_unknown_time_says_nothing_about_a_direction():
         items = [track.at(frame, 1) for frame in range(TICKS)]
         places[track.direction] += [(item.x, item.y) for item in items if item]
     count = Counter(track.direction for track in of("moving"))
-    assert max(count.values()) - min(count.values()) < 0.35 * len(CLIPS) / 4
+    assert max(count.values()) - min(count.values()) < 0.35 * len(clips()) / 4
     assert np.ptp([len(places[name]) / count[name] for name in DIRECTIONS]) < 0.6  # frames
     means, spreads = (np.array([measure(places[name], 0) for name in DIRECTIONS]) for measure in (np.mean, np.std))
-    assert np.abs(means - SIDE / 2).max() < 14 and np.ptp(spreads, axis=0).max() < 14  # pixels; standard error 4
+    assert np.abs(means - SIDE / 2).max() < 20 and np.ptp(spreads, axis=0).max() < 20  # pixels; standard error 6
 
 
 def test_shuffled_frames_look_the_same_for_opposite_directions():
-    for clip in CLIPS[:100]:
+    for clip in clips()[:100]:
         back = clip.backwards()
         (there,), (again,) = clip.of("moving"), back.of("moving")
         assert {there.direction, again.direction} in ({"left", "right"}, {"up", "down"})
@@ -144,10 +148,10 @@ def test_shuffled_frames_look_the_same_for_opposite_directions():
 
 @pytest.mark.parametrize("frames", quick_first(shapes_video.FRAMES))
 def test_the_sign_is_in_one_frame_and_in_any_as_often(frames: int):
-    clips = [compose_clip(Dice(78, n), frames) for n in range(480)]
-    found = np.bincount([clip.sign_at for clip in clips], minlength=frames)
+    composed = [compose_clip(Dice(78, n), frames) for n in range(480)]
+    found = np.bincount([clip.sign_at for clip in composed], minlength=frames)
     assert len(found) == frames and ((found - 480 / frames) ** 2 * frames / 480).sum() < 35  # chi-square, p < 0.005 of 15
-    clip = replace(clips[0], tracks=())
+    clip = replace(composed[0], tracks=())
     left, top, right, bottom = clip.sign.box
     plates = draw_clip(clip)[:, top:bottom, left:right].astype(int)
     same = np.abs(plates[clip.sign_at] - plates).mean((1, 2, 3)) < 12
@@ -163,7 +167,7 @@ def test_an_item_blinks_for_one_tick_and_each_number_of_times_as_often():
 
 
 def test_nothing_overlaps_in_any_frame():
-    for clip in [*CLIPS[:60], compose_clip(Dice(79, 0), 16)]:
+    for clip in [*clips()[:60], compose_clip(Dice(79, 0), 16)]:
         for frame in range(clip.frames):
             boxes = [item.box for track in clip.tracks for item in [track.at(frame, clip.rate)] if item]
             boxes += [clip.sign.box] * (frame == clip.sign_at)
@@ -172,7 +176,7 @@ def test_nothing_overlaps_in_any_frame():
 
 
 def test_frames_share_a_background_but_no_grain():
-    frames = draw_clip(replace(CLIPS[0], tracks=(), sign_at=0))[1:].astype(int)
+    frames = draw_clip(replace(clips()[0], tracks=(), sign_at=0))[1:].astype(int)
     differences = np.abs(frames[1:] - frames[:-1])
     assert (differences.max((1, 2, 3)) > 0).all() and differences.max() <= 15
 

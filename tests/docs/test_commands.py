@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from tests.docs.pages import ROOT, Block, blocks
 from vtr.cli import app
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import vtr
 from tests import windowed_models as models
 from tests import windowed_reference as reference
+from tests.marks import slow
 from vtr.types import VtrError
 
 SHARP = 1e5
@@ -158,7 +159,7 @@ SHALLOW = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SHALLOW])
+@pytest.mark.parametrize("name", [slow(name) for name in SHALLOW])
 def test_it_compiles_to_one_graph(name: str) -> None:
     x, model = pixels(1, 3, 128, 128), CASES[name].build(**SHALLOW[name])
     model = model.vision_encoder if name == "hf_sam" else model

@@ -104,8 +104,8 @@ def test_it_is_the_card(video: Video) -> None:
 
 
 def test_what_every_method_for_videos_promises() -> None:
-    check_all(HoliTom(), SIGNALS, turns=5)
-    check_all(HoliTom(tau=0.5, beta=1.0, neighbours=2), SIGNALS, turns=3)
+    check_all(HoliTom(), SIGNALS)
+    check_all(HoliTom(tau=0.5, beta=1.0, neighbours=2), SIGNALS)
 
 
 @pytest.mark.parametrize("video", VIDEOS, ids=str)
@@ -125,7 +125,7 @@ def test_the_merge_inside_the_llm(video: Video) -> None:
 
 
 def test_what_the_inner_step_promises() -> None:
-    check_all(HoliTom(layer=5), SIGNALS, step=1, turns=3)
+    check_all(HoliTom(layer=5), SIGNALS, step=1)
 
 
 def test_steps() -> None:

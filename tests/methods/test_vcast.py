@@ -77,8 +77,8 @@ def test_it_is_the_card(video: Video, authors: bool) -> None:
 
 def test_what_every_method_for_videos_promises() -> None:
     check_all(VCast())
-    check_all(VCast(compat="authors"), turns=3)
-    check_all(VCast(least=3, temperature=0.1), turns=3)
+    check_all(VCast(compat="authors"))
+    check_all(VCast(least=3, temperature=0.1))
 
 
 def test_remainders() -> None:

@@ -12,6 +12,7 @@ from vtr.ops.clusters import (
     cell_means,
     cell_pivots,
     cluster,
+    constant,
     hard_labels,
     home_cells,
     tiles_of,
@@ -241,3 +242,9 @@ def test_rotary_tables_of_cells_have_their_mean_coordinates(grid, clusters):
     cos, sin = cell_rotation(full.cos(), full.sin(), grid, clusters)
     torch.testing.assert_close(cos, wanted.cos())
     torch.testing.assert_close(sin, wanted.sin())
+
+
+def test_the_mark_of_a_constant_is_the_one_that_torch_sets() -> None:
+    """Known without the function of torch that sets it, which takes seconds to import."""
+    mark = vars(torch.compiler.assume_constant_result(lambda: 0))
+    assert mark and mark.items() <= vars(constant(lambda: 0)).items()

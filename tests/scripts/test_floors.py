@@ -2,9 +2,9 @@
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from scripts.floors import floors
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.command_line import CliRunner
 from vtr.cli import app
 from vtr.ui.serve import check_port, served
 

@@ -6,9 +6,9 @@ import threading
 import pytest
 import torch
 from PIL import Image, ImageChops
-from typer.testing import CliRunner
 
 import vtr
+from tests.command_line import CliRunner
 from tests.marks import quick_first
 from vtr.cli import app
 from vtr.eval.examples import load_examples

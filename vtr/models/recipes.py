@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vtr.recipes import shared_folders
+from vtr.recipes import shared_folders, yaml_of
 from vtr.types.naming import closest
 from vtr.types.errors import WrongValue
 
@@ -81,7 +81,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_of(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WrongValue(f"recipe {path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):

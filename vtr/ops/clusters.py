@@ -31,7 +31,8 @@ def constant(make: Callable[..., Made]) -> Callable[..., Made]:
     def known(*shapes: Any) -> Made:
         return kept(*shapes)
 
-    return torch.compiler.assume_constant_result(known)
+    known._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, but that imports the compiler
+    return known
 
 
 @outside_autocast

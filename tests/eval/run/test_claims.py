@@ -7,9 +7,9 @@ import signal
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 import vtr.eval.run.claims
+from tests.command_line import CliRunner
 from tests.embedded import random_checkpoint
 from vtr import VtrError
 from vtr.cli import app

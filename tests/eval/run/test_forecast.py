@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.embedded import random_checkpoint, random_internvl, random_qwen
+from tests.embedded import random_checkpoint, random_internvl, random_qwen, shared_model
 from vtr.eval.run import results
 from vtr.eval.run.asking import encode
 from vtr.eval.run.cells import Cell
@@ -17,7 +17,7 @@ from vtr.eval.run.work import run_jobs
 from vtr.eval.run.workers import Job, LocalPool, Setup, describe, load
 from vtr.eval.tasks import get_task
 from vtr.hosts._protocol import host_of
-from vtr.models.loading import Checkpoint, find_checkpoint, identify, load_model
+from vtr.models.loading import Checkpoint, find_checkpoint, identify
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method
 from vtr.types import VtrError
@@ -45,7 +45,7 @@ def cell(method, **more):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_tokens_are_as_measured(setup, method):
-    runner = Runner(*load_model(setup.model, "cpu"), identify(find_checkpoint(setup.model)), "sdpa", "cpu")
+    runner = Runner(*shared_model(setup.model, "cpu"), identify(find_checkpoint(setup.model)), "sdpa", "cpu")
     parts, said = runner.measure(cell(method)), forecast(setup, cell(method))
     assert (said.retained, said.average) == pytest.approx((parts["summary"]["retained"], parts["summary"]["average_tokens"]))
     assert not said.adaptive and said.tflops > parts["summary"]["tflops"], "the tower comes on top"
@@ -185,7 +185,7 @@ def test_what_nothing_tells_is_unknown():
 
 @pytest.mark.parametrize("folder", [random_checkpoint, random_qwen, random_internvl])
 def test_flops_of_the_tower_are_those_of_its_products(folder):
-    model, processor = load_model(str(folder()), "cpu", attention="eager")
+    model, processor = shared_model(str(folder()), "cpu", attention="eager")
     host, inputs = host_of(model), encode(processor, ["?"], [[Image.new("RGB", (96, 64))]])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs, logits_to_keep=1)

@@ -9,6 +9,7 @@ from torch import nn
 
 import vtr
 from tests.embedded import random_checkpoint
+from tests.marks import quick_first
 from tests.tiny_models import snapshot
 from vtr.eval.run.cells import Cell
 from vtr.eval.run.results import read_folder
@@ -153,10 +154,7 @@ class Wrong(vtr.Method):
 
 @pytest.mark.parametrize(
     ("kept", "right", "share_tower"),
-    [
-        (63, 4, True),
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((10, 0, False), (10, 0, True), (100, 0, True), (63, 4, False))),
-    ],
+    quick_first([(63, 4, True), (10, 0, False), (10, 0, True), (100, 0, True), (63, 4, False)]),
 )
 def test_a_method_that_keeps_another_number_ends_its_cell_and_leaves_no_result(tmp_path, kept, right, share_tower):
     Wrong.calls.clear()

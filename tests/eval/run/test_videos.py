@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen
+from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen, shared_model
 from vtr.data.frames import video_of
 from vtr.eval.run.asking import build_prompt, encode, placeholders, seen_of, visuals_of
 from vtr.eval.run.cells import Cell
@@ -19,7 +19,6 @@ from vtr.eval.run.setup import Setup
 from vtr.eval.run.workers import describe
 from vtr.eval.tasks import Task, get_task
 from vtr.hosts._protocol import host_of
-from vtr.models.loading import load_model
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method, method_class
 from vtr.types import VtrError
@@ -52,7 +51,7 @@ CLIPS = Task("clips", "v1", "0" * 64, ("moves",), lambda limit: [Clip(str(i)) fo
 
 @pytest.fixture(scope="module", params=list(FOLDERS))
 def loaded(request):
-    return request.param, *load_model(str(FOLDERS[request.param]()))
+    return request.param, *shared_model(str(FOLDERS[request.param]()))
 
 
 def test_videos_come_first_or_where_they_are_marked():
@@ -85,7 +84,7 @@ def test_the_processor_neither_samples_again_nor_guesses_times(loaded, monkeypat
 
 
 def test_seconds_of_qwen_are_those_of_the_video():
-    _, processor = load_model(str(random_qwen()))
+    _, processor = shared_model(str(random_qwen()))
     inputs = encode(processor, ["what?", "what?"], [[], []], [[video_of(noise(8), 4, fps=1)], [video_of(noise(4), fps=2)]])
     assert inputs["second_per_grid_ts"].tolist() == [4, 1], "two frames of one in two seconds; two of two in one"
     assert inputs["video_grid_thw"][:, 0].tolist() == [2, 2]
@@ -101,7 +100,7 @@ def test_placeholders_of_both_kinds_are_counted(loaded):
 
 
 def test_a_template_that_leaves_videos_out_is_refused():
-    _, processor = load_model(str(random_internvl()))
+    _, processor = shared_model(str(random_internvl()))
     with pytest.raises(
         VtrError, match=r"processor: its chat template has places for 0 video\(s\) in this prompt, got 1; give frames as images"
     ):
@@ -167,7 +166,7 @@ def test_videos_of_different_lengths_in_one_prompt(loaded):
 
 
 def test_a_model_without_videos_is_shown_frames_as_images():
-    asked = runner(*load_model(str(random_checkpoint())), visuals="each")
+    asked = runner(*shared_model(str(random_checkpoint())), visuals="each")
     (row,) = asked.answer(Cell(create_method("divprune", keep=12), CLIPS, limit=1))
     assert (row["frames"], row["visual_tokens"], row["retained"]) == (FRAMES, [576] * FRAMES, [12] * FRAMES)
     (row,) = asked.answer(Cell(None, CLIPS, limit=1))
@@ -177,7 +176,7 @@ def test_a_model_without_videos_is_shown_frames_as_images():
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("folder", "tokens"), [(random_checkpoint, 576), (random_internvl, 9)], ids=["llava", "internvl"])
 def test_unless_told_its_frames_are_one_video(folder, tokens, share):
-    asked = runner(*load_model(str(folder())), share_tower=share)
+    asked = runner(*shared_model(str(folder())), share_tower=share)
     for method, left in ((None, FRAMES * tokens), (create_method("vcast", keep=12), 12), (create_method("divprune", keep=7), 7)):
         rows = asked.answer(Cell(method, CLIPS, limit=2))
         assert len(rows) == 2
@@ -186,21 +185,21 @@ def test_unless_told_its_frames_are_one_video(folder, tokens, share):
 
 
 def test_a_setting_of_frames_is_part_of_the_experiment():
-    model, processor = load_model(str(random_checkpoint()))
+    model, processor = shared_model(str(random_checkpoint()))
     video, still = Cell(create_method("divprune", keep=12), CLIPS), Cell(create_method("divprune", keep=12), replace(CLIPS, frames=None))
     for visuals, noted in ((None, "prompt"), ("prompt", "prompt"), ("each", "each")):
         asked = runner(model, processor, visuals=visuals)
         assert asked.fingerprint(video)["visuals"] == noted and "visuals" not in asked.fingerprint(still)
         around = describe(Setup(str(random_checkpoint()), device="cpu", visuals=visuals))
         assert around.fingerprint(video)["visuals"] == noted and "visuals" not in around.fingerprint(still)
-    assert "visuals" not in runner(*load_model(folder("next-video"))).fingerprint(video)
+    assert "visuals" not in runner(*shared_model(folder("next-video"))).fingerprint(video)
 
 
 def test_a_forecast_of_frames_that_are_one_video():
     for folder in (random_checkpoint, random_internvl):
         for method in (None, create_method("vcast", keep=12), create_method("fastv", keep=8)):
             made = forecast(Setup(str(folder())), Cell(method, CLIPS))
-            (row,) = runner(*load_model(str(folder()))).answer(Cell(method, CLIPS, limit=1))
+            (row,) = runner(*shared_model(str(folder()))).answer(Cell(method, CLIPS, limit=1))
             assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"])
     alone, video = (forecast(Setup("internvl3-1b", visuals=visuals), Cell(None, REMOTE)) for visuals in ("each", None))
     assert (alone.retained, video.retained) == (FRAMES * 3328, FRAMES * 256), "thirteen tiles, or one"
@@ -208,7 +207,7 @@ def test_a_forecast_of_frames_that_are_one_video():
 
 def test_a_model_of_several_views_is_shown_frames_as_images():
     setup = Setup(str(random_checkpoint(next_=True)))
-    asked = runner(*load_model(setup.model))
+    asked = runner(*shared_model(setup.model))
     assert asked.fingerprint(Cell(None, CLIPS))["visuals"] == "each"
     ((_, error),) = misfits(setup, [Cell(create_method("vcast", keep=12), CLIPS)])
     assert "acts on the frames of videos, but 'llava_next' takes images only; let the images of a prompt be frames" in str(error)
@@ -222,7 +221,7 @@ def test_what_cannot_be_one_video():
     with pytest.raises(
         VtrError, match=r"makes one video of all images of a prompt on 'llava', got 1 video\(s\) and 1 image\(s\); ask with"
     ):
-        runner(*load_model(str(random_checkpoint()))).answer(Cell(None, task))
+        runner(*shared_model(str(random_checkpoint()))).answer(Cell(None, task))
 
 
 def test_what_a_method_sees_of_a_video_is_recorded(monkeypatch):
@@ -264,7 +263,7 @@ def test_a_comparison_of_a_video(loaded):
 def test_shapes_video_is_asked_about_whole_clips(name, frames):
     task = get_task(name)
     assert (task.name, task.frames, task.families) == (name, frames, ("order", "motion", "events", "needle", "attribute"))
-    rows = runner(*load_model(folder("next-video"))).answer(Cell(create_method("uniform", keep=12), task, limit=1, max_new_tokens=2))
+    rows = runner(*shared_model(folder("next-video"))).answer(Cell(create_method("uniform", keep=12), task, limit=1, max_new_tokens=2))
     assert [row["family"] for row in rows] == list(task.families)
     assert {(row["frames"], *row["visual_tokens"], *row["retained"]) for row in rows} == {(frames, 9 * frames, 12)}
     assert task.is_correct("Left.", "left") and not task.is_correct("left", "right")
@@ -281,7 +280,7 @@ REMOTE = replace(CLIPS, name="far:clips", remote=True, samples=lambda limit: pyt
 def test_a_forecast_is_what_is_then_measured(name):
     for method in (None, create_method("divprune", keep_ratio=0.5), create_method("fastv", keep=8)):
         made = forecast(Setup(folder(name)), Cell(method, CLIPS))
-        row = runner(*load_model(folder(name))).answer(Cell(method, CLIPS, limit=1))[0]
+        row = runner(*shared_model(folder(name))).answer(Cell(method, CLIPS, limit=1))[0]
         assert [made.retained] == row["retained"] and made.average == pytest.approx(row["average_tokens"]) and made.of is None
 
 
@@ -338,7 +337,7 @@ def test_frames_as_images_cost_as_much_as_images():
 def test_limits_of_pixels_are_of_frames_or_refused():
     setup = Setup(folder("qwen"), pixels=PixelLimits(max_pixels=8 * 256))
     assert forecast(setup, Cell(None, CLIPS)).retained <= 3 * 8
-    model, processor = load_model(folder("qwen"), pixels=PixelLimits(max_pixels=8 * 256))
+    model, processor = shared_model(folder("qwen"), pixels=PixelLimits(max_pixels=8 * 256))
     (row,) = runner(model, processor).answer(Cell(None, CLIPS, limit=1))
     assert row["visual_tokens"] == [forecast(setup, Cell(None, CLIPS)).retained]
     ((_, error),) = misfits(Setup("qwen3-vl-8b", pixels=PixelLimits(max_pixels=99999)), [Cell(None, REMOTE)])

@@ -29,14 +29,15 @@ class VtrTask(ConfigurableMessagesTask):
             raise WrongValue(f"{config['task']}: dataset_name must be one of {', '.join(ours.families)}, got {config['dataset_name']!r}")
         self.samples: dict[str, Any] = {s.id: s for s in ours.samples(None) if s.family == config["dataset_name"]}
         self.is_correct = ours.is_correct
+        draw, score = (lambda document: self.draw(document)), (lambda document, results: self.score(document, results))
         fixed = {
             "test_split": "test",
             "output_type": "generate_until",
             "generation_kwargs": {"max_new_tokens": ours.max_new_tokens, "do_sample": False, "until": []},
             "doc_to_text": "question",
             "doc_to_target": "answer",
-            "doc_to_visual": self.draw,
-            "process_results": self.score,
+            "doc_to_visual": draw,  # functions: of methods lmms-eval copies the task with all its samples whenever it notes this configuration
+            "process_results": score,
             "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
             "metadata": {"version": ours.version, "sha256": ours.sha256},
         }
