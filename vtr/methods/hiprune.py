@@ -221,7 +221,7 @@ class HiPrune(Method):
                 raise VtrError(
                     "hiprune: compat='authors' needs whole images of one grid; leave compat out for videos and behind other methods"
                 )
-            beside = raster_neighbours(*view.real.shape, grids[0][1], view.real.device)
+            beside = raster_neighbours(len(view.real), view.real.shape[1], grids[0][1], view.real.device)
         elif whole:
             beside = whole_neighbours(grids[0], view.real.device)
         else:

@@ -38,8 +38,8 @@ def valid_region(
     return [0, rows, pad, cols - pad]
 
 
-def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Host integers as an int64 tensor, without waiting for the device."""
+def on_device(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Nested host integers as an int64 tensor, without waiting for the device."""
     tensor = torch.tensor(values, dtype=torch.int64)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
