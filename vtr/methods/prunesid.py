@@ -77,7 +77,7 @@ def groups_of(features: Tensor, real: Tensor, groups: Tensor, most: int) -> tupl
         Group `(G, N)` int64 and weight in it `(G, N)` float64. Ties: first group.
     """
     rows = features.double().sigmoid()
-    weights = component_weights(rows - rows.mean(2, keepdim=True), real, most)
+    weights = component_weights(rows.sub_(rows.mean(2, keepdim=True)), real, most)
     weights = weights.masked_fill(torch.arange(most, device=real.device) >= groups[:, None, None], -1.0)
     best = weights.max(2)
     return best.indices, best.values
@@ -177,9 +177,9 @@ def prunesid(features: Tensor, score: Tensor | None, real: Tensor, keep: Tensor,
     Returns:
         Keep mask `(G, N)` bool with exactly `keep` True per row; ties go to the lowest index.
     """
-    groups, features = (keep // 4).clamp_min(1), features.nan_to_num()
+    groups, features = (keep // 4).clamp_min(1), features.nan_to_num().double()
     group, weight = groups_of(features, real, groups, group_count(most))
-    unit = F.normalize(features.double(), dim=-1)
+    unit = F.normalize(features, dim=-1)
     ranked = suppress(unit, weight if score is None else score, group, real, keep / 32 * mean_cosine(unit, real))
     size = members(group, real, group_count(most))
     left = size & torch.zeros_like(real).scatter(1, ranked.order, ranked.survives)[:, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.ops.blocks import suits_cpu
@@ -18,7 +17,7 @@ def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
     """Returns how much each token weighs in the first principal components: absolute entries of the left singular vectors of the rows.
 
     Args:
-        rows: `(G, N, C)`, one row per token, centred as the caller wants it; any float dtype.
+        rows: `(G, N, C)`, one row per token, centred as the caller wants it; any float dtype, finite.
         real: `(G, N)` bool; what is not real weighs nothing.
         most: number of components.
 
@@ -26,7 +25,7 @@ def component_weights(rows: Tensor, real: Tensor, most: int) -> Tensor:
         `(G, N, most)` float64, largest component first; components beyond the rank of the rows are zero. Exact, from the eigenvectors of the
         smaller of the Gram matrices `(N, N)` and `(C, C)`: `O(N C min(N, C) + min(N, C)^3)`; on CUDA the solver waits for the device.
     """
-    wide = torch.where(real[..., None], rows.double(), 0)
+    wide = rows.double() * real[..., None].double()
     tall = wide.shape[1] > wide.shape[2]
     values, vectors = torch.linalg.eigh(products_above(wide.mT if tall else wide), UPLO="U")
     values, vectors = values.flip(1)[:, :most], vectors.flip(2)[..., :most]
@@ -43,4 +42,7 @@ def products_above(rows: Tensor) -> Tensor:
     if n < LONG or not suits_cpu(rows):
         return rows @ rows.mT
     step = -(-n // STRIPS)
-    return torch.cat([F.pad(rows[:, start : start + step] @ rows[:, start:].mT, (start, 0)) for start in range(0, n, step)], 1)
+    above = rows.new_zeros(len(rows), n, n)
+    for start in range(0, n, step):
+        above[:, start : start + step, start:] = rows[:, start : start + step] @ rows[:, start:].mT
+    return above
