@@ -50,7 +50,7 @@ CEILINGS: dict[str, tuple[int, int | None]] = {
     "shortv": (0, 0),
     "sparsevlm": (436, 436),
     "sparsevlm_plus": (182, 182),
-    "todre": (75, 71),
+    "todre": (75, 75),
     "tokencorr": (142, 149),
     "tome": (169, 295),
     "transprune": (437, 437),
