@@ -29,7 +29,7 @@ CEILINGS: dict[str, tuple[int, int | None]] = {
     "flashvid": (444, None),
     "flowcut": (68, 210),
     "frames": (67, None),
-    "globalcom2": (5, 108),
+    "globalcom2": (5, 109),
     "hiprune": (7, 8),
     "hired": (4, 61),
     "holitom": (412, None),

@@ -64,7 +64,7 @@ def test_the_best_of_views_on_a_board_are_those_of_parts(seed):
     cells = torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(4)).expand(2, -1, 3)  # views of 2 x 4
     real = torch.rand(2, 24, generator=random) < 0.8
     score = torch.randint(0, 6, (2, 24), generator=random).float()
-    lies = board(torch.where(real[..., None], cells, 0), real, 3, 4)
+    lies = board(torch.where(real[..., None], cells, 99), real, 3, 4)
     laid = lies.lay(score, -torch.inf)
     assert laid.shape == (2, 3, 4, 4) and torch.equal((laid > -torch.inf).sum((2, 3)), members(cells[..., 0], real, 3).sum(2))
     assert torch.equal(laid[:, 1, 1, 2][real[:, 14]], score[:, 14][real[:, 14]])

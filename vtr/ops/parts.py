@@ -63,7 +63,7 @@ def extent(at: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
 class Board(NamedTuple):
     """The cells of all views `(G, V, S, S)`, on which tokens lie.
 
-    `cell (G, N)` int64 in `0 .. V S S - 1` of each token, of padding any; `real (G, N)` bool; `views` V; `side` S, the longest of a view.
+    `cell (G, N)` int64 in `0 .. V S S - 1` of each token, `V S S` of padding; `real (G, N)` bool; `views` V; `side` S, the longest of a view.
     """
 
     cell: Tensor
@@ -73,9 +73,7 @@ class Board(NamedTuple):
 
     def lay(self, values: Tensor, fill: float) -> Tensor:
         """Returns values `(G, N)` of tokens on their cells, `(G, V, S, S)`, with `fill` where no token lies."""
-        area = self.views * self.side**2
-        where = torch.where(self.real, self.cell, area)
-        laid = values.new_full((len(values), area + 1), fill).scatter_(1, where, values)
+        laid = values.new_full((len(values), self.views * self.side**2 + 1), fill).scatter_(1, self.cell, values)
         return laid[:, :-1].reshape(-1, self.views, self.side, self.side)
 
     def topk(self, score: Tensor, keep: Tensor, most: int) -> Tensor:
@@ -87,10 +85,12 @@ class Board(NamedTuple):
             most: `keep.max()` or more.
         """
         chosen = topk_ranked(score.reshape(-1, self.side**2), keep.flatten(), most)
-        return chosen.view(len(score), -1).gather(1, self.cell) & self.real
+        chosen = chosen.view(len(score), -1)
+        return chosen.gather(1, self.cell.clamp_max(chosen.shape[1] - 1)) & self.real
 
 
 def board(cells: Tensor, real: Tensor, views: int, side: int) -> Board:
     """Returns where tokens lie, from `cells (G, N, 3)` int64 view, row, column."""
     view, row, col = cells.unbind(-1)
-    return Board(torch.add(col, torch.add(row, view, alpha=side), alpha=side), real, views, side)
+    cell = torch.add(col, torch.add(row, view, alpha=side), alpha=side)
+    return Board(torch.where(real, cell, views * side**2), real, views, side)
