@@ -27,9 +27,8 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
     unit = unit_rows(tokens)
-    groups, n, _ = unit.shape
-    start = torch.arange(groups, device=unit.device) * n
     gram = unit @ unit.mT if gram_pays(tokens, unit, most) else None
+    rows = unit if gram is None else gram
     if gram is not None and fused():
         from vtr.ops._triton_greedy import pick_in_turn
 
@@ -39,8 +38,8 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     picks = [first][:most]
     while len(picks) < most:
         pick = picks[-1]
-        row = (unit if gram is None else gram).flatten(0, 1).index_select(0, start + pick)
+        row = rows.gather(1, pick[:, None, None].expand(-1, 1, rows.shape[2]))[:, 0]
         total += row_products(unit, row) if gram is None else row
         total.scatter_(1, pick[:, None], torch.inf)  # never twice
         picks.append(total.argmin(1))
-    return torch.stack(picks, 1) if picks else first.new_zeros(groups, 0)
+    return torch.stack(picks, 1) if picks else first.new_zeros(len(first), 0)
