@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.precision import widened
 
 LARGE = 1 << 16
@@ -25,7 +26,7 @@ def gram_pays(tokens: Tensor, wide: Tensor, most: int) -> bool:
     """
     n, width = wide.shape[1:]
     fits = (n + width) * wide.element_size() <= 12 * width * tokens.element_size()
-    return fits and (wide.device.type != "cpu" or 7 * most >= n)
+    return fits and (not suits_cpu(wide) or 7 * most >= n)
 
 
 def row_products(wide: Tensor, vector: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def row_products(wide: Tensor, vector: Tensor) -> Tensor:
     It rounds alike in batches of any size. A processor multiplies large matrices with a vector faster than with a matrix of one row; on a GPU
     one row is another kernel than the same row in a batch, so that there are two equal ones.
     """
-    on_cpu = wide.device.type == "cpu"
+    on_cpu = suits_cpu(wide)
     if on_cpu and wide[0].numel() >= LARGE:
         return torch.stack([wide[group].mv(vector[group]) for group in range(len(wide))])
     return torch.bmm(vector[:, None].expand(-1, 1 if on_cpu else 2, -1), wide.mT)[:, 0]
