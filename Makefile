@@ -18,7 +18,7 @@ help:  ## this list
 demo: install  ## full model against three methods on the embedded checkpoint, under a minute
 	@$(PYTHON_IN_ENV) -m vtr demo $(ARGS)
 
-test: install  ## the tests that need no GPU and no network, about 8 minutes on 2 cores
+test: install  ## the tests that need no GPU and no network, about 6 minutes on 2 cores
 	@$(PYTHON_IN_ENV) $(PYTEST) $(ARGS)
 
 test-method: named install  ## contract and tests of one method, under 20 seconds: make test-method NAME=fastv

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 OPS = TEXT[TEXT.index("| I need ... |") : TEXT.index("## What a contribution touches")]
-NEEDS = re.findall(r"^\| (?!I need)(.+?) \| ((?:`[a-z_]+\.[a-z_]+`(?:, )?)+) \|$", OPS, re.MULTILINE)
+NEEDS = re.findall(r"^\| (?!I need)(.+?) \| ((?:`[a-z_]+\.[A-Za-z_]+`(?:, )?)+) \|$", OPS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", NEEDS, ids=lambda row: row[0])
