@@ -72,7 +72,7 @@ def merge_chosen(
     extra = (itself == best) & rest
     index, values = _sums(tokens, keys, attention, real, chosen & ~whole, rest, best, min(most, real.shape[1]), neighbours, full)
     assign = torch.where(chosen & real, itself, torch.where(rest, best, -1))
-    return Merged((chosen & real) | extra, put(tokens, index, values), assign, extra)
+    return Merged((chosen & real) | extra, put(tokens.clone(), index, values), assign, extra)
 
 
 @in_blocks

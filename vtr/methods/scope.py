@@ -63,7 +63,7 @@ def scope_picks(
     features: Tensor, saliency: Tensor | None, real: Tensor, most: int, alpha: float = 1.0, combined: Combined = "multiply"
 ) -> tuple[Tensor, Tensor]:
     """The first `most` picks `(G, most)` int64 in order, and the score of each."""
-    unit = unit_rows(features).masked_fill_(~real[..., None], 0)
+    unit = unit_rows(features, real=real)
     weight = None if saliency is None or alpha == 0 else widened(saliency).nan_to_num().to(unit.dtype).clamp_min(0) ** alpha
     if combined == "add":
         return greedy_coverage(unit @ unit.mT, real, most, bonus=weight)

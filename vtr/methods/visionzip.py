@@ -26,6 +26,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtr.ops.gather import left_align, take
 from vtr.ops.joining import Sum, join_nearest, put
 from vtr.ops.received import attention_received
 from vtr.ops.topk import Known, topk_mask
@@ -83,9 +84,11 @@ def visionzip(
     step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
     number = rest.cumsum(1) - 1
     pivot = rest & (number % step == 0) & (number // step < contextual[:, None])
-    full = known is not None and set(known[0]) == {real.shape[1]}
-    index, values, assign = join_nearest(tokens, metric, pivot, rest & ~pivot, dominant | pivot, most, merge, full)
-    return dominant | pivot, put(tokens, index, values), assign
+    kept, n = dominant | pivot, real.shape[1]
+    full = known is not None and set(known[0]) == {n}
+    index, values, assign = join_nearest(tokens, metric, pivot, rest & ~pivot, kept, most, merge, full)
+    stays, _ = left_align(kept, n if known is None else min(max(known[1]) + most, n))
+    return kept, put(put(torch.zeros_like(tokens), stays, take(tokens, stays)), index, values), assign
 
 
 def contextual_count(keep: Tensor, share: float) -> Tensor:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vtr.ops.grids import largest
@@ -89,7 +90,7 @@ def vscan(tokens: Tensor, kept: Tensor, real: Tensor, most: int, full: bool = Fa
         Tokens `(G, N, D)`, of which kept rows count, and `assign (G, N)` int64. Ties: the first in position order. `O(N most D)`.
     """
     index, values, assign = join_nearest(tokens, None, kept, real & ~kept, kept, most, full=full)
-    return put(tokens, index, values), assign
+    return put(torch.zeros_like(tokens), index, values), assign
 
 
 @register_method("vscan")

@@ -43,7 +43,7 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
-    unit = unit_rows(tokens).masked_fill_(~real[..., None], 0)
+    unit = unit_rows(tokens, real=real)
     wide, (groups, n, _) = unit.dtype, unit.shape
     quality = torch.where(real, quality.detach().to(wide), 0)
     diagonal = quality.square() * torch.linalg.vector_norm(unit, dim=-1).square()

@@ -55,6 +55,6 @@ def join_nearest(
     return Joined(index, torch.where(used[..., None], values, own).to(tokens.dtype), assign)
 
 
-def put(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Returns `tokens (G, N, D)` with `values (G, C, D)` at `index (G, C)`."""
-    return tokens.scatter(1, index[..., None].expand_as(values), values)
+def put(base: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Writes `values (G, C, D)` into `base (G, N, D)` at `index (G, C)`, and returns it."""
+    return base.scatter_(1, index[..., None].expand_as(values), values)

@@ -17,7 +17,9 @@ def text_similarity(visual: Tensor, text: Tensor, asked: Tensor) -> Tensor:
     wide = torch.promote_types(torch.promote_types(visual.dtype, text.dtype), torch.float32)
     total = torch.where(asked[..., None], text.to(wide), 0).sum(1)
     mean = total / asked.sum(1, keepdim=True).clamp_min(1)
-    return row_products(F.normalize(visual.to(wide), dim=-1, eps=1e-12), F.normalize(mean, dim=-1, eps=1e-12))
+    visual = visual.to(wide)
+    length = torch.linalg.vector_norm(visual, dim=-1).clamp_min(1e-12)
+    return row_products(visual, F.normalize(mean, dim=-1, eps=1e-12)) / length
 
 
 def clip_relevance(image: Tensor, text: Tensor, real: Tensor | None = None) -> Tensor:

@@ -12,10 +12,16 @@ LARGE = 1 << 16
 """Numbers of a matrix from which on a product with a vector is bound by reading it."""
 
 
-def unit_rows(tokens: Tensor, eps: float = 1e-12) -> Tensor:
-    """Returns `tokens (..., D)` divided by their lengths, in float32 (float64 stays), without a gradient; one with NaN or inf becomes zero."""
+def unit_rows(tokens: Tensor, eps: float = 1e-12, real: Tensor | None = None) -> Tensor:
+    """Returns `tokens (..., D)` divided by their lengths, in float32 (float64 stays), without a gradient.
+
+    One with NaN or inf becomes zero, and so does one that is not `real (...)`.
+    """
     wide = widened(tokens.detach())
-    return (wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(eps)).nan_to_num_()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(eps)
+    if real is not None:
+        length.masked_fill_(~real[..., None], torch.inf)
+    return (wide / length).nan_to_num_()
 
 
 def gram_pays(tokens: Tensor, wide: Tensor, most: int) -> bool:
