@@ -164,9 +164,13 @@ def _ops(name: str, record: Record) -> str:
     parts = ["## Selection functions by themselves", "", said, "", markdown_table(head, body)] if body else []
     if record.get("selections"):
         head, body = selections_table(record["selections"])
+        ratios = [float(ratio) for line in body if (ratio := line[head.index("ratio")])]
+        counted = (
+            f"Faster in {sum(r > 1.05 for r in ratios)} of {len(ratios)} cases, within 5 % in {sum(abs(r - 1) <= 0.05 for r in ratios)}."
+        )
         said = (
             f"`eval/speed/{name}.json`: each method's own step beside a plain implementation of its paper, one image at a time, by turns on the same "
-            f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster, below 1 slower. {_where(record)}\n\n"
+            f"random tokens (64 of 576, 160 of 2880 kept). A ratio above 1 is faster, below 1 slower. {counted} {_where(record)}\n\n"
             "The launches, and that nothing "
             "waits for the device, are the same for any batch in vtr, where a GPU has all rows at once; a reference takes its images one by one. "
             "A CPU gets large rows in blocks that fit in its cache. Below a millisecond or two a time is launches and little work: vtr has more of "
