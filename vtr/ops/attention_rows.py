@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import in_blocks
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.precision import outside_autocast
 
 FEW = 8
@@ -64,7 +64,7 @@ def products(rows: Tensor, keys: Tensor) -> Tensor:
     """Returns `rows @ keys.mT` of every head, without copying keys that lie token by token in memory, all heads of a token side by side.
 
     A batched product needs one step from matrix to matrix; such keys have two, from head to head and from one row of the batch to the next, and
-    matmul would copy them. So it gets one row of the batch at a time where a CPU's cache wants that anyway; else a few rows are multiplied with
+    matmul would copy them. So a CPU gets one row of the batch at a time, which its cache wants anyway; elsewhere a few rows are multiplied with
     all heads at once: `(K, H d)` by a matrix `(H d, H R)` that is zero between different heads.
 
     Args:
@@ -78,9 +78,10 @@ def products(rows: Tensor, keys: Tensor) -> Tensor:
     return _side_by_side(rows, keys) if by_token else rows @ keys.mT
 
 
-@in_blocks
 def _side_by_side(rows: Tensor, keys: Tensor) -> Tensor:
     batch, heads, number, width = rows.shape
+    if batch > 1 and suits_cpu(rows):
+        return torch.cat([own @ part.mT for own, part in zip(rows.split(1), keys.split(1), strict=True)])
     if batch == 1 or number > FEW:
         return rows @ keys.mT
     apart = torch.eye(heads, dtype=rows.dtype, device=rows.device)[:, None, :, None]
