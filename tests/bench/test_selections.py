@@ -80,3 +80,10 @@ def test_a_plain_patch_of_a_vit_gives_the_logits_that_vtr_gives():
         plain = model(pixels)
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(ours, full, atol=1e-4) and torch.equal(model(pixels), full), "and nothing stays"
+
+
+def test_what_takes_too_long_is_left_out(monkeypatch):
+    monkeypatch.setattr(selections, "SIZES", {36: (1, 12), 180: (5, 40)})
+    monkeypatch.setattr(selections, "Given", lambda *args, **kwargs: Given(*args, grid=(6, 6), width=64, heads=4, **kwargs))
+    rows = selections.time_selections("cpu", methods=("divprune",), tokens=(36, 180), batches=(1,), longest_s=0.0)
+    assert [row["left_out"] for row in rows] == ["more than 0 s for the reference"] * 2 and not any("ms" in row for row in rows)

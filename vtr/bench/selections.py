@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ def time_selections(
     tokens: Iterable[int] = tuple(SIZES),
     batches: Iterable[int] = BATCHES,
     advance: Callable[[str], None] = lambda what: None,
+    longest_s: float = math.inf,
 ) -> list[dict[str, Any]]:
     """Times the selection of every method that has a plain reference, and that reference, in turns: reference, vtr, vtr, reference, ...
 
@@ -40,6 +42,7 @@ def time_selections(
         tokens: of an image, 576 or 2880.
         batches: images at a time; the reference takes them one by one.
         advance: called after each method and size.
+        longest_s: a size is left out where its reference needs more seconds; larger ones of that method are not tried.
 
     Returns:
         Dicts with `method`, `tokens`, `batch`, `keep` and either `left_out`, or `plain_ms` and `ms` (one number per round), `plain_launches`,
@@ -58,16 +61,22 @@ def time_selections(
             raise WrongValue(f"bench: selections are timed with {' or '.join(map(str, SIZES))} tokens of an image, got {count}")
     found = []
     for name in names:
+        too_long = ""
         for count, batch in sizes:
             views, keep = SIZES[count]
             if name in ONLY_CROPS and views == 1:
                 continue
             entry: dict[str, Any] = {"method": name, "tokens": count, "batch": batch, "keep": keep}
             needed, free = batch * (3 * count**2 + 16 * count * 1024) * 4 / GIB, free_gib(device)
-            if needed > free:
-                entry["left_out"] = f"needs about {needed:.0f} GiB, {free:.0f} are free"
+            if needed > free or too_long:
+                entry["left_out"] = too_long or f"needs about {needed:.0f} GiB, {free:.0f} are free"
             else:
-                entry |= measure(CASES[name](Given(views, batch, keep, device=device, dtype=dtype)), torch.device(device), repeats)
+                case, place = CASES[name](Given(views, batch, keep, device=device, dtype=dtype)), torch.device(device)
+                seconds = _ms(case.run_plain, 1, place) / 1e3 if longest_s < math.inf else 0.0
+                if seconds > longest_s:
+                    entry["left_out"] = too_long = f"more than {longest_s:g} s for the reference"
+                else:
+                    entry |= measure(case, place, repeats)
             found.append(entry)
             advance(name)
     return found

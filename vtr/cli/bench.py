@@ -194,7 +194,7 @@ def _ops(device: str, dtype: str, repeats: int, longest: float, methods: tuple[s
     with progress(quiet) as bars:
         task = bars.add_task("ops", total=None)
         step = lambda what: bars.update(task, advance=1, description=what)  # noqa: E731
-        chosen_ones = time_selections(device, chosen, repeats, methods, advance=step)
+        chosen_ones = time_selections(device, chosen, repeats, methods, advance=step, longest_s=longest)
         rows = time_ops(device, chosen, repeats, longest_s=longest, advance=step) if methods is None else []
     name = str(chosen).removeprefix("torch.")
     record = make_record("ops", environment(torch.device(device)), width=WIDTH, dtype=name, rows=rows, selections=chosen_ones)
