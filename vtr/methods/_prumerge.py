@@ -142,8 +142,8 @@ class Merging(Method):
         empty = view.keep == 0 if exact else ~view.real.any(1)
         if exact:
             kept = kept | (view.real & (view.keep == view.real.sum(1))[:, None])
-        keys, full = view.signals[key].flatten(2), set(view.counts) == {view.real.shape[1]}
-        merged = merge_chosen(view.tokens, keys, attention, view.real, kept, chosen.most, empty, self.neighbours, full)
+        keys = view.signals[key].flatten(2)
+        merged = merge_chosen(view.tokens, keys, attention, view.real, kept, chosen.most, empty, self.neighbours, view.full)
         if self.compat is not None:
             n = view.real.shape[1]
             falling = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

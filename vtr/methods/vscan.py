@@ -161,8 +161,7 @@ class VScan(Method):
         find = equal_shares if has_cls else capped
         local = find(shallow, window, view.real, view.keep // 2, windows)
         kept = local | topk_mask(deep, view.real & ~local, view.keep - local.sum(1), most=view.most)
-        full = set(view.counts) == {view.real.shape[1]}
-        tokens, assign = vscan(view.tokens, kept, view.real, view.most, full)
+        tokens, assign = vscan(view.tokens, kept, view.real, view.most, view.full)
         return Selection(keep=kept, tokens=tokens, assign=assign)
 
 

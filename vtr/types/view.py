@@ -126,6 +126,11 @@ class View:
         """Returns the most views that the image of a group has."""
         return max(map(len, self.grids))
 
+    @property
+    def full(self) -> bool:
+        """Whether no row has padding, as the host knows."""
+        return set(self.counts) == {self.real.shape[1]}
+
     def grid(self, group: int) -> Grid:
         """Returns the grid of the views of a group, all of which have the same, or of the single view that the group is.
 
