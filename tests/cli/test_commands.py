@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.command_line import CliRunner
@@ -44,6 +45,11 @@ def test_list_shows_every_method_and_filters():
     table = vtr("list", "--markdown").stdout.strip().splitlines()
     assert len(table) == 2 + len(list_methods())
     assert all(line.startswith("| ") and line.endswith(" |") for line in table[2:])
+
+
+def test_a_command_that_finds_no_memory_says_so_without_a_traceback(monkeypatch):
+    monkeypatch.setattr("vtr.cli.list_.list_methods", lambda *a, **k: torch.empty(10**15))
+    assert "error:" in (said := vtr("list", code=1).stderr) and "can't allocate memory" in said
 
 
 @pytest.mark.parametrize("name", quick_only(("fastv", "flowcut", "vcast"), list_methods()))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vtr.types import Method, VtrError
-from vtr.types.errors import Refusal, WrongValue
+from vtr.types.errors import Refusal, WrongValue, out_of_memory
 from vtr.types.settings import setting_value
 
 P = ParamSpec("P")
@@ -65,7 +65,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         except (VtrError, OSError) as error:
             fail(error, 1)
         except Exception as error:
-            if "out of memory" not in str(error):
+            if not out_of_memory(error):
                 raise
             fail(error, 1)
 

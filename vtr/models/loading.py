@@ -22,7 +22,7 @@ from vtr.models.recipes import Recipe, find_recipe, list_recipes
 from vtr.registry import find_host, list_hosts
 from vtr.types.naming import closest
 from vtr.types import VtrError
-from vtr.types.errors import WrongValue
+from vtr.types.errors import WrongValue, out_of_memory
 
 _log = logging.getLogger(__name__)
 DTYPES = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -214,7 +214,7 @@ def load_model(
             raise WrongValue(
                 f"attention: {attention!r} cannot be used here; use 'sdpa', or install the package flash-attn ({_first_line(error)})"
             ) from error
-        damaged = checkpoint.folder is not None and not isinstance(error, MemoryError) and "out of memory" not in str(error)
+        damaged = checkpoint.folder is not None and not out_of_memory(error)
         kind = WrongValue if damaged else VtrError
         raise kind(f"load_model: {checkpoint.source!r} cannot be loaded: {_first_line(error)}") from error
     if info.get("missing_keys"):

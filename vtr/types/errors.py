@@ -43,6 +43,19 @@ class SettingError(WrongValue):
         self.setting = setting
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left: `MemoryError`, or what torch raises.
+
+    torch has a class of its own for accelerators only. Where its CPU or MPS allocator gives up there is a bare `RuntimeError`, which nothing but
+    its text tells from others; this is the one place that reads it.
+    """
+    import torch
+
+    said = str(error).lower()
+    bare = type(error) is RuntimeError and any(words in said for words in ("out of memory", "can't allocate memory", "not enough memory"))
+    return bare or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 @contextmanager
 def as_refusals() -> Iterator[None]:
     """Makes a plain `ValueError` or `TypeError` that leaves the block a `WrongValue` or a `WrongType` with the same message.

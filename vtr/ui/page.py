@@ -14,7 +14,7 @@ import gradio as gr
 from vtr.eval.examples import Example
 from vtr.registry import list_methods
 from vtr.types import VtrError
-from vtr.types.errors import Refusal, WrongValue
+from vtr.types.errors import Refusal, WrongValue, out_of_memory
 from vtr.ui.explain import explain, is_patch, step_labels
 from vtr.ui.media import LIMITS, Limits, Media, open_media
 from vtr.ui.pictures import draw_full, draw_step, token_at
@@ -52,7 +52,7 @@ def in_a_sentence(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sentence(error: Exception) -> str:
     """Returns what is said of an error that a user can cause, as a picture that a processor cannot take; raises any other again."""
-    if not isinstance(error, (Refusal, VtrError, OSError, ValueError)) and "out of memory" not in str(error):
+    if not isinstance(error, (Refusal, VtrError, OSError, ValueError)) and not out_of_memory(error):
         raise error
     _log.debug("traceback", exc_info=error)
     return str(error) or type(error).__name__
