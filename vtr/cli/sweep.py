@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from vtr.cli._common import Quiet, err, out, refuse_unused, reported
 from vtr.cli._watching import Watcher, print_failures
-from vtr.types import VtrError
+from vtr.types.errors import MissingPackage
 
 
 @reported
@@ -48,7 +48,7 @@ def sweep(
     try:
         import pydantic  # noqa: F401
     except ImportError:
-        raise VtrError("sweep: needs pydantic, which is not installed; pip install 'visual-token-reduction[eval]'") from None
+        raise MissingPackage.of("sweep:", "pydantic", "eval") from None
     from vtr.eval.run.results import prepare_folder
     from vtr.eval.run.work import run_jobs
     from vtr.eval.sweep.grid import load_sweep

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtr.data.pictures import as_shown, open_image, whole_files
 from vtr.types import VtrError
-from vtr.types.errors import WrongValue
+from vtr.types.errors import MissingPackage, WrongValue
 
 PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNKNOWN_FPS = 2.0
@@ -166,10 +166,8 @@ def _from_file(path: Path, count: int) -> Video:
     try:
         import av
     except ImportError:
-        raise VtrError(
-            f"video: reading {str(path)!r} needs PyAV, which is not installed; pip install 'visual-token-reduction[video]', or give a folder of "
-            "frames or an animated GIF"
-        ) from None
+        instead = "give a folder of frames or an animated GIF"
+        raise MissingPackage.of(f"video: reading {str(path)!r}", "PyAV", "video", instead) from None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -113,12 +113,13 @@ Known = dict[tuple[str, ...], tuple[str, ...]]
 """Sample ids that were seen, so that cells with equal ones share them; whoever reads many files owns one for that time."""
 
 
-def condense(content: Mapping[str, Any], known: Known | None = None) -> Condensed:
+def condense(content: Mapping[str, Any], known: Known | None = None, name: str = "result") -> Condensed:
     """Returns what tables need of the content of a result file.
 
     Args:
         content: of the file.
         known: sample ids seen so far; equal ones are shared, new ones added.
+        name: of the file, for the message.
 
     Raises:
         ResultError: something that every result has is missing.
@@ -139,7 +140,7 @@ def condense(content: Mapping[str, Any], known: Known | None = None) -> Condense
             most_retained=max(retained, default=None),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"result: {type(error).__name__} {error} in its content; run the cell again with this version") from None
+        raise ResultError(f"{name}: {type(error).__name__} {error} in its content; run the cell again with this version") from None
 
 
 def _outcomes(values: Mapping[str, float], known: Known) -> Outcomes:

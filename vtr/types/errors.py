@@ -23,6 +23,16 @@ class VtrError(RuntimeError):
         self.setting = setting
 
 
+class MissingPackage(VtrError):
+    """A package of one of the extras is not installed."""
+
+    @classmethod
+    def of(cls, who: str, package: str, extra: str, instead: str = "") -> MissingPackage:
+        """Returns the error with how to install the package, and what works without it where there is such a thing."""
+        way_out = f", or {instead}" if instead else ""
+        return cls(f"{who} needs {package}, which is not installed; pip install 'visual-token-reduction[{extra}]'{way_out}")
+
+
 class Refusal(Exception):
     """What was given is wrong; the base of `WrongValue` and `WrongType`. The message says who refuses, the rule, the value, and what to do."""
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vtr.data.frames import PICTURES, Video, read_video
 from vtr.data.pictures import open_image
 from vtr.types import Kind, VtrError
-from vtr.types.errors import WrongValue
+from vtr.types.errors import MissingPackage, WrongValue
 
 MIB = 2**20
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
@@ -91,8 +91,7 @@ def open_media(files: Sequence[str | Path], room: Path, frames: int = 16, limits
         message = str(error)
         for path in (room / "frames", *paths):
             message = message.replace(str(path), path.name)
-        kind = WrongValue if isinstance(error, WrongValue) or "PyAV" not in message else VtrError
-        raise kind(message) from None
+        raise (MissingPackage if isinstance(error, MissingPackage) else WrongValue)(message) from None
 
 
 def _check_files(paths: Sequence[Path], limits: Limits) -> None:

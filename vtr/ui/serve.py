@@ -12,8 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vtr.types import VtrError
-from vtr.types.errors import WrongValue
+from vtr.types.errors import MissingPackage, WrongValue
 from vtr.ui.media import LIMITS, Limits
 from vtr.ui.session import Session
 
@@ -29,7 +28,7 @@ def check_gradio() -> None:
         VtrError: it is not installed.
     """
     if find_spec("gradio") is None:  # to import it takes seconds
-        raise VtrError("ui: the page needs gradio, which is not installed; pip install 'visual-token-reduction[ui]'")
+        raise MissingPackage.of("ui: the page", "gradio", "ui")
 
 
 def check_port(host: str, port: int) -> int:

@@ -36,9 +36,9 @@ def read_folders(folders: Iterable[Path], advance: Callable[[], None] = lambda: 
     for folder in folders:
         for path in sorted(folder.glob("*.json")):
             try:
-                cell = condense(read_cell(path), known)
+                cell = condense(read_cell(path), known, path.name)
             except ResultError as error:
-                problems.append(f"ignored {error}" if path.name in str(error) else f"ignored {path.name}: {error}")
+                problems.append(f"ignored {error}")
             else:
                 if not _agree(found.setdefault(cell.key, cell), cell):
                     problems.append(f"{path.name}: the same experiment with other outcomes lies in another folder; the first is shown")

@@ -17,7 +17,7 @@ from vtr.eval.run.failures import Failure
 from vtr.eval.run.setup import Setup
 from vtr.eval.run.workers import Advance, Job, Surroundings, Worker
 from vtr.types import VtrError
-from vtr.types.errors import WrongValue
+from vtr.types.errors import MissingPackage, WrongValue
 
 MOST_DEATHS = 3
 _STORE_BYTES = 256 * 2**20  # answers are small; models never go through Ray's object store
@@ -60,9 +60,7 @@ class RayPool:
         try:
             import ray
         except ImportError:
-            raise VtrError(
-                "ray: is not installed; pip install 'visual-token-reduction[eval]', or leave --ray and --jobs out to run in this process"
-            ) from None
+            raise MissingPackage.of("sweep: --ray", "ray", "eval", "leave --ray and --jobs out to run in this process") from None
         _check_address(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts a cluster; it would report home
         self._ray = ray
