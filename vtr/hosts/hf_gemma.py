@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
 from vtr.hosts._protocol import Host, check_layer_kinds
@@ -32,7 +33,7 @@ def gemma3(model: Any) -> Host:
     check_layer_kinds("gemma3", llm.config)
     side, patches = int(config.mm_tokens_per_image**0.5), vision.image_size // vision.patch_size
     block = patches // side
-    members = torch.arange(patches**2).view(side, block, side, block).transpose(1, 2).reshape(side**2, block**2)
+    members = rearrange(torch.arange(patches**2), "(r i c j) -> (r c) (i j)", r=side, c=side, i=block)
     layout = views_of_one_image([(side, side)])
 
     def layouts(_kind: Kind, arguments: dict[str, Any]) -> list[Layout]:

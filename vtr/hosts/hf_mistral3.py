@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vtr.hosts._layout import Kind, Layout, views_of_one_image
@@ -47,8 +48,8 @@ class RasterTower(PackedTower):
         """Returns the patches `(S * joins,)` of the whole sequence unit by unit."""
         side, orders, first = isqrt(self.joins), [], 0
         for rows, cols in (layout.grids[0] for layout in run.layouts):
-            patches = torch.arange(rows * cols * self.joins).view(rows, side, cols, side)
-            orders.append(patches.transpose(1, 2).flatten() + first)
+            patches = torch.arange(first, first + rows * cols * self.joins)
+            orders.append(rearrange(patches, "(r i c j) -> (r c i j)", i=side, c=cols, j=side))
             first += rows * cols * self.joins
         return torch.cat(orders).to(run.tokens.column.device, non_blocking=True)
 

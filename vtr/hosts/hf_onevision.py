@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vtr.hosts._layout import Kind, Layout
@@ -34,8 +35,8 @@ def llava_next_video(model: Any) -> Host:
     def tokens(features: Tensor) -> Tensor:
         if config.spatial_pool_mode != "conv":
             return resampler(features)
-        spread = features.unflatten(1, (rows, cols)).permute(0, 3, 1, 2)  # a convolution has weights for features only
-        return F.avg_pool2d(spread, stride).flatten(2).transpose(1, 2)
+        spread = rearrange(features, "v (r c) d -> v d r c", r=rows)  # a convolution has weights for features only
+        return rearrange(F.avg_pool2d(spread, stride), "v d r c -> v (r c) d")
 
     return with_videos(host, Pooling(tokens, (rows // stride, cols // stride), behind_projector=False))
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vtr.ops.frames import Frames
@@ -200,10 +201,10 @@ def authors_frames(tokens: Tensor, budgets: list[int], version: Version) -> list
             flat = frame.flatten(0, 1)
             found.append(flat[torch.linspace(0, len(flat) - 1, max(budget, 0), device=flat.device).long()])
             continue
-        grid, planes = authors_grid(budget), frame.permute(2, 0, 1)[None]
+        grid, planes = authors_grid(budget), rearrange(frame, "r c d -> 1 d r c")
         if not grid[0]:
             found.append(frame[:0, :0])
             continue
         small = F.interpolate(planes, size=grid, mode="bilinear") if version == "v1" else F.adaptive_avg_pool2d(planes, grid)
-        found.append(small[0].permute(1, 2, 0))
+        found.append(rearrange(small, "1 d r c -> r c d"))
     return found

@@ -23,6 +23,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -231,9 +232,9 @@ def _interpolate(view: View) -> Tensor:
     parts = []
     for pool in pools:
         own = slice(None) if len(pools) == 1 else pool.groups
-        cells = view.tokens[own, : pool.cells[0] * pool.cells[1]].unflatten(1, pool.cells).permute(0, 3, 1, 2)  # (G, D, rows, cols)
+        cells = rearrange(view.tokens[own, : pool.cells[0] * pool.cells[1]], "g (r c) d -> g d r c", r=pool.cells[0])
         wide = F.interpolate(cells.float(), size=pool.grid, mode="bilinear", align_corners=False)
-        parts.append(wide.flatten(2).mT)
+        parts.append(rearrange(wide, "g d r c -> g (r c) d"))
     return together(parts, [pool.groups for pool in pools])
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange
 import numpy as np
 import torch
 from PIL import Image
@@ -56,9 +57,8 @@ class DenseViT(nn.Module):
 
     def logits(self, tokens: Tensor, rows: int) -> Tensor:
         """Maps tokens `(B, rows * columns, D)` in raster order to logits `(B, classes, h, w)`."""
-        patch = self.config.patch
-        cells = self.head(tokens).unflatten(-1, (len(self.config.classes), patch, patch)).unflatten(1, (rows, -1))
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        side = self.config.patch
+        return rearrange(self.head(tokens), "b (rows cols) (classes k l) -> b classes (rows k) (cols l)", rows=rows, k=side, l=side)
 
     def prepare(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """Pictures `(h, w, 3)` uint8 to the model's input `(B, 3, pixels, pixels)`, on its device and in its dtype."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vtr.testing.families import IMAGE, LLM, PIXELS, SIDE, TOWER, Family, Visual, own_key_seen
@@ -14,7 +15,7 @@ JOINS, HALF = 4, SIDE // 2
 
 def blocks_of_four(half: int = HALF) -> Tensor:
     """Returns the patches of every token `(half ** 2, 4)`: a block of 2 x 2, tokens in raster order."""
-    return torch.arange(4 * half * half).view(half, 2, half, 2).permute(0, 2, 1, 3).reshape(-1, JOINS)
+    return rearrange(torch.arange(JOINS * half * half), "(r i c j) -> (r c) (i j)", r=half, i=2, j=2)
 
 
 class Joined(Family):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vtr.testing.families import IMAGE, LLM, TOWER, Family, Visual, own_key_seen
@@ -72,8 +73,7 @@ class Pixtral(Family):
     def _order(self, shot: Visual) -> Tensor:
         """Returns the patches of an image token by token."""
         rows, cols = self.grids(shot)[0]
-        patches = torch.arange(rows * cols * self.side**2).view(rows, self.side, cols, self.side)
-        return patches.transpose(1, 2).flatten()
+        return rearrange(torch.arange(rows * cols * self.side**2), "(r i c j) -> (r c i j)", i=self.side, c=cols, j=self.side)
 
     def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
         orders = [self._order(shot) for shot in shots]

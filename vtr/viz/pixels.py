@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 
@@ -87,8 +88,9 @@ def _unpacked(patches: np.ndarray, grids: np.ndarray, side: int, merge: int) -> 
     for frames, rows, cols in grids.tolist():
         own = patches[start : start + frames * rows * cols]
         start += len(own)
-        own = own.reshape(frames, rows // merge, cols // merge, merge, merge, 3, -1, side, side)[:, :, :, :, :, :, 0]
-        found.append(own.transpose(0, 5, 1, 3, 6, 2, 4, 7).reshape(frames, 3, rows * side, cols * side))
+        size = {"t": frames, "r": rows // merge, "c": cols // merge, "i": merge, "j": merge, "rgb": 3, "k": side, "l": side}
+        own = rearrange(own, "(t r c i j) (rgb double k l) -> double t rgb (r i k) (c j l)", **size)
+        found.append(own[0])
     return found
 
 
