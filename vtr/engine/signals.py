@@ -153,7 +153,7 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         weights = weights if signal.heads else weights.mean(1, keepdim=True)
         picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
         found.append(picked if signal.heads else picked[:, 0])
-    rows = torch.cat(found, dim=-2)
+    rows = found[0] if len(found) == 1 else torch.cat(found, dim=-2)
     return rows[..., 0, :] if signal.queries == "last" else rows
 
 

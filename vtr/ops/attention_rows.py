@@ -53,11 +53,11 @@ def attention_rows(
         earlier = torch.arange(key.shape[2], device=key.device) < since[:, None, :, None]
         hidden = earlier if hidden is None else hidden | earlier
     if hidden is not None:
-        logits = logits.masked_fill(hidden, -torch.inf)
+        logits.masked_fill_(hidden, -torch.inf)
     if not softmax:
         return logits
     weights = logits.softmax(-1)
-    return weights if hidden is None else weights.nan_to_num(0.0)
+    return weights if keys is None else weights.nan_to_num(0.0)  # a causal query sees itself at least
 
 
 def products(rows: Tensor, keys: Tensor) -> Tensor:

@@ -43,5 +43,6 @@ def row_products(wide: Tensor, vector: Tensor) -> Tensor:
     """
     on_cpu = suits_cpu(wide)
     if on_cpu and wide[0].numel() >= LARGE:
-        return torch.stack([wide[group].mv(vector[group]) for group in range(len(wide))])
+        made = [wide[group].mv(vector[group]) for group in range(len(wide))]
+        return made[0][None] if len(made) == 1 else torch.stack(made)
     return torch.bmm(vector[:, None].expand(-1, 1 if on_cpu else 2, -1), wide.mT)[:, 0]
