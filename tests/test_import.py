@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +84,14 @@ def test_apply_is_the_function_whatever_was_imported_first(first) -> None:
     assert answer.stdout == "True apply function\n", answer.stderr
 
 
+def heed() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in `folder`, where vtr can be imported."""
+    """Runs Python in `folder`, where vtr can be imported, and heeds Ctrl-C, which jobs in the background of a shell are started without."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment, preexec_fn=heed)
 
 
 TRAIN = """
