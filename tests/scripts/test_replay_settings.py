@@ -55,29 +55,89 @@ def test_the_quotas_of_holovs_paper_are_compared() -> None:
         replay("holov", {**tensors, "quota": quota.roll(1)[None]}, params)
 
 
-def test_vscan_with_fewer_key_heads_and_a_rotary_embedding() -> None:
-    length, heads, groups, width, start, number, keep = 11, 4, 2, 4, 2, 6, 3
+def turned(row: Tensor, place: int) -> Tensor:
+    """The rotary embedding of one head."""
+    half = len(row) // 2
+    angle = place * 10000.0 ** (-torch.arange(half).double() / half)
+    return torch.cat([row[:half] * angle.cos() - row[half:] * angle.sin(), row[half:] * angle.cos() + row[:half] * angle.sin()])
+
+
+def layer(length: int, heads: int, groups: int, width: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Hidden states and weights of an LLM layer with fewer heads for keys; its attention `(length, length)`, mean over heads."""
     hidden, scale = noise(1, length, 16), noise(16, seed=1).exp()
     weights = {"q_weight": noise(heads * width, 16, seed=2), "k_weight": noise(groups * width, 16, seed=3)}
     normed = hidden[0].double() / (hidden[0].double().square().mean(1, keepdim=True) + 1e-5).sqrt() * scale.double()
-
-    def turned(row: Tensor, place: int) -> Tensor:
-        angle = place * 10000.0 ** (-torch.arange(width // 2).double() / (width // 2))
-        half = width // 2
-        return torch.cat([row[:half] * angle.cos() - row[half:] * angle.sin(), row[half:] * angle.cos() + row[:half] * angle.sin()])
-
-    rows = torch.zeros(heads, length, dtype=torch.float64)
     query, key = (normed @ weights[name].double().T for name in ("q_weight", "k_weight"))
+    rows = torch.full((heads, length, length), -torch.inf, dtype=torch.float64)
     for head in range(heads):
         own = head // (heads // groups)
-        asks = turned(query[-1, head * width : (head + 1) * width], length - 1)
-        for place in range(length):
-            rows[head, place] = asks @ turned(key[place, own * width : (own + 1) * width], place) / width**0.5
-    kept = sorted(start + n for n in best(rows.softmax(1).mean(0)[start : start + number], keep))
+        for asks in range(length):
+            asked = turned(query[asks, head * width : (head + 1) * width], asks)
+            for place in range(asks + 1):
+                rows[head, asks, place] = asked @ turned(key[place, own * width : (own + 1) * width], place) / width**0.5
+    return {"hidden": hidden, "ln_weight": scale, **weights}, rows.softmax(2).mean(0)
+
+
+def test_vscan_with_fewer_heads_for_keys() -> None:
+    length, start, number, keep = 11, 2, 6, 3
+    tensors, rows = layer(length, 4, 2, 4)
+    kept = sorted(start + n for n in best(rows[-1, start : start + number], keep))
     index = torch.tensor([n for n in range(length) if not start <= n < start + number or n in kept])
-    tensors = {"hidden": hidden, "ln_weight": scale, **weights, "kept_abs": index[None], "new_hidden": hidden[:, index]}
-    params = {"image_start": start, "image_tokens": number, "keep": keep, "num_heads": heads, "num_kv_heads": groups, "rms_eps": 1e-5}
-    replay("vscan", {**tensors, "new_position_ids": torch.arange(len(index))[None]}, params)
+    tensors |= {"kept_abs": index[None], "new_hidden": tensors["hidden"][:, index], "new_position_ids": torch.arange(len(index))[None]}
+    params = {"image_start": start, "image_tokens": number, "keep": keep, "num_heads": 4, "num_kv_heads": 2, "rms_eps": 1e-5}
+    replay("vscan", tensors, params)
+
+
+def test_transprune_with_fewer_heads_for_keys() -> None:
+    length, start, number, keep = 11, 2, 6, 3
+    tensors, rows = layer(length, 4, 2, 4)
+    asked, moved = rows[start + number :, start : start + number], noise(2, length, seed=4).exp()
+    own = moved.double().sum(0)[start : start + number]
+    parts = [part / (part.sum() + 1e-8) for part in (asked.mean(0), own)]
+    kept = torch.tensor(sorted(start + n for n in best(parts[0] + parts[1], keep)))
+    index = torch.tensor([n for n in range(length) if not start <= n < start + number or n in kept])
+    tensors |= {"ttv_layers": moved, "iga_rows": asked, "iga": parts[0], "ttv_accum": parts[1], "score": parts[0] + parts[1]}
+    tensors |= {"kept_abs": kept, "new_hidden": tensors["hidden"][:, index], "new_position_ids": torch.arange(len(index))[None]}
+    params = {"image_start": start, "image_tokens_current": number, "keep": keep, "num_heads": 4, "num_kv_heads": 2}
+    replay("transprune", {**tensors, "ttv_layers_after": moved[:, index]}, params)
+
+
+def test_pyramiddrop_beside_a_prompt_without_an_image() -> None:
+    length, start, number, keep = 9, 1, 5, 2
+    tensors, rows = layer(length, 2, 2, 4)
+    score = rows[-1, start : start + number]
+    kept = torch.tensor(sorted(best(score, keep)))
+    index = torch.tensor([n for n in range(length) if not start <= n < start + number or n - start in kept])
+    other, there = noise(1, length, 16, seed=7), torch.ones(2, length, dtype=torch.bool)
+    there[1, 6:] = False
+    hidden = torch.cat([tensors["hidden"], other])
+    inputs = {"hidden_states": hidden, "rms_weight": tensors["ln_weight"], "q_weight": tensors["q_weight"], "k_weight": tensors["k_weight"]}
+    inputs |= {"position_ids": torch.arange(length).expand(2, -1), "attention_mask": there, "image_score0": score, "kept_in_image0": kept}
+    after = {"new_hidden": torch.stack([hidden[0, index], hidden[1, : len(index)]]), "new_position_ids": torch.arange(6).expand(2, -1)}
+    params = {
+        "ratios": [0.4],
+        "stage": 0,
+        "image_positions": [start, -1],
+        "image_tokens_in": [number, 0],
+        "image_tokens_original": [number, 0],
+    }
+    replay("pyramiddrop", {**inputs, **after}, {**params, "heads": 2, "rms_eps": 1e-5})
+
+
+def test_todre_down_to_the_last_token() -> None:
+    """The gaps of late picks are below what float32 resolves."""
+    tokens = noise(150, 16) + 40
+    unit = tokens.double() / tokens.double().norm(dim=1, keepdim=True)
+    order, total, sums = [7], unit @ unit[7], [torch.nan]
+    for _ in range(148):
+        total[order] = torch.inf
+        order.append(int(total.argmin()))
+        sums.append(float(unit[order[-1]] @ unit[order[:-1]].sum(0)))
+        total = unit @ unit[order].sum(0)
+    attention = (torch.arange(150) == 7).float()
+    chosen = torch.tensor(order)
+    tensors = {"tokens": tokens, "cls_attention": attention, "selected_order": chosen, "selected_sorted": chosen.sort().values}
+    replay("todre", {**tensors, "cumulative_similarity_at_pick": torch.tensor(sums, dtype=torch.float64)}, {"k": 149})
 
 
 def test_dycokes_floor_of_a_float_product() -> None:
