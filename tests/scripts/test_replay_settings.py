@@ -140,6 +140,16 @@ def test_todre_down_to_the_last_token() -> None:
     replay("todre", {**tensors, "cumulative_similarity_at_pick": torch.tensor(sums, dtype=torch.float64)}, {"k": 149})
 
 
+def test_v2drop_ranks_every_prompt_as_the_first() -> None:
+    before, now = noise(2, 8, 4), noise(2, 8, 4, seed=1)
+    variation = (now - before)[:, 2:7].norm(dim=2)
+    kept = torch.tensor([0, 1, *sorted(2 + n for n in best(variation[0], 2)), 7])
+    tensors = {"hidden_prev_0": before, "hidden_in_0": now, "keep_index_0": kept, "hidden_out_0": now[:, kept]}
+    tensors |= {"position_ids_0": kept[None], "image_tokens_0": torch.tensor([5, 2])}
+    for found in (variation, variation[0]):
+        replay("v2drop", {**tensors, "variation_0": found}, {"keep_ratio": [0.4], "image_start": 2})
+
+
 def test_dycokes_floor_of_a_float_product() -> None:
     features = noise(60, 8)
     frames = features.view(6, 10, 8)  # 1 - 0.9 is below 0.1, so that nothing of a frame of 10 is left
