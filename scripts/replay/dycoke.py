@@ -34,9 +34,10 @@ def _decode(vector: Vector) -> None:
     for step, (similar, moved) in enumerate(zip(vector["similarity"], vector["pruned"], strict=True)):
         row = vector[f"attn_{step}"][0, :, 0].mean(0)
         visual = row[None, start : start + length]
-        mask, similarity = attended(visual, before, real, keep, float(vector.param("similarity_threshold")))
+        threshold = float(vector.param("similarity_threshold"))
+        mask, similarity = attended(visual, before, real, keep, threshold)
         close(f"similarity {step}", similarity[0], similar)
-        same_index(f"pruned {step}", (~mask.all()).view(()), moved)
+        same_index(f"pruned {step}", similarity[0] < threshold, moved)
         keys = torch.ones(len(row), dtype=torch.bool)
         keys[start : start + length] = mask[0]
         same_index(f"keep {step}", keys.nonzero()[:, 0] if moved else torch.empty(0, dtype=torch.int64), vector[f"keep_{step}"])

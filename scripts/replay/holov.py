@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
-from vtr.methods.holov import bands, holistic_score, holov
+from vtr.methods.holov import bands, dealt, holistic_score, holov
 from vtr.ops.split import Parts, gather_parts
 
 SCALE, GAMMA = 1000.0, 0.09  # obananas/HoloV llava/model/utils.py at 1d2e65e
@@ -19,7 +19,8 @@ def replay(vector: Vector) -> None:
     if vector.has("cls_attention"):
         made = vector["cls_attention"][..., 1:].mean(1)
         close("score", made, score)
-    (rows, n), crops = score.shape, int(vector.param("crops"))
+    rows, n = score.shape
+    crops = min(int(vector.param("crops")), n)  # empty ones are skipped
     real = torch.ones(rows, n, dtype=torch.bool)
     kept = vector["kept"] if vector.has("kept") else vector["kept_order"]
     number = int(vector.param("keep", kept.shape[1]))
@@ -30,16 +31,18 @@ def replay(vector: Vector) -> None:
         return mask.nonzero()[:, 1].view(rows, number)
 
     cut = bands(real, [n] * rows, [crops] * rows)
+    own, there = gather_parts(score.double(), cut), cut.real.flatten(0, 1)
     if vector.has("holistic"):
-        own, there = gather_parts(score.double(), cut), cut.real.flatten(0, 1)
         found = holistic_score(own, gather_parts(features.double(), cut), there)
         close("holistic", _whole(found, cut, n), vector["holistic"])
     if vector.has("kept"):
-        rule = vector.param("rule", "holistic")
+        rule, tau = vector.param("rule", "holistic"), float(vector.param("tau", 1.0))
+        mean = torch.where(there, own, 0).sum(1).view_as(cut.keep) / cut.keep.clamp_min(1)
+        same_index("quota", dealt(mean**tau, cut.keep, keep, crops + 1), quota)
         same_index("kept", default(features.double() if rule == "holistic" else None), kept)
         return
 
-    crop_score = authors_crop_score(score, features, cut)
+    crop_score = authors_crop_score(score, features, cut, float(vector.param("alpha", GAMMA)))
     close("crop_score", crop_score, vector["crop_score"], atol=1e-5)
     authors = authors_quota(crop_score, number)
     same_index("quota", authors, quota)
@@ -48,11 +51,11 @@ def replay(vector: Vector) -> None:
         same_index("default_kept", default(None), vector["default_kept"])
 
 
-def authors_crop_score(score: Tensor, features: Tensor, cut: Parts) -> Tensor:
+def authors_crop_score(score: Tensor, features: Tensor, cut: Parts, gamma: float = GAMMA) -> Tensor:
     """Mean of scaled attention and rescaled variance of each crop, `(G, C)`; a crop of one token has its attention as it is."""
     own, there = gather_parts(score.double(), cut), cut.real.flatten(0, 1)
     holistic = holistic_score(SCALE * own, gather_parts(features.double(), cut), there)
-    both = SCALE * own + GAMMA * (holistic - SCALE * own)
+    both = SCALE * own + gamma * (holistic - SCALE * own)
     both = torch.where(there.sum(1, keepdim=True) > 1, both, own)
     mean = torch.where(there, both, 0).sum(1) / there.sum(1).clamp_min(1)
     return mean.view(cut.keep.shape).float()

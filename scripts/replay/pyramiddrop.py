@@ -26,6 +26,9 @@ def replay(vector: Vector) -> None:
     survivors = torch.zeros_like(there)
     for b, start in enumerate(vector.param("image_positions")):
         n_in = vector.param("image_tokens_in")[b]
+        if not n_in:  # a prompt without an image
+            survivors[b] = there[b]
+            continue
         visual = torch.arange(hidden.shape[1])
         visual = (visual >= start) & (visual < start + n_in)
         text = there[b].bool() & ~visual

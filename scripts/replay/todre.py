@@ -21,7 +21,7 @@ def replay(vector: Vector) -> None:
 
 
 def _stage1(vector: Vector) -> None:
-    tokens, order = vector["tokens"], vector["selected_order"]
+    tokens, order = vector["tokens"].double(), vector["selected_order"]  # as the reference
     real = torch.ones(1, len(tokens), dtype=torch.bool)
     scored = vector["cls_attention"].flatten()  # a video's (frames, tokens) in sequence order
     attention = F.pad(scored, (0, len(tokens) - len(scored)))[None]

@@ -42,8 +42,8 @@ def _stage(vector: Vector) -> None:
     visual = (place >= start) & (place < start + n)
     norm = (vector["ln_weight"], vector.param("rms_eps", 1e-5))
     query, key = (
-        rope(project(hidden, *norm, vector[f"{which}_weight"], heads), place[None], vector.param("rope_theta", 10000.0))
-        for which in ("q", "k")
+        rope(project(hidden, *norm, vector[f"{which}_weight"], own), place[None], vector.param("rope_theta", 10000.0))
+        for which, own in (("q", heads), ("k", vector.param("num_kv_heads", heads)))
     )
     real, text_real = torch.ones(1, n, dtype=torch.bool), torch.ones(1, length - n, dtype=torch.bool)
     behind = (place[~visual] >= start + n)[None]

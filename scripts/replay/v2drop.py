@@ -17,12 +17,13 @@ def replay(vector: Vector) -> None:
         before, now = vector[f"hidden_prev_{stage}"], vector[f"hidden_in_{stage}"]
         number, left = vector[f"image_tokens_{stage}"].tolist()
         image = slice(start, start + number)
-        close("variation", variation(before[:, image], now[:, image])[0], vector[f"variation_{stage}"])
+        made, want = variation(before[:, image], now[:, image]), vector[f"variation_{stage}"]
+        close("variation", made if want.ndim == 2 else made[0], want)
         keep = max(1, int(number * ratio))
         same_value("image tokens left", keep, left)
         kept = torch.ones(now.shape[1], dtype=torch.bool)
         real = torch.ones(1, number, dtype=torch.bool)
-        kept[image] = v2drop(before[:, image], now[:, image], real, torch.tensor([keep]))[0]
+        kept[image] = v2drop(before[:1, image], now[:1, image], real, torch.tensor([keep]))[0]  # the first prompt's ranking is that of all
         index = kept.nonzero()[:, 0]
         same_index("keep_index", index, vector[f"keep_index_{stage}"])
         close("hidden_out", now[:, index], vector[f"hidden_out_{stage}"])

@@ -71,7 +71,8 @@ def _llm(vector: Vector) -> None:
         positions = torch.arange(hidden.shape[1])[None]
         base = float(vector.param("rope_theta", 10000.0))
         query, key = (
-            rope(project(hidden, vector["ln_weight"], eps, vector[name], heads), positions, base) for name in ("q_weight", "k_weight")
+            rope(project(hidden, vector["ln_weight"], eps, vector[name], own), positions, base)
+            for name, own in (("q_weight", heads), ("k_weight", int(vector.param("num_kv_heads", heads))))
         )
     visual = torch.zeros(hidden.shape[1], dtype=torch.bool)
     visual[start : start + number] = True

@@ -64,6 +64,13 @@ def test_without_saliency_every_pick_covers_as_much_as_any(keep):
         covered = torch.maximum(covered, similarity[:, pick])
 
 
+def test_saliency_to_the_power_of_0_adds_1():
+    features, saliency, real = torch.randn(1, 9, 5), torch.rand(1, 9), torch.ones(1, 9, dtype=torch.bool)
+    picks, gain = scope_picks(features, saliency, real, 4, alpha=0)
+    same, scores = scope_picks(features, saliency, real, 4, alpha=0, combined="add")
+    assert torch.equal(picks, same) and torch.allclose(scores, gain + 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_features_are_computed_in_float32(dtype):
     random = torch.Generator().manual_seed(0)

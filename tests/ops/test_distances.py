@@ -1,5 +1,6 @@
 """Distances are a metric, zero for duplicates, and those of the definition."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,3 +36,14 @@ def test_cosine_is_symmetric_between_0_and_2_and_blind_to_length(seed: int, n: i
     assert float(found.min()) > -1e-12 and float(found.max()) < 2 + 1e-12
     factor = 2.0 ** torch.arange(n)[:, None]
     torch.testing.assert_close(cosine(tokens * factor, eps=0.0), found)
+
+
+@pytest.mark.parametrize("between", [euclidean, cosine])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_duplicates_are_as_far_from_everything(between, scale):
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(2, 40, 24, generator=random) * scale
+        tokens[:, 25:] = tokens[:, 3:18]
+        found = between(tokens)
+        assert torch.equal(found[:, 25:], found[:, 3:18])

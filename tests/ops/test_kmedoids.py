@@ -93,3 +93,11 @@ def test_medoids_own_themselves_and_iterating_never_costs_more(seed, n, clusters
         assert torch.equal(distance[0].gather(1, found.medoid[0, found.cluster[0]][:, None])[:, 0], nearest)
         costs.append(float(nearest.sum()))
     assert costs[0] + 1e-9 >= costs[1] and costs[1] + 1e-9 >= costs[2]
+
+
+def test_of_duplicates_the_lowest_index_is_the_medoid():
+    for seed in range(20):
+        x = torch.randn(1, 27, 16, generator=torch.Generator().manual_seed(seed))
+        x[:, 20:] = x[:, 3:10]
+        found = kmedoids(euclidean(x), x.norm(dim=-1), torch.ones(1, 27, dtype=torch.bool), torch.tensor([5]), 5)
+        assert not (found.medoid >= 20).any() and not (found.start >= 20).any()

@@ -128,7 +128,7 @@ def dycoke_authors(tokens: Tensor, real: Tensor, frames: Sequence[int], pruned: 
     paired = [[t < own - own % 2 for t in range(count)] for own in frames]
     whole, there = (on_device(flags, tokens.device).bool()[..., None] for flags in (unpaired, paired))
     own = real & there
-    left = (real.sum(2).double() * (1 - pruned) + 1e-9).long()
+    left = (real.sum(2).double() * (1 - pruned)).long()  # as it is there: 0.9 of 10 leaves none, as 1 - 0.9 is below 0.1
     kept = torch.where(whole, own, best_of_frames(-cosine, own & ~whole, torch.where(whole[..., 0], 0, left)))
     time = torch.arange(count, device=tokens.device)[:, None].expand_as(real)
     rank = torch.where(whole, 0.0, cosine)

@@ -161,7 +161,7 @@ def fastvid(
         score: `(G, T, P)`, saliency.
         parts: segments of each video.
         shares: how many tokens of each frame stay.
-        most: at least the largest number of context tokens of a video, a Python int.
+        most: at least the largest number of context tokens of a video, a Python int; there may be none.
         beta: least weight of the context token itself.
         neighbours: that density is measured by.
 
@@ -171,7 +171,7 @@ def fastvid(
     salient = best_of_frames(score, frames.real, shares.salient)
     left = frames.real & ~salient
     context = best_of_frames(context_scores(frames, left, neighbours), left, shares.context)
-    index, real = left_align(context.flatten(1), min(most, context[0].numel()))
+    index, real = left_align(context.flatten(1), max(1, min(most, context[0].numel())))
     joined = join(frames, left, parts, shares.alone, index, real)
     flat = frames.tokens.flatten(1, 2)
     own = take(flat, index)

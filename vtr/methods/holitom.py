@@ -79,10 +79,10 @@ class Merged(NamedTuple):
     pivot: Tensor
 
 
-def windows_of(frames: Frames, tau: float = 0.8) -> tuple[Windows, Tensor]:
-    """Returns the windows of each video, and the cosine `(G, T, P)` of every token to the frame before."""
+def windows_of(frames: Frames, tau: float = 0.8, longest: int = 1024) -> tuple[Windows, Tensor]:
+    """Returns the windows of each video, of at most `longest` frames, and the cosine `(G, T, P)` of every token to the frame before."""
     cosine, paired = cosine_to_frame(frames.tokens, frames.real, range(-1, frames.tokens.shape[1] - 1))
-    return static_windows(paired & (cosine > tau), frames.there), cosine
+    return static_windows(paired & (cosine > tau), frames.there, longest), cosine
 
 
 def blocks_of(frames: Frames, windows: Windows) -> tuple[Tensor, Tensor]:

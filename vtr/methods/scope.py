@@ -66,7 +66,7 @@ def scope_picks(
     unit = unit_rows(features, real=real)
     weight = None if saliency is None or alpha == 0 else widened(saliency).nan_to_num().to(unit.dtype).clamp_min(0) ** alpha
     if combined == "add":
-        return greedy_coverage(unit @ unit.mT, real, most, bonus=weight)
+        return greedy_coverage(unit @ unit.mT, real, most, bonus=real.to(unit.dtype) if weight is None else weight)
     return greedy_coverage(unit @ unit.mT, real, most, weight=weight)
 
 

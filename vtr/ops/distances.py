@@ -1,4 +1,4 @@
-"""Euclidean and cosine distances between the tokens of a row, exact enough for ties: symmetric, zero on the diagonal and for duplicates."""
+"""Euclidean and cosine distances between the tokens of a row, exact enough for ties: symmetric, zero on the diagonal, the same for duplicates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ def of_products(gram: Tensor) -> Tensor:
     norm = gram.diagonal(dim1=1, dim2=2)
     both = norm[:, :, None] + norm[:, None]
     squared = both - 2 * gram
-    return torch.where(squared <= 1e-12 * both, 0.0, squared).sqrt()  # what rounding leaves of a distance of zero
+    squared = torch.where(squared <= 1e-12 * both, 0.0, squared)  # what rounding leaves of a distance of zero
+    wide = squared * (2.0**26 + 1)
+    return (wide - (wide - squared)).sqrt()  # to 27 binary digits, so that duplicates are as far from everything
 
 
 def cosine(tokens: Tensor, eps: float = 1e-6) -> Tensor:
-    """`1 - x y / ((|x| + eps)(|y| + eps))` between `tokens (B, T, D)`: `(B, T, T)` float64, zero on the diagonal."""
+    """`1 - x y / ((|x| + eps)(|y| + eps))` between `tokens (B, T, D)`, to 9 decimals: `(B, T, T)` float64, zero for parallel tokens."""
     wide = tokens.double()
-    unit = wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) + eps)
-    gram = unit @ unit.mT
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    unit, share = wide / (length + eps), length / (length + eps)
+    gram, parallel = unit @ unit.mT, share @ share.mT
+    gram = (gram + gram.mT) / 2
     itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    return (1 - (gram + gram.mT) / 2).masked_fill(itself, 0.0)
+    same = itself | ((gram >= parallel - 1e-9) & (parallel > 0))
+    return (1 - gram.round(decimals=9)).masked_fill(same, 0.0)
