@@ -128,6 +128,8 @@ def test_a_window_under_flash_attention_and_in_a_static_cache_is_refused():
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     with vtr.reduced(model, PLANS["boundary"]), pytest.raises(vtr.VtrError, match="can grow beyond the sliding window of 16"):
         model(**batch.inputs, **held(static))
+    with vtr.reduced(model, PLANS["boundary"]), pytest.raises(vtr.VtrError, match="can grow beyond the sliding window of 16"):
+        generate(model, batch, 2, cache_implementation="static", disable_compile=True)
 
 
 def test_a_type_of_layer_that_is_not_known_is_refused():
