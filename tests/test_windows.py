@@ -14,6 +14,7 @@ from tests.marks import quick_first
 from tests.oracles import expected_of
 from tests.probes import OBSERVED, ByAttention, EveryNth, Freeze, MergePairs, Observe, Ragged, TowerTop, recorded
 from tests.tiny_models import IMAGE, Shot, batch_of, build, generate
+from vtr.engine.llm import masks
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 FP64 = torch.float64
@@ -96,6 +97,19 @@ def test_eager_attention_is_exact(backbone):
         logits = model(**batch.inputs, position_ids=batch.positions).logits
     wanted, expected = masked(model, batch, choices, PLANS["early"])
     assert reference.difference(batch, expected.drops[-1][1], logits, wanted) < 1e-5
+
+
+def test_distances_between_the_tokens_that_are_left_would_be_found(monkeypatch):
+    def physical(call, layer):
+        real = masks.columns(call, layer)
+        return torch.arange(real.shape[1]).expand(real.shape)
+
+    monkeypatch.setattr(masks, "all_columns", physical)
+    model, batch = model_of("mistral"), batch_of("llava", ROWS, dtype=FP64)
+    with recorded() as choices, vtr.reduced(model, PLANS["boundary"]):
+        logits = model(**batch.inputs, position_ids=batch.positions).logits
+    wanted, expected = masked(model, batch, choices, PLANS["boundary"])
+    assert reference.difference(batch, expected.drops[-1][1], logits, wanted) > 0.1
 
 
 @pytest.mark.parametrize("queries", ["last", "text"])
