@@ -9,9 +9,10 @@ from dataclasses import fields
 from functools import cache
 
 import pytest
+import torch
 
 import vtr
-from tests import tiny_models
+from tests import oracles, tiny_models
 from tests.marks import slow
 from vtr.registry import method_class
 from vtr.testing.checking import TOLERANCE
@@ -121,6 +122,35 @@ def test_removed_equals_masked_and_cached_equals_recomputed(name, kind):
 
 
 IMAGE_METHODS = [name for name in NAMES if name not in OF_VIDEOS]
+ELSEWHERE = [pytest.param(name, kind, marks=pytest.mark.slow) for name in IMAGE_METHODS for kind in tiny_models.OTHER_KINDS]
+REFUSED_IMAGES = "which mix patches|the views of an image have different grids"
+"""What is known when an image comes; what is known of a model is listed in docs/models.md, which a test compares."""
+
+
+@pytest.mark.parametrize(("name", "kind"), ELSEWHERE)
+def test_methods_on_other_families_leave_the_budget_as_masks_do_or_are_refused(name, kind):
+    cls, dtype = method_class(name), torch.float32 if kind.endswith("moe") else torch.float64
+    method = cls(**NEEDED.get(name, {}), **({"keep": 5 if name == "resize" else 3} if cls.takes_budget else {}))
+    model, batch = tiny_models.model_of(kind, "sdpa", dtype), tiny_models.batch_of(kind, dtype=dtype)
+    try:
+        vtr.plan(model, method, question="")
+    except (vtr.VtrError, ValueError):
+        return
+    try:
+        with vtr.reduced(model, method, question="") as reduction, torch.no_grad():
+            model(**batch.inputs, position_ids=batch.positions)
+    except vtr.VtrError as refusal:
+        assert re.search(REFUSED_IMAGES, str(refusal)), refusal
+        return
+    images = reduction.report().to_dict()["images"]
+    assert [image["visual_tokens"] for image in images] == batch.counts()
+    if cls.takes_budget and cls.card.exact:
+        assert all(min(method.keep, image["visual_tokens"]) in (len(image["retained"]), *image["per_layer"]) for image in images)
+    if name not in UNMASKED:
+        removed, cached = removed_and_cached(method, kind, dtype=dtype)
+        assert max(removed, cached) <= oracles.tolerance("O3", dtype, kind)
+
+
 QUICK_ON_VIDEOS = (("qwen3_vl_clips", "all"),)
 ON_VIDEOS = [
     pytest.param(
@@ -139,7 +169,6 @@ REFUSED_ON_VIDEOS = "|".join(
         *(
             "needs the CLS token",
             "shortens the vision tower",
-            "needs one token grid",
             "one picture only",
             "give keep_ratio",
             "out of reach",

@@ -127,6 +127,8 @@ def test_ragged_removal_in_the_tower(kind):
     setup = Setup(kind, dtype=FP64)
     plan = [Ragged(stage="tower", layer=1), EveryNth(stage="tower", layer=2, stride=2), EveryNth(stride=2)]
     assert oracles.against_masks(setup, plan, setup.batch()) < 1e-6
+    merges = [probes.MergePairs(stage="tower", layer=layer) for layer in (0, 2)]  # with images of which unpadding cuts off patches
+    assert oracles.against_masks(setup, merges, setup.batch(*tiny_models.WITH_TEXT_ONLY)) < 1e-6
 
 
 def test_nothing_visual_left_at_the_boundary():

@@ -14,6 +14,7 @@ from tests.marks import quick_first
 from tests.oracles import expected_of
 from tests.probes import OBSERVED, ByAttention, EveryNth, Freeze, MergePairs, Observe, Ragged, TowerTop, recorded
 from tests.tiny_models import IMAGE, Shot, batch_of, build, generate
+from vtr.engine.llm import masks
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 FP64 = torch.float64
@@ -98,6 +99,19 @@ def test_eager_attention_is_exact(backbone):
     assert reference.difference(batch, expected.drops[-1][1], logits, wanted) < 1e-5
 
 
+def test_distances_between_the_tokens_that_are_left_would_be_found(monkeypatch):
+    def physical(call, layer):
+        real = masks.columns(call, layer)
+        return torch.arange(real.shape[1]).expand(real.shape)
+
+    monkeypatch.setattr(masks, "all_columns", physical)
+    model, batch = model_of("mistral"), batch_of("llava", ROWS, dtype=FP64)
+    with recorded() as choices, vtr.reduced(model, PLANS["boundary"]):
+        logits = model(**batch.inputs, position_ids=batch.positions).logits
+    wanted, expected = masked(model, batch, choices, PLANS["boundary"])
+    assert reference.difference(batch, expected.drops[-1][1], logits, wanted) > 0.1
+
+
 @pytest.mark.parametrize("queries", ["last", "text"])
 def test_attention_that_a_method_reads_is_that_of_the_window(queries):
     """Rows of a sliding layer, against the attention map of the eager model."""
@@ -128,6 +142,8 @@ def test_a_window_under_flash_attention_and_in_a_static_cache_is_refused():
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     with vtr.reduced(model, PLANS["boundary"]), pytest.raises(vtr.VtrError, match="can grow beyond the sliding window of 16"):
         model(**batch.inputs, **held(static))
+    with vtr.reduced(model, PLANS["boundary"]), pytest.raises(vtr.VtrError, match="can grow beyond the sliding window of 16"):
+        generate(model, batch, 2, cache_implementation="static", disable_compile=True)
 
 
 def test_a_type_of_layer_that_is_not_known_is_refused():

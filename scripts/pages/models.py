@@ -25,7 +25,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "GLM-4.1V, GLM-4.5V (MoE)": ("glm4v", "glm4v_moe"),
     "InternVL 2.5, 3, 3.5": ("internvl",),
     "SmolVLM, Idefics 3": ("smolvlm", "idefics3"),
-    "Mistral 3": ("mistral3",),
+    "Mistral 3, Ministral 3": ("mistral3", "ministral3"),
     "Pixtral (in LLaVA)": ("llava_pixtral",),
     "Gemma 3": ("gemma3",),
     "Gemma 4": ("gemma4",),

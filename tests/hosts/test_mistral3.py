@@ -9,9 +9,9 @@ import torch
 import vtr
 from tests import probes
 from tests.fake_flash import flash_attention
-from tests.oracles import Setup, against_masks
-from tests.probes import EveryNth, Ragged, TowerTop
-from tests.tiny_models import WITH_TEXT_ONLY, batch_of, build, model_of
+from tests.oracles import Setup, against_masks, recompute
+from tests.probes import EveryNth, Freeze, Ragged, TowerTop
+from tests.tiny_models import WITH_TEXT_ONLY, batch_of, build, generate, model_of
 from vtr.hosts import hf_mistral3
 from vtr.testing.pixtral import BREAK, END
 from vtr.testing.watching import removed_and_cached
@@ -110,7 +110,7 @@ def test_without_image_sizes_nothing_is_filler():
     assert (image.visual_tokens, len(image.retained)) == (24, 5)
 
 
-@pytest.mark.parametrize("name", ["visionzip", "pool", "sparsevlm"])
+@pytest.mark.parametrize("name", ["visionzip", "pool", "sparsevlm", "tome"])
 def test_methods_leave_what_the_masked_model_sees(name):
     settings = {"keep_ratio": 0.3} if name == "sparsevlm" else {"keep": 4}
     removed, cached = removed_and_cached(vtr.create_method(name, **settings), "mistral3")
@@ -118,9 +118,36 @@ def test_methods_leave_what_the_masked_model_sees(name):
 
 
 def test_what_it_cannot_do_is_refused_by_name():
-    for name, reason in [("tome", "one token grid"), ("resize", "stage 'input'"), ("expedit", "joins patches"), ("fastervlm", "CLS")]:
+    for name, reason in [("resize", "stage 'input'"), ("expedit", "joins patches"), ("fastervlm", "CLS")]:
         with pytest.raises(vtr.VtrError, match=reason):
             vtr.plan(model_of("mistral3"), name, **({} if name == "expedit" else {"keep": 5}))
+
+
+@pytest.mark.parametrize(
+    "plan, freeze", [([Ragged(), EveryNth(stage="prefill", layer=2)], ()), ([EveryNth(stride=2), Freeze()], (1, 3))], ids=["llm", "frozen"]
+)
+def test_attention_that_multiplies_by_positions_gets_those_of_the_tokens_left(plan, freeze):
+    """Ministral 3."""
+    setup = Setup("ministral3", dtype=torch.float64)
+    assert against_masks(setup, plan, setup.batch(), freeze=freeze) < 1e-6
+    assert recompute(setup, plan) < 1e-6
+
+
+def test_queries_of_the_next_layer_are_those_of_attention_that_multiplies_by_positions():
+    removed, cached = removed_and_cached(vtr.create_method("pyramiddrop", keep=3), "ministral3")
+    assert removed < 1e-6 and cached < 1e-6
+
+
+def test_keys_that_are_one_latent_vector_cannot_be_frozen():
+    """Mistral 4."""
+    latent = dict(q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16, num_key_value_heads=4)
+    experts = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1)
+    model = build("mistral3", backbone="mistral4", text={"head_dim": 16, **latent, **experts})
+    with pytest.raises(vtr.VtrError, match="shortv: freezes visual tokens, whose keys .* as one latent vector"):
+        vtr.plan(model, "shortv", layers=[1, 3])
+    with vtr.reduced(model, "fastv", keep=3) as reduction, torch.no_grad():
+        generate(model, batch_of("mistral3"), 3)
+    assert [image.per_layer for image in reduction.report().images] == [[n, n, 3, 3, 3] for n in batch_of("mistral3").counts()]
 
 
 def test_a_tower_that_loses_its_first_patch_is_refused():

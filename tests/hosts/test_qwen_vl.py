@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import vtr
+from tests import oracles, tiny_models
 from tests.caches import held
 from tests.marks import quick_first
 from tests.oracles import Setup, against_masks
 from tests.probes import ByAttention, EveryNth, Freeze, Ragged, TowerTop
 from tests.tiny_models import ONE_EACH, Shot, batch_of, model_of
+from vtr.testing.qwen import QwenVL
 from vtr.testing.watching import removed_and_cached
 
 ALL = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -35,7 +37,7 @@ def test_a_plan_knows_that_images_differ():
 
 @pytest.mark.parametrize("kind", quick_first(ALL[::-1]))
 @pytest.mark.parametrize(
-    "name, settings", [("visionzip", {}), ("flowcut", {}), ("pyramiddrop", {}), ("dart", {}), ("shortv", {"layers": [1, 3]})]
+    "name, settings", [("visionzip", {}), ("flowcut", {}), ("tome", {}), ("pyramiddrop", {}), ("dart", {}), ("shortv", {"layers": [1, 3]})]
 )
 def test_methods_leave_what_the_masked_model_sees(kind, name, settings):
     cls = vtr.registry.method_class(name)
@@ -78,6 +80,23 @@ def test_an_own_decoding_loop_needs_no_positions(kind, padded):
 def test_tokens_may_go_where_features_are_added(plan, freeze):
     setup = Setup("qwen3_vl", dtype=FP64)
     assert against_masks(setup, plan, setup.batch(), freeze=freeze) < 1e-6
+
+
+OTHERS = {
+    "2 x 2 patches in windows of 3 x 3 tokens": QwenVL("qwen2_5_vl", window=3, full=(2,)),
+    "3 x 3 patches in windows of one token": QwenVL("qwen2_5_vl", side=3, window=1, full=()),
+    "windows larger than an image": QwenVL("qwen2_5_vl", window=8, full=(0,)),
+    "one patch a token": QwenVL("qwen2_vl", side=1),
+    "features of every tower layer": QwenVL("qwen3_vl", deepstack=(0, 1, 2, 3)),
+    "features of the last tower layer, 3 x 3 patches": QwenVL("qwen3_vl", side=3, deepstack=(3,)),
+}
+
+
+@pytest.mark.parametrize("name", ["O3b", "O4", "O6", "O9", "O9b", "O10"])
+@pytest.mark.parametrize("kind", quick_first(OTHERS))
+def test_other_sizes_of_tokens_and_windows_and_other_layers_of_features(kind, name, monkeypatch):
+    monkeypatch.setitem(tiny_models.FAMILIES, kind, OTHERS[kind])
+    assert oracles.judged(name, Setup(kind, dtype=FP64)) < 1e-6
 
 
 class Planted:
@@ -145,7 +164,6 @@ def test_what_it_cannot_do_is_refused_by_name():
         ("fastervlm", "CLS token"),
         ("expedit", "gives merged patches back"),
         ("resize", "stage 'input'"),
-        ("tome", "one token grid"),
     ]:
         with pytest.raises(vtr.VtrError, match=reason):
             vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))

@@ -1,5 +1,8 @@
 """ToMe against a brute-force reference of our own (its source is non-commercial, so no vectors are kept here)."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -101,6 +104,16 @@ def test_steps_lie_between_attention_and_mlp_up_to_the_feature_layer() -> None:
     assert not ToMe(keep=12, proportional=False).steps(GEOMETRY)[0].proportional
     assert [s.layer for s in ToMe(keep=35).steps(GEOMETRY)] == [0], "layers that merge nothing are left alone"
     assert [s.share for s in ToMe.identity(36).steps(GEOMETRY)] == [0.0]
+
+
+def test_without_one_grid_the_shares_are_those_of_a_large_image() -> None:
+    own_grids = replace(GEOMETRY, patch_grid=None, most_tokens=None, prefix_tokens=0, has_cls=False)
+    for method in (ToMe(keep=12), ToMe(keep_ratio=0.2), ToMe(keep_ratio=0.01), ToMe(keep_ratio=0.5, inflect=-1.0)):
+        left = [step.share for step in method.steps(own_grids)]
+        assert left == sorted(left, reverse=True) and left[-1] == 0
+    assert [step.share for step in ToMe(keep=12).steps(own_grids)] == [0.75, 0.5, 0.25, 0.0]
+    early = [1000] + [round(200 + step.share * 800) for step in ToMe(keep_ratio=0.2).steps(own_grids)]
+    assert all(2 * now >= before for before, now in pairwise(early)), "a layer merges at most half"
 
 
 def test_select_gives_exact_counts_also_for_rows_that_halving_cannot_serve() -> None:

@@ -158,6 +158,10 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         )
     if step.action == "freeze" and isinstance(host, Host) and host.hybrid:
         raise VtrError(f"{name}: freezes visual tokens, but linear layers on {host.name!r} pass them on in a state; remove tokens instead")
+    if step.action == "freeze" and isinstance(host, Host) and host.latent_keys:
+        raise VtrError(
+            f"{name}: freezes visual tokens, whose keys the cache of {host.name!r} holds as one latent vector for all heads; remove tokens instead"
+        )
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
     if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
@@ -227,9 +231,10 @@ def _check_full(name: str, signal: Signal, layer: int, host: Host) -> None:
     """
     if signal.kind in ("rows", "q", "k", "v", "next_q", "next_k") and host.linear(layer):
         near = sorted(sorted(host.with_keys, key=lambda i: abs(i - layer))[:2])
+        nearest = f"nearest {'are' if near[1:] else 'is'} {' and '.join(map(str, near))}"
         raise WrongValue(
             f"{name}: reads {signal.kind} of LLM layer {layer}, whose attention is linear and has none on {host.name!r}; read a layer of full "
-            f"attention, nearest are {' and '.join(map(str, near))} (by default a step at layer {near[0] + 1} reads layer {near[0]})"
+            f"attention, {nearest} (by default a step at layer {near[0] + 1} reads layer {near[0]})"
         )
 
 
@@ -304,6 +309,11 @@ def check_backend(plan: Plan, host: Host | DenseHost) -> None:
             raise VtrError(f"vtr.apply: paged attention ({name}) shares one cache between requests and cannot be reduced; use 'sdpa'")
         if not name.startswith("flash"):
             continue
+        if not tower and isinstance(host, Host) and host.reads_positions:
+            raise VtrError(
+                f"vtr.apply: the attention of {host.name!r} takes position ids, whose gaps {name} takes for the starts of other prompts; use "
+                "attn_implementation='sdpa'"
+            )
         for s in plan.steps:
             if tower and s.step.stage == "tower" and s.step.action == "merge" and s.step.proportional:
                 raise VtrError(

@@ -35,7 +35,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     out.print(
         "Of a video: frames that papers show x tokens of a frame; in brackets the pixels that a frame is assumed to have.", style="dim"
     )
-    out.print("any: every image has its own, between the processor's limits of pixels, see --max-pixels.", style="dim")
+    out.print("any: every image has its own; --max-pixels limits it where the processor has such a limit.", style="dim")
 
 
 def geometry(tokens: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtr.hosts._layout import Kind, Layout, frames_of_one_video, runs_of
 from vtr.hosts._not_hosted import NOT_HOSTED
+from vtr.hosts._probe import keywords_of
 from vtr.hosts._towers import Pooling, Stack, Tower
 from vtr.hosts._versions import cache_keyword, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, names_of, wrapped
@@ -185,6 +186,22 @@ class Host:
     def hybrid(self) -> bool:
         """Whether some LLM layers are recurrences."""
         return any(map(self.linear, range(self.llm_layers)))
+
+    @cached_property
+    def reads_positions(self) -> bool:
+        """Whether the attention of the LLM must be given the position ids, beside the rotary table made of them (Ministral 3, Mistral 4)."""
+        attention = getattr(self.language.blocks[self.with_keys[0]], "self_attn", None)
+        needed = (keywords_of(attention) or {}).get("position_ids") if attention is not None else None
+        return needed is not None and needed.default is needed.empty
+
+    def position_ids(self, ids: Tensor) -> dict[str, Tensor]:
+        """Returns the position ids `(B, S)` of tokens as an argument of their attention, nothing where it has the rotary table alone."""
+        return {"position_ids": ids} if self.reads_positions else {}
+
+    @property
+    def latent_keys(self) -> bool:
+        """Whether the cache holds something that all heads make their keys and values of (DeepSeek's latent attention, Mistral 4)."""
+        return bool(value_of(self.language.module.config, "kv_lora_rank"))
 
     @property
     def counted(self) -> int:

@@ -14,7 +14,8 @@ Stage: tower, between attention and MLP. Reads: keys of the layer, sizes. Batch:
 Paper to code: r -> removals per layer, from the budget; s -> size; A, B -> source, destination.
 Departures: the budget is exact (r is a list that sums to N - keep: rounded down, early layers get the remainder); without a CLS token
 sources left over keep their order (the authors' are reordered by similarity, `compat="authors"`); in a row where more than half must go at
-once, the destinations are evenly spaced instead; merged tokens take the place and position of their destination.
+once, the destinations are evenly spaced instead; merged tokens take the place and position of their destination. Where several patches are
+joined to a token they merge together, by their keys side by side; keys are those that the attention sees, rotary positions included.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from torch import Tensor
 from vtr.ops.bipartite import alternate_destinations, bipartite_match, dense_rank, match_halves, merge_rows, merge_tokens
 from vtr.ops.fused import fused
 from vtr.registry import register_method
-from vtr.types import Budget, Card, FrameOption, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View, VtrError
+from vtr.types import Budget, Card, FrameOption, Geometry, Merge, Method, Selection, Signal, Stage, Step, Tower, View
 from vtr.types.signals import keys
+
+FINE = 10_000
+"""Tokens of an image that stands for those of any size, where a tower has no one grid."""
 
 
 def tome(
@@ -192,13 +196,14 @@ class ToMe(Method):
             raise ValueError(f"tome: inflect must be from -1 (falling) to 1 (rising), got {self.inflect}")
 
     def steps(self, geometry: Geometry) -> tuple[Step, ...]:
-        if geometry.patch_grid is None:
-            raise VtrError(
-                f"tome: its schedule over the layers needs one token grid, but on host {geometry.host!r} every image has its own; use a boundary "
-                "method"
-            )
-        n = geometry.patch_grid[0] * geometry.patch_grid[1]
-        counts = merge_schedule(n, self._view_keep(n, geometry.most_tokens or n), geometry.feature_layer + 1, self.inflect)
+        depth = geometry.feature_layer + 1
+        if geometry.patch_grid is None:  # every image has its own: the shares of a large one, which others round
+            assert self.budget is not None
+            n, keep = FINE, max(round(FINE * (self.budget.keep_ratio or 1 / 2)), -(-FINE // 2**depth))
+        else:
+            n = geometry.patch_grid[0] * geometry.patch_grid[1]
+            keep = self._view_keep(n, geometry.most_tokens or n)
+        counts = merge_schedule(n, keep, depth, self.inflect)
         layers = [layer for layer, count in enumerate(counts) if count] or [0]
         left = shares(counts)
         return tuple(self._step(layer, left[layer], geometry) for layer in layers)

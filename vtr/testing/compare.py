@@ -69,6 +69,7 @@ def expected_of(batch: Batch, choices: Sequence[Choice], newlines: str = "rows",
             kept = patches_of(batch, choice.retained)
             if any(choice.merged):
                 expected.tower_merges.append((choice.layer, _patch_map(batch, choice)))
+                expected.tower_drops.append((choice.layer + 1, kept))  # what unpadding cuts off goes, too
             else:
                 expected.tower_drops.append((choice.layer, kept))
         elif any(choice.merged):

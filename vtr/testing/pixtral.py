@@ -1,4 +1,4 @@
-"""Small models with a Pixtral tower: Mistral 3, and LLaVA around it; images of any grid, rows closed by break tokens."""
+"""Small models with a Pixtral tower: Mistral 3, Ministral 3, and LLaVA around it; images of any grid, rows closed by break tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from torch import Tensor
 from vtr.testing.families import IMAGE, LLM, TOWER, Family, Visual, own_key_seen
 
 BREAK, END, PATCH, MOST = 93, 92, 8, 96
+ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
+POSITIONS = {"rope_parameters": ROPE, "max_position_embeddings": 64}
+"""Of Ministral 3, whose attention also multiplies queries by a number that grows with their position."""
 
 
 class Pixtral(Family):
@@ -18,22 +31,26 @@ class Pixtral(Family):
 
     has_cls = False
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def __init__(self, side: int, backbone: str = "mistral") -> None:
+        self.side, self.backbone = side, backbone
+        if backbone == "ministral3":
+            self.refused = {"O10": "takes position ids"}  # type: ignore[misc]
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         from transformers import (
+            AutoConfig,
             LlavaConfig,
             LlavaForConditionalGeneration,
             Mistral3Config,
             Mistral3ForConditionalGeneration,
-            MistralConfig,
             PixtralVisionConfig,
         )
 
+        backbone = changes.pop("backbone", self.backbone)
+        text = {**LLM, "sliding_window": None, **(POSITIONS if backbone == "ministral3" else {}), **changes.pop("text", {})}
         settings = dict(
             vision_config=PixtralVisionConfig(**{**TOWER, "image_size": MOST, **changes.pop("tower", {})}),
-            text_config=MistralConfig(**{**LLM, "sliding_window": None, **changes.pop("text", {})}),
+            text_config=AutoConfig.for_model(backbone, **text),
             image_token_id=IMAGE,
             vision_feature_layer=-1,
         )

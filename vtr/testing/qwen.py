@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtr.testing.families import IMAGE, LLM, TOWER_LAYERS, VIDEO, Clip, Family, Visual, own_key_seen
 
-START, END, UNIT, JOINS, WINDOW = 91, 92, 16, 4, 2
+START, END, UNIT, JOINS = 91, 92, 16, 4
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 
@@ -23,8 +23,13 @@ class QwenVL(Family):
     refused: ClassVar[dict[str, str]] = dict.fromkeys(("O3d", "O4b", "O6b"), "renumber")
     generation: ClassVar[dict[str, Any]] = {"suppress_tokens": [0, START, END, IMAGE, VIDEO]}
 
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
+    def __init__(
+        self, model_type: str, side: int = 2, window: int = 2, full: tuple[int, ...] = (1, 3), deepstack: tuple[int, ...] = (0, 2)
+    ) -> None:
+        """Args: model type; patches along the side of a token; tokens along that of a window, tower layers without windows (Qwen2.5-VL); tower
+        layers whose features the LLM gets (Qwen3-VL)."""
+        self.model_type, self.side, self.window, self.full, self.deepstack = model_type, side, window, full, deepstack
+        self.joins = side**2
 
     def unbuilt(self, **changes: Any) -> tuple[Any, Any]:
         import transformers
@@ -37,9 +42,10 @@ class QwenVL(Family):
         if self.model_type == "qwen2_vl":
             vision = dict(depth=TOWER_LAYERS, embed_dim=32, hidden_size=64, num_heads=4, mlp_ratio=2, patch_size=8)
         if self.model_type == "qwen2_5_vl":
-            vision |= dict(window_size=UNIT * WINDOW, fullatt_block_indexes=[1, 3])
+            vision |= dict(window_size=8 * self.side * self.window, fullatt_block_indexes=list(self.full))
         if third:
-            vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 2])
+            vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=list(self.deepstack))
+        vision["spatial_merge_size"] = self.side
         text = {**LLM, "rope_parameters": rope | ({"mrope_interleaved": True} if third else {}), **({"head_dim": 16} if third else {})}
         if self.model_type == "qwen3_vl_moe":
             text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
@@ -57,12 +63,12 @@ class QwenVL(Family):
         return [START], [END]
 
     def pixels(self, shot: Visual, random: torch.Generator) -> Tensor:
-        return torch.randn(self._tokens(shot) * JOINS, 2 * 3 * 8 * 8, generator=random)
+        return torch.randn(self._tokens(shot) * self.joins, 2 * 3 * 8 * 8, generator=random)
 
     def beside(self, shots: list[Visual]) -> dict[str, Tensor]:
         kind = "video" if isinstance(shots[0], Clip) else "image"
         grids = [self.grids(shot) for shot in shots]
-        return {f"{kind}_grid_thw": torch.tensor([[len(own), 2 * own[0][0], 2 * own[0][1]] for own in grids])}
+        return {f"{kind}_grid_thw": torch.tensor([[len(own), self.side * own[0][0], self.side * own[0][1]] for own in grids])}
 
     def positions(self, model: Callable[[], Any], inputs: dict[str, Tensor]) -> Tensor:
         text = super().positions(model, inputs)
@@ -80,7 +86,7 @@ class QwenVL(Family):
         return layer.norm2
 
     def projected(self, model: Any, features: Tensor) -> Tensor:
-        return model.model.visual.merger(features.reshape(-1, features.shape[-1] // JOINS)).view(*features.shape[:-1], -1)
+        return model.model.visual.merger(features.reshape(-1, features.shape[-1] // self.joins)).view(*features.shape[:-1], -1)
 
     def _tokens(self, shot: Visual) -> int:
         return sum(rows * cols for rows, cols in self.grids(shot))
@@ -95,11 +101,12 @@ class QwenVL(Family):
         tokens = torch.arange(rows * cols).view(rows, cols)
         if self.model_type != "qwen2_5_vl":
             return [tokens.flatten()]
-        return [tokens[r : r + WINDOW, c : c + WINDOW].flatten() for r in range(0, rows, WINDOW) for c in range(0, cols, WINDOW)]
+        side = self.window
+        return [tokens[r : r + side, c : c + side].flatten() for r in range(0, rows, side) for c in range(0, cols, side)]
 
     def units(self, hidden: Tensor, shots: list[Visual]) -> Tensor:
         shots = self._frames(shots)
-        parts = hidden.reshape(-1, JOINS * hidden.shape[-1]).split([self._tokens(shot) for shot in shots])
+        parts = hidden.reshape(-1, self.joins * hidden.shape[-1]).split([self._tokens(shot) for shot in shots])
         raster = [part[torch.cat(self._windows(shot)).argsort()] for part, shot in zip(parts, shots, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(raster, batch_first=True)
 
@@ -115,7 +122,7 @@ class QwenVL(Family):
         for own, shot in zip(bias, shots, strict=True):
             windows = self._windows(shot)
             segments += [own[w] for w in ([torch.cat(windows)] if whole else windows)]
-        return [own_key_seen(segment.repeat_interleave(JOINS)[None]) for segment in segments]
+        return [own_key_seen(segment.repeat_interleave(self.joins)[None]) for segment in segments]
 
 
 class GlmV(QwenVL):

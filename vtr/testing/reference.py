@@ -176,7 +176,8 @@ def _in_llm(stack: ExitStack, family: Family, language: Any, batch: Batch, expec
             for changed, values in given:
                 hidden = torch.where(changed[..., None], values, hidden)
             if positions is not None:
-                kwargs = {**kwargs, "position_embeddings": language.rotary_emb(hidden, positions, **typed)}
+                rope = language.rotary_emb(hidden, positions, **typed)
+                kwargs = {**kwargs, "position_embeddings": rope, "position_ids": positions}
             return (hidden, *args[1:]), kwargs
 
         if number == 0:  # what enters the LLM, before anything else is made of it

@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     "gemma4_small": Gemma4(small=True),
     "gemma4_unified": Gemma4(unified=True),
     "mistral3": Pixtral(2),
+    "ministral3": Pixtral(2, "ministral3"),
     "llava_pixtral": Pixtral(1),
     "qwen2_vl": QwenVL("qwen2_vl"),
     "qwen2_5_vl": QwenVL("qwen2_5_vl"),

@@ -63,6 +63,19 @@ def _crop(state: Decoding, count: int) -> None:
         state.attending.crop(length)
 
 
+def check_window(host: Host, cache: Any) -> None:
+    """Refuses a static cache, which follows no distances between tokens that are left, where layers have windows.
+
+    Raises:
+        VtrError: it can grow beyond the window.
+    """
+    window = host.sliding_window()
+    if window is not None and cache is not None and cache.is_compileable and cache.get_max_length(0) >= window:
+        raise VtrError(
+            f"vtr: a static cache can grow beyond the sliding window of {window} tokens, where distances count removed tokens; use a dynamic cache"
+        )
+
+
 def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, encoded: bool, kwargs: dict, needs_tower: bool) -> None:
     """Refuses a prompt that a reduction cannot follow.
 
@@ -80,12 +93,6 @@ def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, e
         raise VtrError("vtr: a second prefill on a static cache that holds a reduction is not supported; use a dynamic cache")
     if state is None and before:
         check_unknown(cache)
-    window = host.sliding_window()
-    if window is not None and cache is not None and cache.is_compileable and cache.get_max_length(0) >= window:
-        raise VtrError(
-            f"vtr: a static cache of {cache.get_max_length(0)} tokens can grow beyond the sliding window of {window}, where distances "
-            "count removed tokens; use a dynamic cache"
-        )
     if before and host.hybrid and len(kwargs["inputs_embeds"]) > 1:
         raise VtrError(
             f"vtr: a later turn with images in a batch leaves filler between the turns, which layers of linear attention on {host.name} would "

@@ -54,10 +54,11 @@ def freeze(call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: di
         held[row] += count + lines
     text, text_real = compaction(~frozen, length - min(held))
     visual, _ = compaction(frozen, max(held))
-    rope = kwargs["position_embeddings"]
+    rope, ids = kwargs["position_embeddings"], call.positions.at(layer).to(hidden.device)
     norm, attention = language.before_attention(module), language.attention(module)
     prompt.probing = True
-    key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
+    theirs = prompt.host.position_ids(take(ids, visual, dim=-1))
+    key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)), **theirs)
     prompt.probing = False
     if language.backend.startswith("flash"):
         if len(hidden) > 1 or not prompt.unpadded:
@@ -73,6 +74,7 @@ def freeze(call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: di
         "attention_mask": rows_mask,
         "position_embeddings": (take(rope[0], text), take(rope[1], text)),
         "position_ids": None,
+        **prompt.host.position_ids(take(ids, text, dim=-1)),
         cache_keyword(): _Interleaved(given_cache(kwargs), key, value, visual, text, length),
     }
     prompt.frozen[layer] = (hidden, text, text_real)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vtr.engine.llm import freeze
 from vtr.engine.llm.attend import Attending, NewTokens, check_cache, chosen_keys, new_tokens
 from vtr.engine.llm.beside import Beside
-from vtr.engine.llm.cache import check_prefill, check_returned, evict, past_columns, state_of, store
+from vtr.engine.llm.cache import check_prefill, check_returned, check_window, evict, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
 from vtr.engine.llm.entry import Entry, Generating, check_history, continued, kinds_given, placeholders, repeats
 from vtr.engine.llm.frame_scores import FrameScores
@@ -219,6 +219,7 @@ class LlmHooks:
         if not visuals:
             return None if state is None else (own_columns(mask, embeds, held + dropped, held, static), {}, {})
         held = int(held)
+        check_window(self.host, cache)
         valid = own_columns(mask, embeds, held + dropped, held, static)
         visuals = {kind: at & valid for kind, at in visuals.items()}
         packs = mask is None and (packs or self.host.language.backend.startswith("flash"))
@@ -292,7 +293,8 @@ class LlmHooks:
                 ):
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
-                kwargs["position_ids"] = None  # only read to guess packed sequences; gaps would be misread
+                # elsewhere only read to guess packed sequences; gaps would be misread
+                kwargs |= {"position_ids": None, **self.host.position_ids(call.positions.at(i).to(hidden.device))}
             if freezes:
                 hidden, kwargs = freeze.freeze(call, i, module, hidden, kwargs)
             if hidden is given:
