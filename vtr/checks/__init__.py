@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from vtr.checks.dense import check_dense, check_restoring
+from vtr.checks.parts import check_parts
 from vtr.hosts._dense import DenseHost
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.hosts._protocol import Host, closed_tower
@@ -31,6 +32,7 @@ def check_plan(plan: Plan, host: Host | DenseHost) -> None:
     if isinstance(host, DenseHost):
         check_dense(plan, host)
     else:
+        check_parts(plan, host)
         check_names(host, plan)
     check_text_towers(plan)
 
@@ -304,6 +306,11 @@ def check_backend(plan: Plan, host: Host | DenseHost) -> None:
             raise VtrError(f"vtr.apply: paged attention ({name}) shares one cache between requests and cannot be reduced; use 'sdpa'")
         if not name.startswith("flash"):
             continue
+        if not tower and not isinstance(host, DenseHost) and host.language.by_position:
+            raise VtrError(
+                f"vtr.apply: the attention of {type(host.language.module).__name__} computes with position ids, in which {name} takes the gaps "
+                "that a removal leaves for several prompts; use attn_implementation='sdpa'"
+            )
         for s in plan.steps:
             if tower and s.step.stage == "tower" and s.step.action == "merge" and s.step.proportional:
                 raise VtrError(

@@ -172,7 +172,7 @@ def project_qkv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor
     return found[0]
 
 
-def project_kv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def project_kv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor], **extra: Any) -> tuple[Tensor, Tensor]:
     """k and v as `project_qkv` gives them. Where the module has a `q_proj`, it projects one row, which stands in for all."""
     me, length = threading.get_ident(), normed.shape[1]
 
@@ -185,7 +185,7 @@ def project_kv(attention: nn.Module, normed: Tensor, rope: tuple[Tensor, Tensor]
     query = getattr(attention, "q_proj", None)
     hooks = [] if query is None else [query.register_forward_pre_hook(one_row), query.register_forward_hook(all_rows)]
     try:
-        return project_qkv(attention, normed, rope)[1:]
+        return project_qkv(attention, normed, rope, **extra)[1:]
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtr.hosts._layout import Grid, Kind, Layout
+from vtr.hosts._probe import keywords_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Stack:
         down: `block -> module`, the last projection of its MLP; None where nobody reads what enters it.
         norm: the norm behind the last block, or None.
         extra: makes what an attention must be called with beside hidden states, positions and mask.
+        by_position: its attention computes with position ids, beside the rotary table (Ministral 3 scales queries by them).
     """
 
     module: Any
@@ -36,6 +38,7 @@ class Stack:
     down: Callable[[Any], Any] | None = None
     norm: Any = None
     extra: Callable[[], Mapping[str, Any]] = dict
+    by_position: bool = False
 
     @property
     def backend(self) -> str:
@@ -351,9 +354,12 @@ def llm_stack(llm: Any, before_mlp: str = "post_attention_layernorm", extra: Cal
         extra: see `Stack`.
     """
     dense = all(hasattr(getattr(layer, "mlp", None), "down_proj") for layer in llm.layers)
+    attention = getattr(llm.layers[0], "self_attn", None)
+    ids = None if attention is None else (keywords_of(attention) or {}).get("position_ids")
     return Stack(
         **transformers_blocks(llm, llm.layers, ("input_layernorm", before_mlp)),
         down=attrgetter("mlp.down_proj") if dense else None,
         norm=getattr(llm, "norm", None),
         extra=extra,
+        by_position=ids is not None and ids.default is ids.empty,
     )

@@ -57,7 +57,9 @@ def freeze(call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: di
     rope = kwargs["position_embeddings"]
     norm, attention = language.before_attention(module), language.attention(module)
     prompt.probing = True
-    key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)))
+    ids = kwargs["position_ids"] if language.by_position else None
+    own = {} if ids is None else {"position_ids": take(ids, visual)}
+    key, value = project_kv(attention, norm(take(hidden, visual)), (take(rope[0], visual), take(rope[1], visual)), **own)
     prompt.probing = False
     if language.backend.startswith("flash"):
         if len(hidden) > 1 or not prompt.unpadded:
@@ -72,7 +74,7 @@ def freeze(call: Call, layer: int, module: nn.Module, hidden: Tensor, kwargs: di
         **kwargs,
         "attention_mask": rows_mask,
         "position_embeddings": (take(rope[0], text), take(rope[1], text)),
-        "position_ids": None,
+        "position_ids": None if ids is None else take(ids, text),
         cache_keyword(): _Interleaved(given_cache(kwargs), key, value, visual, text, length),
     }
     prompt.frozen[layer] = (hidden, text, text_real)

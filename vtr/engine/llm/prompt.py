@@ -354,7 +354,8 @@ def _projected(prompt: Prompt, layer: int, hidden: Tensor) -> Tap:
     attention, factors = language.attention(block), []
     prompt.probing = True
     with TAPS.watching(attention, lambda *seen: factors.append(seen[-1])):
-        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope, **language.extra())
+        ids = {"position_ids": prompt.positions.at(layer).to(hidden.device)} if language.by_position else {}
+        made = project_qkv(attention, language.before_attention(block)(hidden), prompt.rope, **language.extra(), **ids)
     prompt.probing = False
     return Tap(prompt.tokens.snapshot(), *made, factors[0])
 
