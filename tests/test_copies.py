@@ -120,3 +120,22 @@ def test_a_shallow_copy_is_refused(part):
     ):
         copy.copy(module)
     copy.copy(module)
+
+
+def test_a_copy_of_a_reduction_is_one_of_the_copied_model_and_not_installed():
+    model, batch = build("llava"), batch_of("llava")
+    full = model(**batch.inputs).logits
+    with vtr.reduced(model, "fastv", keep=9, history=True) as reduction:
+        short = model(**batch.inputs).logits
+        twin, own = copy.deepcopy((model, reduction))
+        other = copy.copy(reduction)
+        assert not own.installed and not other.installed and reduction.installed and own.history
+        assert torch.equal(twin(**batch.inputs).logits, full)
+        with own:
+            assert torch.equal(twin(**batch.inputs).logits, short)
+        with pytest.raises(vtr.VtrError, match="this model is reduced already"), other:
+            pass
+        assert torch.equal(model(**batch.inputs).logits, short)
+    with other:
+        assert torch.equal(model(**batch.inputs).logits, short)
+    assert torch.equal(model(**batch.inputs).logits, full)

@@ -60,3 +60,21 @@ def test_a_right_count_is_no_error():
         model(**batch.inputs)
     assert [len(image.retained) for image in reduction.report().images] == [9, 9, 9]
     assert SIDE * SIDE > 9
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda view: vtr.Selection(keep=view.real.tolist()), "wrong: keep must be a tensor, got list"),
+        (lambda view: vtr.Selection(keep=view.real, tokens=view.tokens[..., :7]), r"wrong: tokens must be \(3, tokens, \d+\), got"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["boundary", "prefill", "tower"])
+def test_an_answer_of_another_kind_is_an_error_of_the_method(answer, message, stage):
+    class Other(Wrong):
+        def select(self, view: vtr.View) -> vtr.Selection:
+            return answer(view)
+
+    model, batch = model_of("llava"), batch_of("llava")
+    with vtr.reduced(model, [Other(stage=stage, layer=2)]), pytest.raises((TypeError, ValueError), match=message):
+        model(**batch.inputs)

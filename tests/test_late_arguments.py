@@ -1,5 +1,7 @@
 """Arguments that count tokens follow the tokens that are left: labels for any forward, positions in `logits_to_keep`."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -128,3 +130,43 @@ def test_a_call_goes_on_after_an_exception_in_the_middle_of_another():
                 text = model.model.language_model(inputs_embeds=torch.zeros(1, 3, 64, dtype=FP64)).last_hidden_state
                 assert text.shape[1] == 3
                 assert torch.equal(model(**batch.inputs).logits, expected)
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_labels_by_place_and_shifted_labels_give_the_same_loss(kind, plan):
+    model, batch = model_of(kind, dtype=FP64), batch_of(kind, dtype=FP64)
+    labels = labels_of(batch)
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
+    given = {**batch.inputs, "labels": labels}
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    places = [given.get(name) for name in names[: names.index("labels") + 1]]
+    assert float(model(**given, shift_labels=shifted).loss) == pytest.approx(float(model(**given).loss), abs=1e-6)
+    with vtr.reduced(model, plan):
+        expected = float(model(**given).loss)
+        assert float(model(*places).loss) == pytest.approx(expected, abs=1e-6)
+        assert float(model(**given, shift_labels=shifted).loss) == pytest.approx(expected, abs=1e-6)
+    assert shifted.shape == labels.shape == batch.valid.shape
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_labels_are_those_of_their_own_call_when_the_model_runs_in_the_middle(answered):
+    model, batch = model_of("llava", dtype=FP64), batch_of("llava", dtype=FP64)
+    other = batch_of("llava", ((5, Shot(), 3),), dtype=FP64, seed=9)
+    inner = {**other.inputs, "labels": labels_of(other)} if answered else other.inputs
+    busy = []
+
+    def again(*_args):
+        if not busy:
+            busy.append(True)
+            model(**inner)
+            busy.clear()
+
+    with vtr.reduced(model, [Ragged(), EveryNth(stage="prefill", layer=2)]):
+        expected = float(model(**batch.inputs, labels=labels_of(batch)).loss)
+        for place in (model.model.vision_tower, model.model.language_model.layers[1]):
+            handle = place.register_forward_hook(again)
+            try:
+                assert float(model(**batch.inputs, labels=labels_of(batch)).loss) == pytest.approx(expected, abs=1e-9)
+            finally:
+                handle.remove()

@@ -1,5 +1,7 @@
 """What a mask or positions say beyond padding is done exactly or refused, never read as plain causal."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -8,8 +10,9 @@ import vtr
 from tests import tiny_models
 from tests.caches import held
 from tests.fake_flash import flash_attention
+from tests.marks import quick_first
 from tests.probes import ByAttention, EveryNth, KeepAll, TowerTop
-from tests.tiny_models import Shot, batch_of, model_of
+from tests.tiny_models import PER_TOKEN, Shot, batch_of, model_of
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 FP64 = torch.float64
@@ -19,11 +22,10 @@ PLANS = ([EveryNth(stride=3)], [ByAttention(keep=7)], [TowerTop()])
 def packed(kind: str = "llava") -> dict:
     """Two prompts in one row."""
     rows = [batch_of(kind, ((4, Shot(), 6),), dtype=FP64, seed=1), batch_of(kind, ((3, Shot(), 5),), dtype=FP64, seed=2)]
-    return {
-        "input_ids": torch.cat([row.inputs["input_ids"] for row in rows], 1),
-        "position_ids": torch.cat([row.positions for row in rows], 1),
-        "pixel_values": torch.cat([row.inputs["pixel_values"] for row in rows]),
+    made = {
+        name: torch.cat([row.inputs[name] for row in rows], int(name in PER_TOKEN)) for name in rows[0].inputs if name != "attention_mask"
     }
+    return {**made, "position_ids": torch.cat([row.positions for row in rows], -1)}
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -37,6 +39,19 @@ def test_packed_rows_are_refused_under_flash_attention(plan):
     model = model_of("llava", dtype=FP64)
     with flash_attention(model), vtr.reduced(model, plan), pytest.raises(vtr.VtrError, match=r"position_ids that start again pack several"):
         model(**packed())
+
+
+@pytest.mark.parametrize("kind", quick_first(["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v"]))
+@pytest.mark.parametrize("flash", [False, True])
+def test_positions_of_the_text_in_front_of_rotary_ones_are_refused_as_the_model_separates_by_them(kind, flash):
+    model, row = model_of(kind, dtype=FP64), packed(kind)
+    alone = batch_of(kind, ((3, Shot(), 5),), dtype=FP64, seed=2)
+    assert row["position_ids"].shape[0] == 4
+    with flash_attention(model) if flash else nullcontext():
+        separate = model(**row, use_cache=False).logits[:, -5:]
+        assert float((separate - model(**alone.inputs, position_ids=alone.positions).logits[:, -5:]).abs().max()) < 1e-6
+        with vtr.reduced(model, [EveryNth()]), pytest.raises(vtr.VtrError, match=r"position_ids that start again pack several"):
+            model(**row, use_cache=False)
 
 
 @pytest.mark.parametrize("name", ["cu_seq_lens_q", "seq_idx"])

@@ -227,13 +227,36 @@ def test_a_shallow_copy_shares_the_state_of_its_original():
         asked(model, batch, left, [0, 1], questions)
 
 
-def test_a_cache_rebuilt_from_a_reduced_one_is_refused():
-    model, batch = model_of("llava"), batch_of("llava", ((6, Shot(), 6),))
-    later = batch_of("llava", ((3, Shot(), 4),), seed=3)
-    with vtr.reduced(model, PLANS["both"]):
+@pytest.mark.parametrize(("plan", "columns"), [("both", 0), ("boundary", 46)])
+@pytest.mark.parametrize("image", [False, True])
+def test_a_cache_rebuilt_from_a_reduced_one_is_refused(plan, columns, image):
+    """Its layers differ in length, or the mask is that of the whole text."""
+    model, batch = model_of("llava"), batch_of("llava", ((4, Shot(), 6),))
+    later = batch_of("llava", ((3, Shot(), 4) if image else (3,),), seed=3)
+    with vtr.reduced(model, PLANS[plan]):
         cache, rebuilt = after_image(model, batch), fresh(model)
         for i, layer in enumerate(cache.layers):
             rebuilt.update(layer.keys, layer.values, i)
-        mask = torch.ones(1, rebuilt.get_seq_length() + later.valid.shape[1], dtype=torch.long)
-        with pytest.raises(vtr.VtrError, match="so a reduction shortened it, but what was removed is not known"):
+        mask = torch.ones(1, (columns or rebuilt.get_seq_length()) + later.valid.shape[1], dtype=torch.long)
+        with pytest.raises(vtr.VtrError, match=r"a reduction shortened this KV cache \(.*but what was removed is not known"):
             model(**{**later.inputs, "attention_mask": mask}, **held(rebuilt))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("by_place", [False, True])
+def test_the_language_model_itself_goes_on_from_a_reduced_cache(plan, by_place):
+    model, batch = model_of("llava", dtype=FP64), batch_of("llava", ((4, Shot(), 6),), dtype=FP64)
+    ids, language = torch.tensor([[11, 12]]), model.model.language_model
+    mask = batch.followed_by(ids).inputs["attention_mask"]
+    with vtr.reduced(model, plan):
+        cache = after_image(model, batch)
+        wanted = model.model(input_ids=ids, attention_mask=mask, **held(copy.deepcopy(cache))).last_hidden_state
+        by_ids = copy.deepcopy(cache)
+        given = (ids, mask, None, by_ids) if by_place else ()
+        found = language(*given, **({} if by_place else {"input_ids": ids, "attention_mask": mask, **held(by_ids)})).last_hidden_state
+        embeds = model.get_input_embeddings()(ids)
+        again = language(
+            *((None, mask, None, cache, embeds) if by_place else ()),
+            **({} if by_place else {"inputs_embeds": embeds, "attention_mask": mask, **held(cache)}),
+        ).last_hidden_state
+    assert float((found - wanted).abs().max()) < 1e-6 and float((again - wanted).abs().max()) < 1e-6

@@ -11,7 +11,7 @@ import vtr
 from tests.caches import held
 from tests.marks import quick_only
 from tests.test_contract import NAMES, REPRESENTATIVES, home, method_of
-from tests.tiny_models import IMAGE, ONE, Batch, batch_of, build, model_of
+from tests.tiny_models import IMAGE, ONE, Batch, Shot, batch_of, build, model_of
 from vtr.registry import method_class
 from vtr.testing import given
 from vtr.testing.subject import TINY
@@ -155,3 +155,31 @@ def test_an_image_token_without_an_image_is_text(name):
         together = model(input_ids=written, **held(caches[0])).logits
         one_by_one = torch.cat([model(input_ids=written[:, i : i + 1], **held(caches[1])).logits for i in range(4)], 1)
     assert float((together - one_by_one).abs().max()) < 1e-6
+
+
+def test_what_one_generate_said_does_not_outlive_it():
+    """An own loop that prepares its inputs as `generate` does, for a longer prompt than the one that was answered before."""
+    model = model_of("llava", dtype=FP64)
+    short, long = (batch_of("llava", ((4, Shot(), text),), dtype=FP64, seed=2) for text in (6, 20))
+    with vtr.reduced(model, "fastv", keep=7) as reduction:
+        model(**long.inputs)
+        wanted = reduction.report().images[0].retained
+        model.generate(**short.inputs, max_new_tokens=2, do_sample=False)
+        ids = long.inputs["input_ids"]
+        rest = {name: value for name, value in long.inputs.items() if name != "input_ids"}
+        made = model.prepare_inputs_for_generation(ids, **rest, is_first_iteration=True, use_cache=False)
+        model(**{name: value for name, value in made.items() if value is not None})
+        assert reduction.report().images[0].retained == wanted
+
+
+@pytest.mark.parametrize("name", ["fastv", "divprune"])
+@pytest.mark.parametrize("size", [10, 45])
+def test_a_prompt_that_generate_passes_in_pieces_is_refused(name, size):
+    """45 tokens hold the whole image, but not the whole question."""
+    model, batch = model_of("llava", dtype=FP64), batch_of("llava", ((4, Shot(), 20),), dtype=FP64)
+    try:
+        model.generate(**batch.inputs, max_new_tokens=2, do_sample=False, prefill_chunk_size=size)
+    except ValueError:
+        pytest.skip("this transformers passes no prompt with an image in pieces")
+    with vtr.reduced(model, name, keep=7), pytest.raises(vtr.VtrError, match="prefill_chunk_size"):
+        model.generate(**batch.inputs, max_new_tokens=2, do_sample=False, prefill_chunk_size=size)

@@ -85,6 +85,13 @@ def test_a_function_whose_body_runs_later_is_not_decorated(model, kind):
 
     with pytest.raises(TypeError, match=rf"vtr\.reduced: '{kind}' is a generator or async, whose body runs later; use `with` inside it"):
         vtr.reduced(model, "divprune", keep=9)(generator if kind == "generator" else coroutine)
+
+    class Callable:
+        def __call__(self):
+            yield 1
+
+    with pytest.raises(TypeError, match=r"is a generator or async, whose body runs later"):
+        vtr.reduced(model, "divprune", keep=9)(Callable())
     with pytest.raises(TypeError, match=r"vtr\.reduced: decorates a function, got Tensor"):
         vtr.reduced(model, "divprune", keep=9)(torch.zeros(1))
 

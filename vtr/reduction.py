@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ContextDecorator
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -72,6 +73,11 @@ class Reduction(ContextDecorator):
         self.plan = make_plan(self.host, self._method)
         check_question(self.plan, self._question, self._processor)
         check_frame_scores(self.plan, self._frame_scores)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are reductions of their own, of the copied model, that are not installed."""
+        given = {"question": self._question, "processor": self._processor, "frame_scores": self._frame_scores, "visuals": self._visuals}
+        return partial(Reduction, history=self.history, **given), (self._model, self._method)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -184,7 +190,8 @@ class Reduction(ContextDecorator):
         """
         if not callable(function) or isinstance(function, type):
             raise WrongType(f"vtr.reduced: decorates a function, got {type(function).__name__}; call the model itself inside `with`")
-        if any(is_(function) for is_ in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)):
+        late = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if any(is_(one) for is_ in late for one in (function, type(function).__call__)):
             name = getattr(function, "__name__", function)
             raise WrongType(f"vtr.reduced: {name!r} is a generator or async, whose body runs later; use `with` inside it")
         return super().__call__(function)

@@ -219,3 +219,31 @@ def test_masks_and_dropped_patches_are_refused():
     dropping = timm_model("vit_tiny_patch16_224", patch_drop_rate=0.5).train()
     with vtr.reduced(dropping, "expedit", **COARSE), pytest.raises(vtr.VtrError, match="a block should get 37 tokens"):
         dropping(pixels)
+
+
+@everywhere
+@torch.no_grad()
+def test_the_model_may_be_run_in_the_middle_of_a_call(kind):
+    """A hook of the user's that runs the model on other images: the outer call goes on as it was, also after an exception in the inner one."""
+    model, pixels = model_of(kind), images()
+    block, busy = host_of(model).blocks[3], []
+
+    def again(*_args):
+        if not busy:
+            busy.append(True)
+            outputs(model, pixels[:1] * 2)
+            try:
+                model(pixels[:, :1])
+            except Exception:  # whatever this library says of one channel
+                pass
+            busy.clear()
+
+    with vtr.reduced(model, "expedit", **COARSE):
+        expected = outputs(model, pixels)
+        handle = block.register_forward_hook(again)
+        try:
+            found = outputs(model, pixels)
+        finally:
+            handle.remove()
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)

@@ -9,8 +9,9 @@ import torch
 import vtr
 from tests import probes
 from tests.fake_flash import flash_attention
-from tests.oracles import Setup, against_masks, recompute
+from tests.oracles import Setup, against_masks, expected_of, recompute
 from tests.probes import EveryNth, Freeze, Ragged, TowerTop
+from tests.reference import difference, masked_logits
 from tests.tiny_models import WITH_TEXT_ONLY, batch_of, build, generate, model_of
 from vtr.hosts import hf_mistral3
 from vtr.testing.pixtral import BREAK, END
@@ -159,3 +160,36 @@ def test_a_picture_has_no_filler():
     inputs = {"pixel_values": torch.zeros(2, 3, 96, 96), "image_sizes": torch.tensor([[48, 32], [96, 96]])}
     settings = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     assert [own.shape for own in views_from_inputs(inputs, settings, [1, 1], [])] == [(1, 48, 32, 3), (1, 96, 96, 3)]
+
+
+@pytest.fixture(scope="module")
+def by_position():
+    """An LLM of Ministral 3, whose attention scales queries by their positions."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 8}
+    pytest.importorskip("transformers.models.ministral3")
+    return build("llava", dtype=torch.float64, backbone="ministral3", text={"rope_parameters": rope, "sliding_window": None})
+
+
+@pytest.mark.parametrize("plan", [[Ragged(), EveryNth(stage="prefill", layer=2)], [EveryNth(), probes.Freeze()]])
+@torch.no_grad()
+def test_attention_that_computes_with_positions_gets_those_of_the_tokens_left(by_position, plan):
+    batch = batch_of("llava", dtype=torch.float64)
+    with probes.recorded() as choices, vtr.reduced(by_position, plan):
+        logits = by_position(**batch.inputs, position_ids=batch.positions).logits
+        answer = generate(by_position, batch, 4)
+        whole = batch.followed_by(answer.sequences[:, -4:-1])
+        recomputed = by_position(**whole.inputs, position_ids=whole.positions, use_cache=False).logits[:, -4:]
+    expected = expected_of(batch, choices[: len(choices) // 3])
+    expected.freeze = (1, 3) if plan[-1] == probes.Freeze() else ()
+    assert difference(batch, expected.drops[-1][1], logits, masked_logits(by_position, batch, expected)) < 1e-6
+    assert float((torch.stack(answer.logits, 1) - recomputed).abs().max()) < 1e-6
+
+
+@torch.no_grad()
+def test_attention_that_computes_with_positions_can_be_projected_ahead_and_refuses_flash_attention(by_position):
+    batch = batch_of("llava", dtype=torch.float64)
+    with vtr.reduced(by_position, "pyramiddrop", keep=9) as reduction:
+        by_position(**batch.inputs)
+    assert {len(image.retained) for image in reduction.report().images} == {9}
+    with flash_attention(by_position), pytest.raises(vtr.VtrError, match="takes position ids, whose gaps flash"):
+        vtr.reduced(by_position, "pyramiddrop", keep=9)

@@ -140,6 +140,77 @@ def test_adapters_of_peft_stay_active():
         assert torch.equal(tuned(**BATCH.inputs).logits, plain)
 
 
+class Around(nn.Module):
+    """Around the LLM alone, as adapters are put on it: forwards calls and attributes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner.forward(*args, **kwargs)  # passes by the hooks of what is inside, as PEFT does
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("divprune", {"keep": 9}), ("fastv", {"keep": 9}), ("shortv", {"layers": (2, 3)})])
+def test_a_wrapper_of_the_llm_alone_is_looked_through(method, settings):
+    model = build("llava")
+    with vtr.reduced(model, method, **settings):
+        wanted = generate(model, BATCH, 4)
+    model.model.language_model = Around(model.model.language_model)
+    with vtr.reduced(model, method, **settings):
+        found = generate(model, BATCH, 4)
+        layers = model.model.language_model.layers
+        model.model.language_model.inner.layers = nn.ModuleList(reversed(layers))
+        with pytest.raises(vtr.VtrError, match="the model's layers were replaced"):
+            model(**BATCH.inputs)
+        model.model.language_model.inner.layers = layers
+    assert torch.equal(found.sequences, wanted.sequences) and torch.equal(torch.stack(found.logits), torch.stack(wanted.logits))
+
+
+PARTS = {
+    "layers": lambda model: [layer.compile(backend="eager") for layer in model.model.language_model.layers],
+    "attention": lambda model: model.model.language_model.layers[1].self_attn.compile(backend="eager"),
+    "LLM": lambda model: setattr(model.model, "language_model", torch.compile(model.model.language_model, backend="eager")),
+    "tower": lambda model: model.model.vision_tower.compile(backend="eager"),
+    "MLP": lambda model: model.model.language_model.layers[1].mlp.compile(backend="eager"),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "refused"),
+    [
+        ("layers", "fastv", "LlamaDecoderLayer"),
+        ("layers", "divprune", ""),
+        ("attention", "pyramiddrop", "LlamaAttention"),
+        ("LLM", "divprune", "LlamaModel"),
+        ("tower", "divprune", ""),
+        ("tower", "visionzip", "CLIPVisionModel"),
+        ("tower", "tome", "CLIPVisionModel"),
+        ("MLP", "fastv", ""),
+    ],
+)
+def test_a_part_that_is_compiled_by_itself_is_refused_where_the_plan_acts_in_it(part, method, refused):
+    """Nothing runs: hooks in such a part would see a call without its beginning, and remove nothing without a word."""
+    model = build("llava")
+    PARTS[part](model)
+    if refused:
+        with pytest.raises(
+            vtr.VtrError, match=f"{refused} is compiled by itself .*compile the whole model, or use a method that acts elsewhere"
+        ):
+            vtr.reduced(model, method, keep=9)
+    else:
+        vtr.reduced(model, method, keep=9)
+    model.compile(backend="eager")
+    vtr.reduced(model, method, keep=9)
+    torch.compiler.reset()
+
+
 def test_hooks_that_accelerate_sets_on_the_model_stay():
     hooks = pytest.importorskip("accelerate.hooks")
     model, calls = build("llava"), []

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from vtr.checks.dense import check_dense, check_restoring
+from vtr.checks.parts import check_parts
 from vtr.hosts._dense import DenseHost
 from vtr.hosts._probe import check_keywords, keywords_of
 from vtr.hosts._protocol import Host, closed_tower
@@ -31,6 +32,7 @@ def check_plan(plan: Plan, host: Host | DenseHost) -> None:
     if isinstance(host, DenseHost):
         check_dense(plan, host)
     else:
+        check_parts(plan, host)
         check_names(host, plan)
     check_text_towers(plan)
 

@@ -35,6 +35,7 @@ class DenseHooks:
         self.plans: dict[Grid, Plan] = {} if host.dynamic else {host.patch_grid: plan}
         self.asked: dict[int, frozenset[int]] = {}
         self.runs: dict[int, DenseRun] = {}
+        self.outer: dict[int, list[tuple[frozenset[int] | None, DenseRun | None]]] = {}  # of calls that another one interrupts
         self.swapped = self.warned = False
 
     @property
@@ -61,7 +62,7 @@ class DenseHooks:
         for name, taps in host.entries.items():
             if name == "forward":
                 undo.append(host.model.register_forward_pre_hook(self._asked_by_forward(taps), with_kwargs=True).remove)
-                undo.append(host.model.register_forward_hook(lambda *_: self.clear_call(), always_call=True).remove)
+                undo.append(host.model.register_forward_hook(lambda *_: self._end_call(), always_call=True).remove)
             else:
                 undo.append(swap(host.model, name, self._asking(getattr(host.model, name), taps)))
         swaps = list(self._swaps())
@@ -87,13 +88,29 @@ class DenseHooks:
         for run in list(self.runs.values()):
             self._end(run)
         self.asked.clear()
+        self.outer.clear()
 
-    def clear_call(self) -> None:
-        """Forgets what this thread's call left, also after an exception."""
-        self.asked.pop(self._me, None)
-        run = self.runs.get(self._me)
+    def _begin_call(self, taps: Sequence[int] | None) -> None:
+        """Notes which outputs a call of this thread reads, and what it interrupts: a hook may run the model in the middle of a call."""
+        me = self._me
+        self.outer.setdefault(me, []).append((self.asked.get(me), self.runs.pop(me, None)))
+        self.asked[me] = self._blocks(taps)
+
+    def _end_call(self) -> None:
+        """Goes on with the call that this one interrupted, also after an exception."""
+        me = self._me
+        self.asked.pop(me, None)
+        run = self.runs.get(me)
         if run is not None:
             self._end(run)
+        calls = self.outer.get(me)
+        asked, run = calls.pop() if calls else (None, None)
+        if asked is not None:
+            self.asked[me] = asked
+        if run is not None:
+            self.runs[me] = run
+        if not calls:
+            self.outer.pop(me, None)
 
     def _end(self, run: DenseRun) -> None:
         for key in [key for key, value in self.runs.items() if value is run]:
@@ -102,8 +119,7 @@ class DenseHooks:
     # ---- which outputs a call reads
     def _asked_by_forward(self, taps: Any) -> Any:
         def enter(_module: nn.Module, _args: tuple, kwargs: dict) -> None:
-            self.clear_call()
-            self.asked[self._me] = self._blocks(taps(kwargs))
+            self._begin_call(taps(kwargs))
 
         return enter
 
@@ -114,12 +130,11 @@ class DenseHooks:
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            self.clear_call()
-            self.asked[self._me] = self._blocks(taps(bound.arguments))
+            self._begin_call(taps(bound.arguments))
             try:
                 return original(*args, **kwargs)
             finally:
-                self.clear_call()
+                self._end_call()
 
         return call
 

@@ -24,7 +24,14 @@ def check_selection(name: str, selection: Selection, view: View) -> None:
             f"{name}: select must return a vtr.Selection, got {type(selection).__name__}; wrap the keep mask in Selection(keep=...)"
         )
     groups, n = view.real.shape
-    keep, index = selection.keep, selection.index
+    keep, index, values = selection.keep, selection.index, selection.tokens
+    for part, given in (("keep", keep), ("index", index), ("tokens", values)):
+        if given is not None and not isinstance(given, Tensor):
+            raise WrongType(f"{name}: {part} must be a tensor, got {type(given).__name__}; see vtr.Selection")
+    if values is not None and (values.ndim != 3 or len(values) != groups or values.shape[2] != view.tokens.shape[2]):
+        raise WrongValue(
+            f"{name}: tokens must be ({groups}, tokens, {view.tokens.shape[2]}), got {tuple(values.shape)}; return values as view.tokens has them"
+        )
     if keep is not None and (keep.dtype != torch.bool or keep.shape != view.real.shape):
         kind = WrongType if keep.dtype != torch.bool else WrongValue
         raise kind(

@@ -32,6 +32,15 @@ def keywords_of(module: Any) -> dict[str, inspect.Parameter] | None:
     return None
 
 
+def by_name(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Returns the arguments of a call of `module`, those given by place under the names that its forward has for them."""
+    if not args:
+        return args, kwargs
+    known = keywords_of(module) or {}
+    names = [name for name, p in known.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return (args, kwargs) if len(names) < len(args) else ((), dict(zip(names, args, strict=False)) | kwargs)
+
+
 def check_keywords(module: Any, role: str, names: Sequence[str], cache: bool = False) -> None:
     """Refuses a module whose forward lacks an argument.
 

@@ -91,8 +91,6 @@ def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, e
     """
     if state is not None and state.static:
         raise VtrError("vtr: a second prefill on a static cache that holds a reduction is not supported; use a dynamic cache")
-    if state is None and before:
-        check_unknown(cache)
     if before and host.hybrid and len(kwargs["inputs_embeds"]) > 1:
         raise VtrError(
             f"vtr: a later turn with images in a batch leaves filler between the turns, which layers of linear attention on {host.name} would "
@@ -115,20 +113,34 @@ def check_prefill(host: Host, cache: Any, state: Decoding | None, before: int, e
             refuse_switched_on(layer)
 
 
-def check_unknown(cache: Any) -> None:
-    """Refuses a cache whose layers have different lengths though no reduction is known to have shortened it.
+def check_unknown(cache: Any, mask: Any, length: int) -> None:
+    """Refuses a cache that a reduction must have shortened, though none is known to: layers of different lengths, or a mask of more columns.
+
+    Args:
+        cache: not empty, or None.
+        mask: attention mask of the call.
+        length: tokens of the call.
 
     Raises:
         VtrError: it was rebuilt from a reduced one.
     """
+    if cache is None or cache.is_compileable or torch.compiler.is_compiling():
+        return
     if isinstance(vars(cache).get("update"), Refusal):  # says so itself, and better
         return
     layers = [i for i, layer in enumerate(getattr(cache, "layers", ())) if hasattr(layer, "get_seq_length")]
-    lengths = {int(cache.get_seq_length(i)) for i in layers}
-    if len(lengths) > 1:
+    lengths, held, columns = {int(cache.get_seq_length(i)) for i in layers}, int(cache.get_seq_length()), 0
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        columns = mask.shape[1] - length
+    if len(lengths) > 1 or 0 < held < columns:
+        said = (
+            f"its layers hold {min(lengths)} to {max(lengths)} tokens"
+            if len(lengths) > 1
+            else f"it holds {held} tokens, the mask {columns}"
+        )
         raise VtrError(
-            f"vtr: the layers of this KV cache hold {min(lengths)} to {max(lengths)} tokens, so a reduction shortened it, but what was removed "
-            "is not known; pass the cache of the reduced call itself, or start with a new one"
+            f"vtr: a reduction shortened this KV cache ({said}), but what was removed is not known; pass the cache of the reduced call itself, or "
+            "start with a new one"
         )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any
 
 import torch
@@ -58,6 +55,7 @@ class Entry:
         encoded: by kind, what the tower left; comes while the base model runs if it encodes the images itself.
         expand: how often prompt rows repeat (beams).
         prompt: columns of this call that belong to the prompt, where `generate` says so.
+        late: arguments of the outer model that get their values at the end of the LLM, see `vtr.engine.llm.labels`.
         answers: `(B, q)` bool, labelled columns.
         call: the `Call` of the language model while it runs, else None.
         outer: the entry that this one interrupts, when a hook runs the model in the middle of a forward.
@@ -70,6 +68,7 @@ class Entry:
     encoded: dict[Kind, Encoded] = field(default_factory=dict)
     expand: int = 1
     prompt: int | None = None
+    late: Any = None
     answers: Tensor | None = None
     call: Any = None
     outer: Entry | None = None
@@ -80,13 +79,14 @@ PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_video
 """The argument of the base model that holds visuals of a kind."""
 
 
-def kinds_given(host: Host, module: Any, args: tuple, kwargs: dict) -> list[Kind]:
-    """Returns the kinds of visuals that come with this call of the base model. Without any, an image token is text, as for the model itself.
+def kinds_given(host: Host, given: dict) -> list[Kind]:
+    """Returns the kinds of visuals that come with a call of the base model, whose arguments are `given` by name.
+
+    Without any, an image token is text, as for the model itself.
 
     Raises:
         VtrError: videos come, and this host has none.
     """
-    given = kwargs if len(args) < 2 else inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     made = given.get("mm_encoder_outputs")
     if isinstance(made, Tensor):
         raise VtrError(
@@ -169,86 +169,3 @@ def swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
             setattr(owner, name, had)
 
     return undo
-
-
-class Generating:
-    """What `generate` says, per thread: how often it repeats every prompt, and where the prompt ends in the next call.
-
-    In the first pass of assisted decoding and prompt lookup, the guesses of the draft follow the prompt; they are no text that a method may
-    read. Without a cache every pass brings all tokens so far, of which only the prompt is text.
-    """
-
-    def __init__(self) -> None:
-        self._repeats: dict[int, int] = {}
-        self._prompt: dict[int, int] = {}
-        self._ends: dict[int, tuple[int, int]] = {}
-        self._begun: dict[int, Tensor] = {}
-
-    def install(self, model: Any) -> list[Callable[[], None]]:
-        """Wraps two methods of this instance that `generate` calls; returns the functions that put them back."""
-        undo = []
-        wraps = {
-            "_expand_inputs_for_generation": self._expanding,
-            "prepare_inputs_for_generation": self._preparing,
-            "_maybe_prepare_encoder_kwargs_for_generation": self._beginning,
-        }
-        for name, wrap in wraps.items():
-            original = getattr(model, name, None)
-            if original is not None:
-                undo.append(swap(model, name, wrap(original)))
-        return undo
-
-    def take(self, length: int) -> tuple[int, int | None]:
-        """Returns, for the call of `length` tokens that begins in this thread, how often prompts repeat and how many columns are prompt
-        (None = unknown, all)."""
-        me = threading.get_ident()
-        known, end = self._ends.pop(me, (0, None))
-        return self._repeats.pop(me, 1), end if known == length else None
-
-    def prompt(self) -> Tensor | None:
-        """Returns the prompt `(B, S)` of token ids, or `(B, S, D)` of embeddings, whose images are encoded in this thread before its first call."""
-        return self._begun.get(threading.get_ident())
-
-    def _beginning(self, original: Callable) -> Callable:
-        @wraps(original)
-        def begin(inputs_tensor: Any, *args: Any, **kwargs: Any) -> Any:
-            me = threading.get_ident()
-            self._begun[me] = inputs_tensor
-            try:
-                return original(inputs_tensor, *args, **kwargs)
-            finally:
-                self._begun.pop(me)
-
-        return begin
-
-    def _expanding(self, original: Callable) -> Callable:
-        @wraps(original)
-        def expand(*args: Any, **kwargs: Any) -> Any:
-            me, ids = threading.get_ident(), kwargs.get("input_ids")
-            self._repeats[me] = int(kwargs.get("expand_size", args[0] if args else 1))
-            self._prompt.pop(me, None)
-            if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1]:
-                self._prompt[me] = ids.shape[1]
-            return original(*args, **kwargs)
-
-        return expand
-
-    def _preparing(self, original: Callable) -> Callable:
-        @wraps(original)
-        def prepare(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-            made, me = original(input_ids, *args, **kwargs), threading.get_ident()
-            ids = made.get("input_ids")
-            self._ends.pop(me, None)
-            if isinstance(ids, Tensor) and me in self._prompt:
-                self._ends[me] = ids.shape[1], self._prompt[me] - (input_ids.shape[1] - ids.shape[1])
-            return made
-
-        return prepare
-
-
-def repeats(source: Tensor, expected: int) -> int:
-    """Returns `expected` where rows of `source (B, ...)` really come in equal runs of that length, else 1."""
-    if expected < 2 or len(source) % expected:
-        return 1
-    runs = source.unflatten(0, (-1, expected))
-    return expected if bool((runs == runs[:, :1]).all()) else 1

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from vtr.engine.llm import freeze
 from vtr.engine.llm.attend import Attending, NewTokens, check_cache, chosen_keys, new_tokens
 from vtr.engine.llm.beside import Beside
-from vtr.engine.llm.cache import check_prefill, check_returned, check_window, evict, past_columns, state_of, store
+from vtr.engine.llm.cache import check_prefill, check_returned, check_unknown, check_window, evict, past_columns, state_of, store
 from vtr.engine.llm.call import Call, Decoding
-from vtr.engine.llm.entry import Entry, Generating, check_history, continued, kinds_given, placeholders, repeats
+from vtr.engine.llm.entry import Entry, check_history, continued, kinds_given, placeholders
 from vtr.engine.llm.frame_scores import FrameScores
+from vtr.engine.llm.generating import Generating, repeats
 from vtr.engine.llm.lifetime import refuse_growth
 from vtr.engine.llm.masks import all_columns, columns, count_rows, mask, only_padding, own_columns, own_masks
 from vtr.engine.llm.positions import Positions
@@ -24,9 +25,11 @@ from vtr.engine.llm.prompt import Prompt
 from vtr.engine.llm.text_tower import Questions, TextTower
 from vtr.engine.signals import Tap, io_recorder
 from vtr.hosts._layout import Kind
+from vtr.hosts._probe import by_name
 from vtr.hosts._protocol import Host
 from vtr.hosts._taps import TAPS
 from vtr.hosts._versions import CACHE_NAMES, cache_keyword, given_cache
+from vtr.hosts._wrappers import modules_of
 from vtr.ops.gather import take
 from vtr.plans import Plan, PlanStep, signal_layer
 from vtr.types import VtrError
@@ -48,6 +51,8 @@ class LlmHooks:
         self.late: dict[int, Any] = {}  # per thread, arguments of the outer model that get their values at the end of the LLM
         self.generating = Generating()
         self.blocks = list(host.language.blocks)
+        parents = (m for m in modules_of(host.language.module) if any(child is host.language.blocks for child in m.children()))
+        self.stack = next(parents, host.language.module)  # whose blocks they are; a wrapper may be around it
         self.acts = [s for s in plan.steps if s.step.stage in ("boundary", "prefill", "decode")]
         self.attends, self.evicts = plan.at("decode"), [s for s in plan.steps if s.step.earlier_keys]
         self.removing = [s for s in plan.at("prefill") if s.removes]
@@ -114,8 +119,8 @@ class LlmHooks:
 
     # ---- base model: which positions of this call are visual
     def enter_base(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        ids: Any = args[0] if args else kwargs.get("input_ids")
-        embeds: Any = kwargs.get("inputs_embeds")
+        args, kwargs = by_name(module, args, kwargs)
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         source = ids if ids is not None else embeds
         kwargs = dict(kwargs)
         positions = kwargs.pop("visual_positions", None)
@@ -125,21 +130,25 @@ class LlmHooks:
         if source is None or source.shape[1] == 1:
             return args, kwargs
         language = self.host.language
-        if list(language.blocks) != self.blocks or not any(child is language.blocks for child in language.module.children()):
+        if list(language.blocks) != self.blocks or not any(child is language.blocks for child in self.stack.children()):
             raise VtrError("vtr: the model's layers were replaced since vtr.apply; remove() the reduction and apply it again")
         check_history(self.states, kwargs, source.shape[1])
         if positions is not None:
             entry.visuals = {self.host.shown("image"): positions.bool()}
         else:
-            given = list(self.host.encode) if ids is None else kinds_given(self.host, module, args, kwargs)
+            given = list(self.host.encode) if ids is None else kinds_given(self.host, kwargs)
             if given:
                 found = placeholders(self.host, module, ids, embeds, given_cache(kwargs))
                 entry.visuals = {self.host.shown(kind): found[kind] for kind in given if kind in found}
         entry.ids = ids if self.text_towers else None
-        expand, entry.prompt = self.generating.take(source.shape[1])
+        expand, entry.prompt, piece = self.generating.take(source.shape[1])
+        if piece and any(bool(visual.any()) for visual in entry.visuals.values()):
+            raise VtrError(
+                "vtr: prefill_chunk_size cuts the prompt into pieces, and a reduction would read one of them for the whole; leave it out"
+            )
         entry.expand = repeats(source, expand)
-        late = self.late.get(threading.get_ident())
-        entry.answers = None if late is None else late.answers(*source.shape[:2])
+        entry.late = self.late.pop(threading.get_ident(), None)
+        entry.answers = None if entry.late is None else entry.late.answers(*source.shape[:2])
         made = kwargs.get("mm_encoder_outputs") or {}
         entry.encoded = {
             self.host.shown(kind): made[kind][ENCODED]
@@ -154,14 +163,18 @@ class LlmHooks:
 
     # ---- language model
     def enter_language(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
+        args, kwargs = by_name(module, args, kwargs)
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        if embeds is None and ids is None:
             return None
         entry = self.entry or Entry(alone=True)
+        embeds = module.get_input_embeddings()(ids) if embeds is None else embeds
         length, given, uses = embeds.shape[1], given_cache(kwargs), kwargs.get("use_cache")
         uses = module.config.use_cache if uses is None else uses
         cache = self.host.new_cache() if given is None and uses else given
         state = state_of(self.states, cache, len(embeds), length)
+        if state is None:
+            check_unknown(given, kwargs.get("attention_mask"), length)
         found = self._valid(entry, embeds, cache, state, kwargs, packs=given is None and not uses)
         if found is None:
             return None  # nothing of ours in this call: it stays as it is, bit for bit
@@ -190,7 +203,8 @@ class LlmHooks:
         window = self.host.sliding_window()
         call.windowed = window is not None and not call.static and call.before + length > window
         kwargs = dict(kwargs)
-        kwargs["inputs_embeds"] = embeds
+        if ids is None:
+            kwargs["inputs_embeds"] = embeds
         kwargs["position_ids"] = call.positions.at(0)
         if call.prompt is not None and call.prompt.short:
             kwargs |= {name: take(kwargs[name], call.prompt.tokens.column) for name in self.host.per_token if kwargs.get(name) is not None}
@@ -371,9 +385,8 @@ class LlmHooks:
             for encoded in call.prompt.encoded.values():
                 call.prompt.clock.extend(encoded.clock)
                 call.prompt.checks = encoded.checks + call.prompt.checks
-            late = self.late.pop(threading.get_ident(), None)
-            if late is not None and call.reduced:
-                late.fill(call)
+            if entry.late is not None and call.reduced:
+                entry.late.fill(call)
             self.finished(call)
             if call.cache is not None and self.evicts:
                 evict(call, self.host, max(item.step.layer for item in self.evicts))

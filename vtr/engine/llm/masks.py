@@ -101,6 +101,7 @@ def count_rows(visuals: Mapping[Kind, Tensor], valid: Tensor, ids: Tensor | None
     """
     trailing = torch.where(valid.any(1), valid.flip(1).to(torch.uint8).argmax(1), 0)
     columns = [*(visual.sum(1) for visual in visuals.values()), valid.sum(1), trailing]
+    ids = ids[0] if ids is not None and ids.ndim == 3 and len(ids) == 4 else ids  # in front of three kinds of rotary positions: of the text
     if ids is not None and ids.ndim == 2:
         known = ids.expand(len(valid), -1)
         least = known.masked_fill(~valid, torch.iinfo(known.dtype).max).amin(1)
