@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
@@ -58,6 +58,17 @@ def plan(
     return found
 
 
+def check_visuals(given: str, who: str = "vtr.apply: ") -> Visuals:
+    """Returns what was given.
+
+    Raises:
+        ValueError: it is neither `each` nor `prompt`.
+    """
+    if given not in get_args(Visuals):
+        raise WrongValue(f"{who}visuals must be 'each' or 'prompt', got {given!r}")
+    return cast(Visuals, given)
+
+
 def host_for(model: nn.Module, visuals: Visuals) -> Host | DenseHost:
     """Returns the host of a model, whose images are frames where `visuals` says so.
 
@@ -65,9 +76,7 @@ def host_for(model: nn.Module, visuals: Visuals) -> Host | DenseHost:
         ValueError: it is neither `each` nor `prompt`.
         VtrError: no host knows the model, or its images are no frames.
     """
-    if visuals not in ("each", "prompt"):
-        raise WrongValue(f"vtr.apply: visuals must be 'each' or 'prompt', got {visuals!r}")
-    host = host_of(model)
+    visuals, host = check_visuals(visuals), host_of(model)
     if visuals == "each":
         return host
     if isinstance(host, DenseHost):

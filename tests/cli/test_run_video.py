@@ -140,6 +140,7 @@ def test_what_cannot_be_one_video(clip):
     message = "video: visuals='prompt' makes one video of all images of a prompt on 'llava', got 2 video(s) and 0 image(s); ask with visuals='each'"
     refused(clip, message, *twice, code=1, model=random_checkpoint)
     assert json.loads(run(clip, *twice, "--visuals", "each", "--json", model=random_checkpoint).stdout)["visual_tokens"] == [576] * 4
+    refused(clip, "--visuals must be 'each' or 'prompt', got 'all'", *twice, "--visuals", "all", code=2)
     refused(clip, "'llava_next_video' takes videos, got visuals='prompt'", *twice, "--visuals", "prompt", code=1)
     asked = ("--video", clip, "--frames", 2, "--keep", 9, "--question", "<video> or <video>?")
     refused(clip, "question: has 2 x <video> but 1 video(s) were given", *asked, model=random_checkpoint)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from vtr.types import Method, VtrError
 from vtr.types.errors import Refusal, WrongValue, out_of_memory
 from vtr.types.settings import setting_value
+
+if TYPE_CHECKING:
+    from vtr.planning import Visuals
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,9 +44,10 @@ MaxPixels = Annotated[
     int | None, typer.Option(help="Most pixels of an image, and so of its visual tokens, where the processor has such a limit.")
 ]
 VisualsOption = Annotated[
-    Literal["each", "prompt"] | None,
+    str | None,  # a Literal needs typer 0.19
     typer.Option(
         "--visuals",
+        metavar="[each|prompt]",
         help="How a model that takes images only is shown a video: every frame as an image (each), or all of them as one video with one budget "
         "(prompt, the default).",
         show_default=False,
@@ -51,6 +55,17 @@ VisualsOption = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+
+
+def given_visuals(visuals: str | None) -> Visuals | None:
+    """Returns the value of `--visuals`.
+
+    Raises:
+        WrongValue: there is no such value.
+    """
+    from vtr.planning import check_visuals
+
+    return None if visuals is None else check_visuals(visuals, "--")
 
 
 def reported(command: Callable[P, T]) -> Callable[P, T]:

@@ -17,6 +17,7 @@ from vtr.cli._common import (
     Model,
     Quiet,
     VisualsOption,
+    given_visuals,
     is_given,
     load,
     method_settings,
@@ -81,7 +82,7 @@ def eval(
             raise WrongValue(
                 f"--{shown}: none of the methods ({', '.join(names) or 'only plans'}) {what} that --set leaves open; leave it out"
             )
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels), visuals)
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels), given_visuals(visuals))
     if visuals is not None and not any(cell.task.frames for cell in cells):
         raise WrongValue(f"--visuals: none of the tasks ({tasks}) has videos; leave it out")
     contents = run_cells(cells, setup, folder, quiet)

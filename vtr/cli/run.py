@@ -20,6 +20,7 @@ from vtr.cli._common import (
     Quiet,
     VisualsOption,
     err,
+    given_visuals,
     is_given,
     load,
     out,
@@ -78,6 +79,7 @@ def run(
     _check_given(context, image, video)
     images, pixels = [_open(path) for path in image or ()], PixelLimits(min_pixels, max_pixels)
     prepare_folder(folder)
+    how_shown = given_visuals(visuals)
     videos = _read(video or (), frames, quiet)
     loaded, processor = load(model, device, dtype, attention, quiet, pixels)
     from vtr.eval.run.compare import compare
@@ -85,11 +87,11 @@ def run(
     from vtr.hosts._protocol import host_of
     from vtr.models.pixels import check_frame_limits
 
-    host = shown_as(host_of(loaded), bool(videos), visuals)
+    host = shown_as(host_of(loaded), bool(videos), how_shown)
     if videos:
         check_frame_limits(host, pixels)
     with spinner("prompt", quiet) as step:
-        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=visuals)
+        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=how_shown)
     from vtr.viz import draw_patches
 
     pictures = []
