@@ -49,7 +49,8 @@ def test_embeddings_of_every_layer_are_made_in_front_and_used_in_it():
     assert counted(language, 10) == [layer_flops(shape, 10, layer=i) for i in range(5)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         language(input_ids=torch.full((1, 10), 7))
-    assert counter.get_total_flops() / 2 == prefill_flops(shape, [10] * 5)
+    tables = 10 * sum(width // 2 for _, width in {*shape.heads_by_layer})  # transformers 5.17 makes the rotary tables by products
+    assert counter.get_total_flops() / 2 - prefill_flops(shape, [10] * 5) in (0, tables)
 
 
 def test_a_token_behind_a_full_window_costs_as_much_as_any_other():

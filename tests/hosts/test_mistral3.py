@@ -1,10 +1,12 @@
 """Mistral 3 and Pixtral inside LLaVA: images of any grid, rows closed by break tokens that are text, but no question."""
 
+import inspect
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.pixtral import modeling_pixtral
 
 import vtr
 from tests import probes
@@ -35,6 +37,10 @@ def test_the_tower_under_flash_attention_equals_sdpa(kind):
     setup, plan = Setup(kind, dtype=torch.float64), [Ragged(stage="tower", layer=1), TowerTop(layer=2)]
     model, batch = setup.model, setup.batch()
     found = []
+    if "cu_seq_lens_q" not in inspect.getsource(modeling_pixtral):  # transformers 5.17: the kernel gets patches for borders of images
+        with flash_attention(model), pytest.raises(AssertionError):
+            model(**batch.inputs, use_cache=False)
+        return
     for switch in (nullcontext(), flash_attention(model)):
         with switch, vtr.reduced(model, plan):
             found.append(model(**batch.inputs, use_cache=False).logits[:, -3:])
