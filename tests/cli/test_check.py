@@ -55,7 +55,7 @@ def check(*arguments, code=0):
 
 def test_a_method_of_another_module_passes():
     shown = check("careful", "--import", "careful_one", "--kinds", "llava", "--quiet")
-    lines = shown.splitlines()
+    lines = [line for line in shown.splitlines() if line]  # rich 13 ends a progress that nobody sees with an empty one
     assert "FAIL" not in shown and all(line.startswith("pass") for line in lines[:-1])
     assert any("removed equals masked" in line for line in lines) and any("cached equals recomputed" in line for line in lines)
     assert lines[-1].startswith(f"careful: {len(lines) - 1} of {len(lines) - 1} checks passed")

@@ -44,7 +44,7 @@ MaxPixels = Annotated[
     int | None, typer.Option(help="Most pixels of an image, and so of its visual tokens, where the processor has such a limit.")
 ]
 VisualsOption = Annotated[
-    str | None,  # a Literal needs typer 0.19
+    str | None,
     typer.Option(
         "--visuals",
         metavar="[each|prompt]",
