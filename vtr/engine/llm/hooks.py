@@ -308,7 +308,7 @@ class LlmHooks:
                     kwargs["attention_mask"] = mask(self.host, call, i, hidden)
                 kwargs["position_embeddings"] = self._rope(call, i, hidden, kwargs)
                 # elsewhere only read to guess packed sequences; gaps would be misread
-                kwargs |= {"position_ids": None, **self.host.position_ids(call.positions.at(i).to(hidden.device))}
+                kwargs["position_ids"] = call.positions.at(i).to(hidden.device) if self.host.reads_positions else None
             if freezes:
                 hidden, kwargs = freeze.freeze(call, i, module, hidden, kwargs)
             if hidden is given:
