@@ -64,15 +64,13 @@ def test_a_cpu_keeps_the_same_without_sorting(seed: int, n: int, rows: int, full
     real = torch.rand(rows, n, generator=generator) < (2 if full else 0.7)
     keep = torch.randint(0, n + 1, (rows,), generator=generator).minimum(real.sum(1))
     keep = keep.amin().expand(rows) if same else keep
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "SHORT", 0)
-        counts, keeps = real.sum(1).tolist(), keep.tolist()
-        masks = [
-            topk_mask(score, real, keep),
-            topk_mask(score, real, keep, (counts, keeps)),
-            topk_mask(score, real, keep, most=max(keeps)),
-            topk_mask(score, real, keep, most=n + 3),
-        ]
+    counts, keeps = real.sum(1).tolist(), keep.tolist()
+    masks = [
+        topk_mask(score, real, keep),
+        topk_mask(score, real, keep, (counts, keeps)),
+        topk_mask(score, real, keep, most=max(keeps)),
+        topk_mask(score, real, keep, most=n + 3),
+    ]
     for row, own in enumerate(real.tolist()):
         wanted = expected(score[row].tolist(), own, keeps[row])
         assert all(set(mask[row].nonzero()[:, 0].tolist()) == wanted for mask in masks)

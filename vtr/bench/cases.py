@@ -299,11 +299,11 @@ def fastv(given: Given) -> Case:
     key = key.contiguous()  # as a KV cache has them
     column = torch.arange(length, device=given.device).expand(given.batch, -1)
     there, visual = torch.ones_like(column, dtype=torch.bool), column[:, 35 : 35 + given.count]
-    tap = Tap(Places(column, there, torch.where((column >= 35) & (column < 35 + given.count), column, -1)), query, key)
+    tap = Tap(Places(column, there, torch.where((column >= 35) & (column < 35 + given.count), column, -1), whole=True), query, key)
     tap.scaling = query.shape[-1] ** -0.5
 
     def select() -> Selection:
-        view.signals = {step.needs[0]: llm_signal(step.needs[0], tap, visual, column[:, -WORDS:], view.row, there, True)}
+        view.signals = {step.needs[0]: llm_signal(step.needs[0], tap, visual, column[:, -WORDS:], view.row, None, True)}
         return step.select(view)  # type: ignore[misc]
 
     one = lambda g: plain_inside.fastv(query[g, :, -1], key[g], 35, given.count, view.most)  # noqa: E731

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +109,7 @@ def _pooled(every: Any, tap: Tap, gid: Tensor, pool: Callable[[Tensor], Tensor])
     return tokens.transpose(1, 2) if by_heads else tokens
 
 
-def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor, in_turn: bool = False) -> Any:
+def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tensor, read: Tensor | None, in_turn: bool = False) -> Any:
     """A signal of the LLM.
 
     Args:
@@ -117,44 +117,61 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         tap: of its layer.
         visual, text: `(G, N)` and `(G, M)` int64, original columns of the group's visual tokens and of its row's text tokens.
         row: `(G,)` prompt row of each group.
-        read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last.
+        read: `(B, q)` bool over original columns, tokens that a method may read; the last of them is the prompt's last. None = all.
         in_turn: the groups are the prompt rows, in their order, so that nothing has to be copied for them.
     """
-    inverse = tap.places.inverse()
-    inverse = inverse if in_turn else inverse[row]
-    columns_of = {"visual": visual, "text": text}
-    length = tap.places.column.shape[1]
+    places, length = tap.places, tap.places.column.shape[1]
+
+    def spots(columns: Tensor) -> Tensor:
+        """Returns where the tokens of original columns `(G, n)` are in their rows."""
+        return columns if places.whole else (places.inverse() if in_turn else places.inverse()[row]).gather(1, columns)
+
     if signal.kind != "rows":
-        both = [_per_token(signal, tap, inverse.gather(1, columns) + row[:, None] * length, 0) for columns in columns_of.values()]
+        both = [_per_token(signal, tap, spots(columns) + row[:, None] * length, 0) for columns in (visual, text)]
         if isinstance(both[0], tuple):
             return tuple(PerToken(v, t) for v, t in zip(both[0], both[1], strict=True))
         return PerToken(both[0], both[1])
     assert tap.query is not None and tap.key is not None
-    columns = inverse.gather(1, columns_of[signal.keys]) + tap.first
-    keys = tap.keys
+    columns_of = {"visual": visual, "text": text}
+    columns, last = spots(columns_of[signal.keys]), signal.queries == "last"
+    columns = columns + tap.first if tap.first else columns
+    key, keys = tap.key, tap.keys
     where = None if tap.where is None else tap.where.clamp_min(0).cummax(1).values
-    every = torch.arange(len(tap.query), device=row.device)
-    if signal.queries == "last":  # one row for each prompt, whatever its images are
-        there = tap.places.valid & read.gather(1, tap.places.column)
-        wanted = torch.where(there, torch.arange(length, device=row.device), -1).argmax(1)[:, None]  # (B, 1)
-        key, owner = tap.key, every
-    else:
-        wanted, owner = inverse.gather(1, columns_of[signal.queries]), row
-        key = tap.key if in_turn else tap.key[row]
-        keys, where = (part if part is None or in_turn else part[row] for part in (keys, where))
+    if not last and not in_turn:
+        key, keys, where = (part if part is None else part[row] for part in (key, keys, where))
     found = []
-    for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
-        query = tap.query[owner[:, None], :, chunk].transpose(1, 2)
+    for query, positions in _queries(tap, None if last else spots(columns_of[signal.queries]), row, read):
         since = None
         if where is not None:  # physical column of the first key inside the window of each query
-            since = torch.searchsorted(where, where.gather(1, chunk + tap.first) - tap.window, right=True)
-        weights = attention_rows(query, key, tap.scaling, keys=keys, positions=chunk + tap.first, since=since, softmax=signal.softmax)
-        weights = weights[row] if signal.queries == "last" and not in_turn else weights
+            since = torch.searchsorted(where, where.gather(1, positions) - tap.window, right=True)
+        weights = attention_rows(query, key, tap.scaling, keys=keys, positions=positions, since=since, softmax=signal.softmax)
+        weights = weights[row] if last and not in_turn else weights
         weights = weights if signal.heads else weights.mean(1, keepdim=True)
         picked = weights.gather(3, columns[:, None, None, :].expand(-1, weights.shape[1], weights.shape[2], -1))
         found.append(picked if signal.heads else picked[:, 0])
     rows = found[0] if len(found) == 1 else torch.cat(found, dim=-2)
-    return rows[..., 0, :] if signal.queries == "last" else rows
+    return rows[..., 0, :] if last else rows
+
+
+def _queries(tap: Tap, wanted: Tensor | None, row: Tensor, read: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields queries `(R, H, q, d)` and the key columns `(R, q)` behind which they see nothing, None where they see all.
+
+    Args:
+        tap: of the layer.
+        wanted: `(G, q)` int64, where they are in the rows `row (G,)`; None = the last token of every prompt, whatever its images are.
+        read: as `llm_signal` has it.
+    """
+    places, length = tap.places, tap.places.column.shape[1]
+    assert tap.query is not None and tap.key is not None
+    if wanted is None:
+        if places.whole and read is None and tap.where is None and tap.key.shape[2] == tap.first + length:
+            yield tap.query[:, :, -1:], None
+            return
+        there = places.valid if read is None else places.valid & read.gather(1, places.column)
+        wanted = torch.where(there, torch.arange(length, device=row.device), -1).argmax(1)[:, None]
+        row = torch.arange(len(tap.query), device=row.device)
+    for chunk in wanted.split(128, dim=1):  # a chunk of rows over all keys is below one layer's activations
+        yield tap.query[row[:, None], :, chunk].transpose(1, 2), chunk + tap.first
 
 
 def scaling_of(signal: Signal, tap: Tap) -> dict[Signal, float]:

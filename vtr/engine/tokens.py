@@ -30,24 +30,28 @@ class Places:
         column: `(R, S)` int64, original column of the token at each position.
         valid: `(R, S)` bool, False for padding and filler.
         gid_of: `(R, S0)` int64, global id of every original column, -1 where there is no visual token.
+        whole: every row has all its columns, in their order, and none is padding, as the host knows.
     """
 
     column: Tensor
     valid: Tensor
     gid_of: Tensor
+    whole: bool = field(default=False, kw_only=True)
 
     def gid(self) -> Tensor:
         """Returns the global id at each position `(R, S)`, -1 for anything but a visual token that is really there."""
-        return torch.where(self.valid, self.gid_of.gather(1, self.column), -1)
+        return self.gid_of if self.whole else torch.where(self.valid, self.gid_of.gather(1, self.column), -1)
 
     def inverse(self) -> Tensor:
         """Returns the position of every original column `(R, S0)`; undefined for columns that are gone."""
+        if self.whole:
+            return self.column
         position = torch.arange(self.column.shape[1], device=self.column.device).expand_as(self.column)
         return torch.zeros_like(self.gid_of).scatter_(1, self.column, position)
 
     def snapshot(self) -> Places:
         """Returns a copy that later removals do not touch."""
-        return Places(self.column, self.valid, self.gid_of)
+        return Places(self.column, self.valid, self.gid_of, whole=self.whole)
 
 
 @dataclass
@@ -170,7 +174,7 @@ class Tokens(Places):
     def _compact(self, keep: Tensor, width: int | None) -> Tensor:
         """Lets the places follow a keep mask `(R, S)`; returns the index `(R, width)` of what is left into the old positions."""
         index, real = compaction(keep, width)
-        self.column, self.valid = self.column.gather(1, index), self.valid.gather(1, index) & real
+        self.column, self.valid, self.whole = self.column.gather(1, index), self.valid.gather(1, index) & real, False
         return index
 
     def _kept(self, spots: Spots, chosen: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ class Tokens(Places):
         column = self.column.flatten()
         moved = torch.cat([column, column[:1]])
         moved[places.flatten()] = torch.cat([column, column[:1]])[spot].flatten()
-        self.column, self.ordered = moved[:-1].view_as(self.column), False
+        self.column, self.ordered, self.whole = moved[:-1].view_as(self.column), False, False
         return places
 
     def _written(

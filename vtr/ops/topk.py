@@ -12,8 +12,6 @@ from vtr.ops.fused import fused
 
 LONGEST_COUNTED = 4096
 """Scores of a row up to which a kernel may count who is better instead of sorting."""
-SHORT = 1024
-"""Scores of all rows together up to which a CPU sorts them as fast as it finds the worst that stays."""
 NO_WEIGHT = 2.0**-800
 """Stands for a weight of 0 where a budget is shared out; all others are larger."""
 
@@ -34,15 +32,19 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = N
     Returns:
         Keep mask `(B, N)` bool with `min(keep, real.sum(1))` True per row.
     """
+    counts, keeps = known or ((), ())
+    most, same, full = max(keeps, default=most), len({*keeps}) == 1, {*counts} == {score.shape[1]}
+    if most and suits_cpu(score):
+        chosen, _, _ = _as_good(score if full else torch.where(real, score, -torch.inf), keep, most, same)
+        if torch.equal(chosen.sum(1), keep):  # neither ties nor NaN
+            return chosen
     score = ranked(score)
     if score.shape[1] <= LONGEST_COUNTED and fused():
         from vtr.ops._triton_rows import best_mask
 
         return best_mask(score, real, keep)
-    counts, keeps = known or ((), ())
-    most = max(keeps, default=most)
-    if {*counts} == {score.shape[1]}:
-        return topk_ranked(score, keep, most, len({*keeps}) == 1)
+    if full:
+        return topk_ranked(score, keep, most, same)
     return topk_ranked(torch.where(real, score, -torch.inf), keep, most) & real
 
 
@@ -52,9 +54,10 @@ def topk_ranked(score: Tensor, keep: Tensor, most: int | None = None, same: bool
     A CPU that knows `most`, which is `keep.max()` or more, does not sort: it looks for the worst that stays, and of equally bad ones the first
     stay. Where rows keep the `same`, `most` is what they keep.
     """
-    if most and score.numel() > SHORT and suits_cpu(score):
-        best = score.topk(min(most, score.shape[1]), sorted=not same).values
-        worst = best.amin(1, keepdim=True) if same else best.gather(1, (keep[:, None] - 1).clamp(0, best.shape[1] - 1))
+    if most and suits_cpu(score):
+        chosen, worst, best = _as_good(score, keep, most, same)
+        if torch.equal(chosen.sum(1), keep):
+            return chosen
         level, room = score == worst, keep[:, None] - (best > worst).sum(1, keepdim=True)
         return (score > worst) | (level & (level.cumsum(1, dtype=torch.int32) <= room))
     best_first = score.argsort(dim=1, descending=True, stable=True)
@@ -62,6 +65,18 @@ def topk_ranked(score: Tensor, keep: Tensor, most: int | None = None, same: bool
         return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best_first[:, :most], True)
     chosen = torch.arange(score.shape[1], device=score.device) < keep[:, None]
     return torch.empty_like(score, dtype=torch.bool).scatter_(1, best_first, chosen.expand_as(score))
+
+
+def _as_good(score: Tensor, keep: Tensor, most: int, same: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns which entries of a row are numbers above -inf and as good as the worst that stays `(B, N)`, that one's score `(B, 1)`, and the
+    best scores of the row."""
+    unsorted = same and len(score) > 1
+    best = score.topk(min(most, score.shape[1]), sorted=not unsorted).values
+    if unsorted:
+        worst = best.amin(1, keepdim=True)
+    else:
+        worst = best[:, -1:] if same else best.gather(1, (keep[:, None] - 1).clamp(0, best.shape[1] - 1))
+    return score >= worst.clamp_min(torch.finfo(score.dtype).min), worst, best
 
 
 def ranked(score: Tensor) -> Tensor:

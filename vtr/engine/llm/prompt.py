@@ -40,7 +40,8 @@ class Prompt(Shrinking):
     Attributes:
         text: `(B, q)` bool over original columns, real tokens that are not visual; `instruction`: those after the first visual
             token and between no two of one image.
-        read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers.
+        read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers; read_whole: these
+            are all columns, as the host knows.
         text_width: most text tokens of a row; unpadded: no row has padding.
         line_of: `(B, q)` int64 over original columns, `image * lines + line` of a newline token, -1 otherwise.
         fixed: per row, tokens that are never removed (text and trailing padding).
@@ -87,6 +88,7 @@ class Prompt(Shrinking):
         self.text = valid & ~visual
         first = torch.where(visual, column, valid.shape[1]).amin(1, keepdim=True)
         self.read = readable(entry, self.text, valid, column, first)
+        self.read_whole = self.unpadded and entry.answers is None and (entry.prompt is None or entry.prompt >= valid.shape[1])
         text = self.text & self.read
         after = text & (column > first) & ~self._inside(visuals)
         self.instruction = torch.where(after.any(1, keepdim=True), after, text)
@@ -112,7 +114,7 @@ class Prompt(Shrinking):
                 torch.where(visual, t.gather(1, rank), old) for t, old in zip(tables, (gid_of, self.line_of), strict=True)
             )
         column = torch.arange(valid.shape[1], device=device).expand_as(valid)
-        self.tokens = Tokens(column, valid, gid_of, images)
+        self.tokens = Tokens(column, valid, gid_of, images, whole=self.unpadded)
 
     def _spans(self, kind: Kind, images: Images, placeholders: list[int]) -> Tensor:
         """Returns global ids and lines `(2, B, most)` of the placeholders of a kind, row by row."""
@@ -327,7 +329,7 @@ def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Te
         else:
             tap = _tap(prompt, item, signal)
         view.scaling = {**view.scaling, **scaling_of(signal, tap)}
-        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, prompt.read, in_turn)
+        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, None if prompt.read_whole else prompt.read, in_turn)
     return found
 
 
@@ -388,6 +390,6 @@ def _on(tap: Tap, device: torch.device) -> Tap:
     if tap.places.column.device == device:
         return tap
     moved: dict[str, Any] = {n: v.to(device) for n, v in vars(tap).items() if isinstance(v, Tensor)}
-    places = Places(*(t.to(device) for t in (tap.places.column, tap.places.valid, tap.places.gid_of)))
+    places = Places(*(t.to(device) for t in (tap.places.column, tap.places.valid, tap.places.gid_of)), whole=tap.places.whole)
     blocks = {n: tuple(p.to(device) for p in b) if isinstance(b, tuple) else b.to(device) for n, b in tap.blocks.items()}
     return replace(tap, places=places, blocks=blocks, **moved)
