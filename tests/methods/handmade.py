@@ -18,6 +18,7 @@ from vtr.engine.tokens import Spots, Tokens
 from vtr.engine.views import by_image, remember
 from vtr.engine.views import make_view as make_engine_view
 from vtr.hosts._layout import Layout
+from vtr.ops.blocks import all_at_once
 from vtr.ops.canvas import canvas_cells, valid_region
 from vtr.ops.gather import compaction, take
 from vtr.types import Geometry, Method, Selection, Signal, Step, Text, View
@@ -171,7 +172,7 @@ def shortened(view: View, keep: Tensor) -> View:
 
 def select_without_sync(step: Step, view: View) -> None:
     """Runs a selection on tensors without values, where everything that would wait for a device (`.item()`, boolean indexing) raises."""
-    with FakeTensorMode() as mode:
+    with all_at_once(), FakeTensorMode() as mode:
 
         def empty(value: Any) -> Any:
             return tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, value)

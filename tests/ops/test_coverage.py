@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vtr.ops.blocks import all_at_once
 from vtr.ops.coverage import greedy_coverage
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def score(matrix: Tensor, covered: list[float], j: int, weight: Tensor, bonus: Tensor) -> float:
@@ -73,5 +77,20 @@ def test_gradients_and_devices_do_not_get_in_the_way() -> None:
     matrix = torch.rand(1, 4, 4, requires_grad=True)
     picks, _ = greedy_coverage(matrix, torch.ones(1, 4, dtype=torch.bool), 2)
     assert picks.shape == (1, 2)
-    with FakeTensorMode():  # anything that waits for a value raises
+    with all_at_once(), FakeTensorMode():  # anything that waits for a value raises
         greedy_coverage(torch.empty(2, 5, 6), torch.empty(2, 6, dtype=torch.bool), 3, weight=torch.empty(2, 6))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.booleans())
+def test_old_scores_are_bounds_of_many_columns(seed: int, few_values: bool, preferred: bool) -> None:
+    """More columns than are brought up to date at a time, with and without ties."""
+    dice = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(1, 20, 90, generator=dice, dtype=torch.float64)
+    weight, bonus = torch.rand(1, 90, generator=dice, dtype=torch.float64), torch.rand(1, 90, generator=dice, dtype=torch.float64)
+    if few_values:
+        matrix, weight, bonus = matrix.sign(), torch.ones_like(weight), torch.zeros_like(bonus)
+    real, first = torch.rand(1, 90, generator=dice) < 0.8, torch.rand(1, 90, generator=dice) < 0.1
+    picks, _ = greedy_coverage(matrix, real, 12, weight=weight, bonus=bonus, first=first if preferred else None)
+    chosen = (first & real)[0].nonzero()[:, 0].tolist() if preferred else []
+    assert picks[0].tolist() == greedy(matrix[0], real[0].nonzero()[:, 0].tolist(), 12, weight[0], bonus[0], chosen)

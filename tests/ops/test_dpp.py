@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from vtr.ops.dpp import greedy_dpp, min_max
 from vtr.ops.relevance import text_similarity
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def slow(tokens, quality, most):
     """The definition for one row, with determinants in float64."""

@@ -5,7 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtr.ops.maxsum as maxsum
+from vtr.ops.blocks import all_at_once
 from vtr.ops.maxsum import greedy_max_sum
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def slow(tokens, real, first, most):
@@ -39,7 +42,8 @@ def test_both_ways_agree(monkeypatch):
     with_gram = greedy_max_sum(tokens, real, first, 50)
     products = maxsum.row_products
     monkeypatch.setattr(maxsum, "row_products", lambda *a: calls.append(1) or products(*a))
-    parts = [greedy_max_sum(tokens[:, :, :3], real, first, 50), slow(tokens[:, :, :3], real, first, 50)]
+    with all_at_once():
+        parts = [greedy_max_sum(tokens[:, :, :3], real, first, 50), slow(tokens[:, :, :3], real, first, 50)]
     assert calls, "50 tokens of width 3 are beyond the memory rule"
     assert torch.equal(*parts) and torch.equal(with_gram, slow(tokens, real, first, 50))
     assert all(sorted(row) == list(range(50)) for row in with_gram.tolist())
@@ -86,3 +90,12 @@ def test_every_pick_is_least_similar_to_those_before(seed, n, width):
     for count in range(1, len(order)):
         total = (unit @ unit[order[:count]].T).sum(1)
         assert float(total[order[count]]) <= float(total[order[count:]].min()) + 1e-5
+
+
+def test_a_guess_beside_a_pick_changes_nothing(monkeypatch):
+    """Beyond the cache a CPU multiplies with two tokens at a time."""
+    tokens, real = torch.randn(2, 90, 40, generator=torch.Generator().manual_seed(2)), torch.ones(2, 90, dtype=torch.bool)
+    first = torch.tensor([3, 40])
+    monkeypatch.setattr(maxsum, "CACHE", 0)
+    monkeypatch.setattr(maxsum, "gram_pays", lambda *_: False)
+    assert torch.equal(greedy_max_sum(tokens, real, first, 60), slow(tokens, real, first, 60))

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtr.ops import topk
 from vtr.ops.topk import quota, topk_mask
 
+pytestmark = pytest.mark.usefixtures("both_ways")
 few_values = st.sampled_from([0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan])
 
 

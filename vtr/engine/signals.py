@@ -138,11 +138,11 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
     key, keys = tap.key, tap.keys
     where = None if tap.where is None else tap.where.clamp_min(0).cummax(1).values
     if not last and not in_turn:
-        key, keys, where = (part if part is None else part[row] for part in (key, keys, where))
+        key, keys, where = key[row], None if keys is None else keys[row], None if where is None else where[row]
     found = []
     for query, positions in _queries(tap, None if last else spots(columns_of[signal.queries]), row, read):
         since = None
-        if where is not None:  # physical column of the first key inside the window of each query
+        if where is not None and positions is not None:  # physical column of the first key inside the window of each query
             since = torch.searchsorted(where, where.gather(1, positions) - tap.window, right=True)
         weights = attention_rows(query, key, tap.scaling, keys=keys, positions=positions, since=since, softmax=signal.softmax)
         weights = weights[row] if last and not in_turn else weights

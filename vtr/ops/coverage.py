@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import in_blocks
+from vtr.ops.blocks import suits_cpu
+
+AT_ONCE = 16
+"""Columns whose scores a CPU brings up to date at a time."""
 
 
-@in_blocks
 def greedy_coverage(
     matrix: Tensor,
     real: Tensor,
@@ -37,6 +39,10 @@ def greedy_coverage(
         `(G, most)`. Ties: lowest index. `O(most R N)`, without a host sync.
     """
     matrix = matrix.detach()
+    if most and suits_cpu(matrix):
+        given = ([None] * len(matrix) if part is None else part for part in (weight, bonus, first))
+        found = [_of_row(most, *row) for row in zip(matrix, ~real, *given, strict=True)]
+        return tuple(map(torch.stack, zip(*found, strict=True)))  # type: ignore[return-value]
     groups, rows, _ = matrix.shape
     group = torch.arange(groups, device=matrix.device)
     picks, scores = [], []
@@ -57,3 +63,41 @@ def greedy_coverage(
     if not picks:
         return torch.zeros(groups, 0, dtype=torch.int64, device=matrix.device), matrix.new_zeros(groups, 0)
     return torch.stack(picks, 1), torch.stack(scores, 1)
+
+
+def _of_row(
+    most: int, matrix: Tensor, closed: Tensor, weight: Tensor | None, bonus: Tensor | None, first: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`greedy_coverage` of one row on a CPU, where scores may be looked at (Minoux 1978).
+
+    Scores only fall, so that old ones are bounds: a few columns with the best are computed anew, and if the best of these is above the bounds of
+    all others it is the pick. Sums of floats in one order fall, too, so that nothing is lost to rounding.
+    """
+    columns = matrix.T.contiguous()
+    covered = columns.new_zeros(len(matrix))
+
+    def scored(at: Tensor | slice) -> Tensor:
+        gain = (columns[at] - covered).clamp_min_(0).sum(1)
+        gain = gain if weight is None else gain * weight[at]
+        return gain if bonus is None else gain + bonus[at]
+
+    picks, scores, count = list[int](), list[float](), min(AT_ONCE, len(columns))
+    bound, waiting = scored(slice(None)), None if first is None else first & ~closed
+    while len(picks) < most:
+        refused = closed if waiting is None or not waiting.any() else ~waiting
+        highest, at = bound.masked_fill(refused, -torch.inf).topk(count)
+        fresh = scored(at)
+        bound[at] = fresh
+        best = fresh.masked_fill_(refused[at], -torch.inf).max()
+        if best > highest[-1]:
+            pick = at[fresh == best].min()
+        else:
+            bound = scored(slice(None))
+            pick = bound.masked_fill(refused, -torch.inf).argmax()
+        picks.append(int(pick))
+        scores.append(float(bound[pick]))
+        closed[pick] = True
+        if waiting is not None:
+            waiting[pick] = False
+        torch.maximum(covered, columns[picks[-1]], out=covered)
+    return torch.tensor(picks), torch.tensor(scores, dtype=matrix.dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vtr.ops.distances import euclidean
+from vtr.ops.distances import euclidean, rounded
 
 
 class Peaks(NamedTuple):
@@ -77,7 +77,7 @@ def scores_among(distance: Tensor, real: Tensor, neighbours: Tensor, noise: Tens
     order = torch.arange(real.shape[1], device=real.device)
     near = (order < neighbours[:, None])[:, None]
     squared = torch.where(near, distance.sort(dim=2).values.square(), 0).sum(2) / neighbours.clamp_min(1)[:, None]
-    density = (-squared).exp()
+    density = rounded((-squared).exp())
     if noise is not None:
         density = density + noise
     denser = (density[:, None] > density[:, :, None]) | ((density[:, None] == density[:, :, None]) & (order < order[:, None]))

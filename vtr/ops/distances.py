@@ -19,8 +19,13 @@ def of_products(gram: Tensor) -> Tensor:
     both = norm[:, :, None] + norm[:, None]
     squared = both - 2 * gram
     squared = torch.where(squared <= 1e-12 * both, 0.0, squared)  # what rounding leaves of a distance of zero
-    wide = squared * (2.0**26 + 1)
-    return (wide - (wide - squared)).sqrt()  # to 27 binary digits, so that duplicates are as far from everything
+    return rounded(squared).sqrt()  # duplicates are as far from everything
+
+
+def rounded(values: Tensor) -> Tensor:
+    """Returns float64 values to 27 binary digits, so that what differs by a rounding alone is the same."""
+    wide = values * (2.0**26 + 1)
+    return wide - (wide - values)
 
 
 def cosine(tokens: Tensor, eps: float = 1e-6) -> Tensor:

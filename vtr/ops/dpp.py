@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import in_blocks
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.fused import fused
 from vtr.ops.unit import gram_pays, row_products, unit_rows
 
@@ -25,7 +27,6 @@ def min_max(values: Tensor, real: Tensor, floor: float = 1e-6, ceiling: float = 
     return torch.where(real, scaled, 0)
 
 
-@in_blocks
 def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: float = 0.0) -> Tensor:
     """Order in which tokens are picked so that the determinant of `L_ij = q_i cos_ij q_j` over the picks grows most (Chen et al. 2018).
 
@@ -43,6 +44,8 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
+    if suits_cpu(tokens) and most:
+        return torch.stack([_of_row(*row, most, jitter) for row in zip(tokens, quality, real, strict=True)])
     unit = unit_rows(tokens, real=real)
     wide, (groups, n, _) = unit.dtype, unit.shape
     quality = torch.where(real, quality.detach().to(wide), 0)
@@ -83,3 +86,34 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
         residual.addcmul_(row, row, value=-1)
         both.scatter_(2, pick[:, None].expand(-1, 2, 1), -torch.inf)  # never twice
     return torch.cat(picks, 1) if picks else torch.zeros(groups, 0, dtype=torch.int64, device=unit.device)
+
+
+def _of_row(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: float) -> Tensor:
+    """`greedy_dpp` of one row on a CPU, where picks may be looked at: `tokens (N, D)`, `quality` and `real (N,)` -> `(most,)`."""
+    unit = unit_rows(tokens, real=real)
+    quality = torch.where(real, quality.detach().to(unit.dtype), 0)
+    residual = quality.square() * torch.linalg.vector_norm(unit, dim=-1).square()
+    threshold, factor = (EXPLAINED * torch.finfo(unit.dtype).eps * residual).tolist(), quality.tolist()
+    kernel = quality[:, None] * (unit @ unit.T) * quality if gram_pays(tokens[None], unit[None], most) else None
+    left = quality.masked_fill(~real, -torch.inf)
+    residual.masked_fill_(~real, -torch.inf)
+    rows, picks = unit.new_empty(most, len(unit)), list[int]()
+    while True:
+        pick = int(residual.argmax())
+        best = float(residual[pick])
+        spanned = best <= threshold[pick]
+        pick = int(left.argmax()) if spanned else pick
+        picks.append(pick)
+        if len(picks) == most:
+            return torch.tensor(picks)
+        row, before = rows[len(picks) - 1], rows[: len(picks) - 1]
+        if spanned:
+            row.zero_()
+        else:
+            if kernel is None:
+                torch.mv(unit, unit[pick], out=row).mul_(quality).mul_(factor[pick])
+            else:
+                row.copy_(kernel[pick])
+            row.addmv_(before.T, before[:, pick], alpha=-1).div_(math.sqrt(best) + jitter)
+            residual.addcmul_(row, row, value=-1)
+        residual[pick] = left[pick] = -torch.inf

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import in_blocks
+from vtr.ops.blocks import CACHE, suits_cpu
 from vtr.ops.fused import fused
 from vtr.ops.unit import gram_pays, row_products, unit_rows
 
 
-@in_blocks
 def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Tensor:
     """Order in which tokens are picked so that the sum of their cosine similarities stays small.
 
@@ -26,6 +25,8 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
+    if suits_cpu(tokens) and most:
+        return torch.stack([_of_row(*row, most) for row in zip(tokens, real, first.tolist(), strict=True)])
     unit = unit_rows(tokens)
     gram = unit @ unit.mT if gram_pays(tokens, unit, most) else None
     rows = unit if gram is None else gram
@@ -43,3 +44,30 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
         total.scatter_(1, pick[:, None], torch.inf)  # never twice
         picks.append(total.argmin(1))
     return torch.stack(picks, 1) if picks else first.new_zeros(len(first), 0)
+
+
+def _of_row(tokens: Tensor, real: Tensor, first: int, most: int) -> Tensor:
+    """`greedy_max_sum` of one row on a CPU, where picks may be looked at: `tokens (N, D)`, `real (N,)` -> `(most,)`.
+
+    Beyond the cache, products with two tokens take as long as with one, since all tokens have to be fetched: there a pick has beside it what
+    would come next without it, which is often enough the next pick.
+    """
+    unit = unit_rows(tokens)
+    gram = unit @ unit.T if gram_pays(tokens[None], unit[None], most) else None
+    fetched = unit.numel() * unit.element_size() > CACHE
+    total = torch.zeros_like(unit[:, 0]).masked_fill_(~real, torch.inf)
+    picks, known = [first], dict[int, Tensor]()
+    while len(picks) < most:
+        pick = picks[-1]
+        total[pick] = torch.inf  # never twice
+        if gram is not None:
+            total += gram[pick]
+        elif not fetched:
+            total.addmv_(unit, unit[pick])
+        else:
+            if pick not in known:
+                pair = [pick, int(total.argmin())]
+                known |= zip(pair, unit[pair] @ unit.T, strict=True)
+            total += known.pop(pick)
+        picks.append(int(total.argmin()))
+    return torch.tensor(picks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,11 @@ def unit_rows(tokens: Tensor, eps: float = 1e-12, real: Tensor | None = None) ->
     """
     wide = widened(tokens.detach())
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(eps)
+    finite = suits_cpu(wide) and math.isfinite(length.sum())
     if real is not None:
         length.masked_fill_(~real[..., None], torch.inf)
-    return (wide / length).nan_to_num_()
+    unit = wide / length
+    return unit if finite else unit.nan_to_num_()
 
 
 def gram_pays(tokens: Tensor, wide: Tensor, most: int) -> bool:

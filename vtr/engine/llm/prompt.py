@@ -40,8 +40,8 @@ class Prompt(Shrinking):
     Attributes:
         text: `(B, q)` bool over original columns, real tokens that are not visual; `instruction`: those after the first visual
             token and between no two of one image.
-        read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers; read_whole: these
-            are all columns, as the host knows.
+        read: `(B, q)` bool, tokens that a method may read: the prompt, without guesses of a draft behind it and without labelled answers;
+            read_whole: these are all columns, as the host knows.
         text_width: most text tokens of a row; unpadded: no row has padding.
         line_of: `(B, q)` int64 over original columns, `image * lines + line` of a newline token, -1 otherwise.
         fixed: per row, tokens that are never removed (text and trailing padding).
@@ -329,7 +329,9 @@ def _signals(prompt: Prompt, item: PlanStep, view: View, groups: Groups, gid: Te
         else:
             tap = _tap(prompt, item, signal)
         view.scaling = {**view.scaling, **scaling_of(signal, tap)}
-        found[signal] = llm_signal(signal, _on(tap, hidden.device), visual, columns, view.row, None if prompt.read_whole else prompt.read, in_turn)
+        found[signal] = llm_signal(
+            signal, _on(tap, hidden.device), visual, columns, view.row, None if prompt.read_whole else prompt.read, in_turn
+        )
     return found
 
 
