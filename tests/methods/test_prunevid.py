@@ -15,6 +15,7 @@ from tests.views import Video, video_view
 from vtr.methods import _prunevid
 from vtr.methods._prunevid import refined
 from vtr.methods.prunevid import BLOCK, PruneVid, attended_blocks, prunevid_authors, question_score
+from vtr.ops.blocks import all_at_once
 from vtr.ops.frames import Frames
 from vtr.types import VIDEO, Boundary, Budget, Layer, Text
 from vtr.types.signals import TEXT, attention
@@ -250,7 +251,7 @@ def test_the_question_chooses_in_every_block() -> None:
     unmerged = step.select(view).keep
     assert unmerged.sum(1).tolist() == keep, "where the budget of the boundary was all there is, frames are blocks"
     view.per_token[BLOCK] = torch.where(still, 0, 2 * view.cells[..., 0] + 1)
-    with FakeTensorMode() as mode:
+    with all_at_once(), FakeTensorMode() as mode:
         fake = {name: mode.from_tensor(getattr(view, name)) for name in ("real", "keep", "cells")}
         text = Text(*map(mode.from_tensor, view.text))
         notes = {BLOCK: mode.from_tensor(view.per_token[BLOCK])}

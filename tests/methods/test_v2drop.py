@@ -10,6 +10,7 @@ import vtr
 from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
 from vtr.methods.v2drop import ENTERED, V2Drop, v2drop
+from vtr.ops.blocks import all_at_once
 from vtr.types import Budget
 
 DEEP = replace(LLAVA, llm_layers=32, most_tokens=576)
@@ -58,7 +59,7 @@ def test_ties_and_low_precision():
 def test_selections_never_wait_for_the_device():
     observe = V2Drop().steps(LLAVA)[0]
     select_without_sync(observe, make_view([ONE], 9))
-    with FakeTensorMode():
+    with all_at_once(), FakeTensorMode():
         v2drop(torch.empty(2, 5, 4), torch.empty(2, 5, 4), torch.empty(2, 5, dtype=torch.bool), torch.empty(2, dtype=torch.int64))
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from vtr.ops.density_peaks import cluster_means, density_peaks
 from vtr.ops.distances import cosine, euclidean
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def slow(x, clusters, k, noise=None):
     """One row of tokens in Python numbers."""

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from vtr.ops.joining import join_nearest, put
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def slow(tokens, metric, pivots, sources, merge):
     """Values of the pivots, and the pivot of each source, one row."""

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from vtr.ops.parts import board, members, part_sum, topk_per_part
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def case(seed=0, groups=3, n=23, parts=4):
     random = torch.Generator().manual_seed(seed)

@@ -37,9 +37,13 @@ ENTERED = "entered"  # the layer before, per token
 
 
 @in_blocks
+def _lengths(entered: Tensor, left: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(widened(left) - widened(entered), dim=-1)
+
+
 def variation(entered: Tensor, left: Tensor) -> Tensor:
     """L2 norm `(G, N)` of what a layer added to its input `entered (G, N, D)` to make `left`; float32 at least."""
-    return torch.linalg.vector_norm(widened(left) - widened(entered), dim=-1)
+    return _lengths(entered.flatten(0, 1), left.flatten(0, 1)).view(left.shape[:2])
 
 
 def v2drop(entered: Tensor, left: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:

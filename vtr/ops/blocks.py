@@ -48,8 +48,9 @@ def in_blocks(run: Callable[..., Made]) -> Callable[..., Made]:
         rows = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
         groups = len(rows[0])
         size = max(1, CACHE * groups // max(1, sum(value.numel() * value.element_size() for value in rows)))
-        if size >= groups or not suits_cpu(rows[0]):
+        if 2 * size > groups or not suits_cpu(rows[0]):
             return run(*given, **named)
+        size = -(-groups // -(-groups // size))  # as many blocks, all alike
         parts = [
             run(*(_part(value, start, size) for value in given), **{name: _part(value, start, size) for name, value in named.items()})
             for start in range(0, groups, size)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtr.ops.distances import euclidean, rounded
+from vtr.ops.gather import group_sums
 
 
 class Peaks(NamedTuple):
@@ -89,6 +90,5 @@ def scores_among(distance: Tensor, real: Tensor, neighbours: Tensor, noise: Tens
 
 def cluster_means(tokens: Tensor, cluster: Tensor, clusters: int, eps: float = 0.0) -> Tensor:
     """Mean of each cluster `(B, C, D)` float64: sum over `count + eps`, 0 where a cluster is empty. `tokens (B, T, D)`, `cluster (B, T)`."""
-    member = (cluster[:, None] == torch.arange(clusters, device=tokens.device)[:, None]).double()  # (B, C, T)
-    total = member.sum(2, keepdim=True)
-    return torch.where(total > 0, member @ tokens.double() / (total + eps).clamp_min(1e-300), 0.0)
+    total, number = group_sums(tokens.double(), cluster, clusters)
+    return torch.where(number[..., None] > 0, total / (number[..., None] + eps).clamp_min(1e-300), 0.0)

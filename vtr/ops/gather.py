@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import suits_cpu
+
 
 def compaction(keep: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
     """Where the survivors of a keep mask are, in original order, right aligned.
@@ -58,3 +60,26 @@ def index_to_mask(index: Tensor, real: Tensor | None, n: int) -> Tensor:
     mask = torch.zeros(index.shape[0], n + 1, dtype=torch.bool, device=index.device)
     where = index if real is None else torch.where(real, index, n)
     return mask.scatter_(1, where, True)[:, :n]
+
+
+def group_sums(values: Tensor, group: Tensor, groups: int, finite: bool = True) -> tuple[Tensor, Tensor]:
+    """Sums the rows of every group, in a fixed order on every device.
+
+    Args:
+        values: `(B, N, D)` float.
+        group: `(B, N)` int64; rows with another number than `0 .. groups - 1` count nowhere.
+        groups: how many there are.
+        finite: False where a row that counts nowhere may be NaN.
+
+    Returns:
+        Sums `(B, groups, D)` and how many rows each has, `(B, groups)` int64.
+    """
+    if suits_cpu(values):
+        first = torch.arange(len(group))[:, None] * (groups + 1)
+        to = (group.clamp_max(groups) % (groups + 1) + first).flatten()  # what counts nowhere goes into one group more
+        total = values.new_zeros(len(group) * (groups + 1), values.shape[2]).index_add_(0, to, values.flatten(0, 1))
+        number = torch.bincount(to, minlength=len(total))
+        return total.view(len(group), groups + 1, -1)[:, :groups], number.view(len(group), -1)[:, :groups]
+    member = group[:, None] == torch.arange(groups, device=group.device)[:, None]  # (B, groups, N)
+    counted = values if finite else values.masked_fill(~member.any(1)[..., None], 0)
+    return member.to(values.dtype) @ counted, member.sum(2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtr.ops.blocks import in_blocks
-from vtr.ops.gather import left_align, take
+from vtr.ops.gather import group_sums, left_align, take
 from vtr.ops.precision import widened
 from vtr.ops.unit import unit_rows
 
@@ -48,9 +48,8 @@ def join_nearest(
     into = torch.where(used.any(1, keepdim=True) & source, index.gather(1, slot), -1)
     assign = torch.where(kept, torch.arange(pivot.shape[1], device=pivot.device), into)
 
-    member = (slot[:, None] == torch.arange(index.shape[1], device=slot.device)[:, None]) & source[:, None]  # (G, C, N)
-    total = member.to(wide.dtype) @ (wide if full else wide.masked_fill(~source[..., None], 0))
-    own, number = take(wide, index), member.sum(2, keepdim=True)
+    total, members = group_sums(wide, torch.where(source, slot, -1), index.shape[1], full)
+    own, number = take(wide, index), members[..., None]
     values = own + total / number.clamp_min(1) if merge == "add" else (own + total) / (number + 1)
     return Joined(index, torch.where(used[..., None], values, own).to(tokens.dtype), assign)
 

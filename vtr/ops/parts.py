@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.topk import ranked, topk_mask, topk_ranked
 
 
@@ -46,8 +47,11 @@ def topk_per_part(score: Tensor, part: Tensor, real: Tensor, keep: Tensor) -> Te
     """
     if keep.shape[1] == 1:
         return topk_mask(score, real, keep[:, 0])
+    member = members(part, real, keep.shape[1])  # (G, P, N)
+    if suits_cpu(score):
+        return topk_mask(score[:, None].expand_as(member).flatten(0, 1), member.flatten(0, 1), keep.flatten()).view_as(member).any(1)
     order = ranked(score).argsort(dim=1, descending=True, stable=True)
-    member = members(part, real, keep.shape[1]).gather(2, order[:, None].expand(-1, keep.shape[1], -1))  # (G, P, N), best first
+    member = member.gather(2, order[:, None].expand_as(member))  # best first
     chosen = (member & (member.cumsum(2, dtype=torch.int32) <= keep[..., None])).any(1)
     return torch.empty_like(real).scatter_(1, order, chosen)
 

@@ -34,7 +34,10 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = N
     """
     counts, keeps = known or ((), ())
     most, same, full = max(keeps, default=most), len({*keeps}) == 1, {*counts} == {score.shape[1]}
-    if most and suits_cpu(score):
+    on_cpu = suits_cpu(score)
+    if most is None and on_cpu and keep.numel():
+        most = int(keep.amax())
+    if most and on_cpu:
         chosen, _, _ = _as_good(score if full else torch.where(real, score, -torch.inf), keep, most, same)
         if torch.equal(chosen.sum(1), keep):  # neither ties nor NaN
             return chosen
