@@ -27,7 +27,7 @@ CEILINGS: dict[str, tuple[int, int | None]] = {
     "fastv": (4, 7),
     "fastvid": (349, None),
     "flashvid": (450, None),
-    "flowcut": (70, 212),
+    "flowcut": (70, 213),
     "frames": (67, None),
     "globalcom2": (5, 109),
     "hiprune": (7, 8),
