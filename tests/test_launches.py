@@ -58,7 +58,7 @@ CEILINGS: dict[str, tuple[int, int | None]] = {
     "v2drop": (18, 27),
     "vcast": (118, None),
     "vidcom2": (189, None),
-    "visionzip": (63, 13),
+    "visionzip": (68, 9),
     "vispruner": (47, 232),
     "vscan": (140, 147),
 }

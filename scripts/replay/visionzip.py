@@ -20,7 +20,9 @@ def replay(vector: Vector) -> None:
     batch = len(hidden)
     keep = torch.full((batch,), dominant + contextual)
     real = torch.ones_like(score, dtype=torch.bool)
-    kept, values, _ = visionzip(patches, vector["key_metric"][:, 1:], score, real, keep, torch.full_like(keep, contextual), contextual)
+    known, number = ([score.shape[1]] * batch, [dominant] * batch), torch.full_like(keep, contextual)
+    index, values, _ = visionzip(patches, vector["key_metric"][:, 1:], score, real, keep, number, contextual, known=known)
+    kept = index_to_mask(index, None, score.shape[1])
 
     by_score = 1 + score.argsort(dim=1, descending=True, stable=True)[:, :dominant]
     cls = torch.zeros(batch, 1, dtype=torch.int64)
@@ -30,7 +32,8 @@ def replay(vector: Vector) -> None:
         same_index("dominant_index", torch.cat([cls, by_score], 1), vector["dominant_index"])
     if vector.has("dominant_index_sorted"):
         same_index("dominant_index_sorted", torch.cat([cls, 1 + order[:, :dominant]], 1), vector["dominant_index_sorted"])
-    tokens = torch.cat([hidden[:, :1], values.gather(1, order[..., None].expand(-1, -1, hidden.shape[2]))], 1)
+    place = torch.searchsorted(index.contiguous(), order)  # of what is kept in position order
+    tokens = torch.cat([hidden[:, :1], values.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))], 1)
     close("tokens", tokens, vector["tokens"])
     if vector.has("packed"):
         width, height = vector.param("grid_width_height")

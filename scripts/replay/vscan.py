@@ -7,8 +7,9 @@ from torch import Tensor
 
 from scripts.replay import Vector, close, same_index
 from scripts.replay._llama import project, rms_norm, rope
-from vtr.methods.vscan import capped, vscan, windows_of
+from vtr.methods.vscan import capped, windows_of
 from vtr.ops.gather import take
+from vtr.ops.joining import join_nearest
 from vtr.ops.parts import topk_per_part
 from vtr.ops.prompt_rows import last_token_row
 from vtr.ops.topk import topk_mask
@@ -38,8 +39,7 @@ def _clip(vector: Vector) -> None:
     same_index("global_indices", _ascending(others), vector["global_indices"].sort(1).values)
     kept = local | others
     same_index("index_mask", kept, vector["index_mask"])
-    merged, _ = vscan(features, kept, real, int(kept.sum(1).max()))
-    close("merged", merged[kept].view_as(vector["merged"]), vector["merged"])
+    close("merged", join_nearest(features, None, kept, ~kept, kept, int(kept.sum(1).max())).values, vector["merged"])
 
 
 def _qwen(vector: Vector) -> None:
@@ -56,7 +56,7 @@ def _qwen(vector: Vector) -> None:
     same_index("global_indices", _ascending(others)[0], vector["global_indices"].sort().values)
     kept = local | others
     same_index("keep_index", _ascending(kept)[0], vector["keep_index"])
-    close("merged", vscan(features, kept, real, keep)[0][kept], vector["merged"])
+    close("merged", join_nearest(features, None, kept, ~kept, kept, keep).values[0], vector["merged"])
 
 
 def _llm(vector: Vector) -> None:

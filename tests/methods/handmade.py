@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 import vtr
 from tests.tiny_models import Batch, model_of, packing, views_of
 from vtr.engine.images import Images
+from vtr.engine.selections import chosen_mask
 from vtr.engine.tokens import Spots, Tokens
 from vtr.engine.views import by_image, remember
 from vtr.engine.views import make_view as make_engine_view
@@ -182,8 +183,8 @@ def select_without_sync(step: Step, view: View) -> None:
         )
         assert step.select is not None
         answer = step.select(view)
-    if answer is not None:
-        assert answer.keep.shape == view.real.shape
+        if answer is not None:
+            assert chosen_mask(answer, view).shape == view.real.shape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import vtr
 from tests.methods.handmade import IMAGES, LLAVA, NEXT, ONE, SIGLIP, chosen, make_view, select_without_sync
 from tests.methods.towers import layers_of
 from tests.tiny_models import Shot, batch_of, model_of
-from vtr.methods.vscan import VScan, vscan
+from vtr.engine.selections import chosen_mask
+from vtr.methods.vscan import VScan
+from vtr.ops.joining import join_nearest
 from vtr.ops.topk import quota
 from vtr.types import Budget, PerToken, Signal
 
@@ -67,34 +69,35 @@ def test_rows_of_a_ragged_batch_are_the_card(keep, behind, side, geometry):
     step = VScan(window=side).steps(geometry)[0]
     view = view_with(step, make_view([ONE] * 5, keep, grid=GRIDS, filler=4, behind=behind))
     answer = step.select(view)
-    assert torch.equal(answer.keep.sum(1), view.keep) and not (answer.keep & ~view.real).any()
-    for g, got in enumerate(chosen(view, answer.keep)):
+    kept = chosen_mask(answer, view)
+    assert torch.equal(kept.sum(1), view.keep) and not (kept & ~view.real).any()
+    for g, got in enumerate(chosen(view, kept)):
         real, count = view.real[g], int(view.keep[g])
         scores = [view.signals[need][g, real] for need in step.needs]
         assert got.tolist() == slow(*scores, view.cells[g, real], count, side or 6, geometry.has_cls)
-        torch.testing.assert_close(answer.tokens[g, answer.keep[g]], joined(view.tokens[g, real], got.tolist()))
-        assert (answer.assign[g, ~real] == -1).all() and answer.keep[g][answer.assign[g, real]].all()
+        torch.testing.assert_close(answer.tokens[g, :count], joined(view.tokens[g, real], got.tolist()))
+        assert (answer.assign[g, ~real] == -1).all() and kept[g][answer.assign[g, real]].all()
         alone = view_with(step, make_view([ONE], count, grid=GRIDS[g]))
         again = step.select(alone)
-        assert torch.equal(chosen(alone, again.keep)[0], got)
-        torch.testing.assert_close(again.tokens[again.keep], answer.tokens[g, answer.keep[g]])
+        assert torch.equal(chosen(alone, chosen_mask(again, alone))[0], got)
+        torch.testing.assert_close(again.tokens[0], answer.tokens[g, :count])
 
 
 @pytest.mark.parametrize("keep", [9, [70, 35, 99, 30]])
 def test_windows_stay_inside_their_view(keep):
     step = VScan(window=4).steps(NEXT)[0]  # images of several views in one row, as a video with frames='all' has them
     view = view_with(step, make_view(IMAGES, keep, filler=2))
-    for g, got in enumerate(chosen(view, step.select(view).keep)):
+    for g, got in enumerate(chosen(view, chosen_mask(step.select(view), view))):
         scores = [view.signals[need][g, view.real[g]] for need in step.needs]
         assert got.tolist() == slow(*scores, view.cells[g, view.real[g]], int(view.keep[g]), 4, True)
 
 
 def test_identical_zero_and_broken_tokens_are_no_problem():
-    real, kept = torch.ones(1, 6, dtype=torch.bool), torch.tensor([[False, True, False, True, False, False]])
+    kept = torch.tensor([[False, True, False, True, False, False]])
     for fill in (0.0, 1.0):
-        tokens, assign = vscan(torch.full((1, 6, 4), fill), kept, real, 2)
-        assert assign[0].tolist() == [1, 1, 1, 3, 1, 1] and (tokens[kept] == fill).all(), "ties: the first"
-    assert vscan(torch.full((1, 6, 4), torch.nan), kept, real, 2)[1][0].tolist() == [1, 1, 1, 3, 1, 1]
+        _, values, assign = join_nearest(torch.full((1, 6, 4), fill), None, kept, ~kept, kept, 2)
+        assert assign[0].tolist() == [1, 1, 1, 3, 1, 1] and (values == fill).all(), "ties: the first"
+    assert join_nearest(torch.full((1, 6, 4), torch.nan), None, kept, ~kept, kept, 2).assign[0].tolist() == [1, 1, 1, 3, 1, 1]
 
 
 def test_the_last_token_ranks_in_the_llm():

@@ -26,8 +26,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtr.methods._joined import joined
 from vtr.ops.gather import left_align, take
-from vtr.ops.joining import Sum, join_nearest, put
+from vtr.ops.joining import Joined, Sum, join_nearest
 from vtr.ops.received import attention_received
 from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
@@ -60,7 +61,7 @@ def visionzip(
     most: int,
     merge: Sum = "add",
     known: Known | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Joined:
     """Dominant tokens, and pivots that the other tokens merge into.
 
     Args:
@@ -70,25 +71,27 @@ def visionzip(
         real: `(G, N)` bool, candidates.
         keep: `(G,)` int64, `keep <= real.sum(1)`.
         contextual: `(G,)` int64, how many of `keep` are pivots, at most `keep`.
-        most: at least `contextual.max()`, a Python int.
+        most: at least `contextual.max()` and 1, a Python int.
         merge: `add` or `mean`, see step 4.
         known: `real.sum(1)` and `keep - contextual`, as for `topk_mask`.
 
     Returns:
-        Keep mask `(G, N)` bool with exactly `keep` True per row, tokens `(G, N, D)` (kept rows count) and `assign (G, N)` int64. `O(N most d)`.
+        `Joined`: kept tokens in position order, `(G, K)` int64 (what follows a row's own is arbitrary), their values `(G, K, D)`, and
+        `assign (G, N)` int64. `O(N most d)`.
     """
-    dominant = topk_mask(score, real, keep - contextual, known)
-    if most == 0:
-        return dominant, tokens, torch.where(dominant, torch.arange(real.shape[1], device=real.device), -1)
+    dominant, n = topk_mask(score, real, keep - contextual, known), real.shape[1]
+    width = n if known is None else min(max(known[1], default=0) + most, n)
     rest = real & ~dominant
     step = (rest.sum(1) // contextual.clamp_min(1)).clamp_min(1)[:, None]
     number = rest.cumsum(1) - 1
     pivot = rest & (number % step == 0) & (number // step < contextual[:, None])
-    kept, n = dominant | pivot, real.shape[1]
+    kept = dominant | pivot
     full = known is not None and set(known[0]) == {n}
-    index, values, assign = join_nearest(tokens, metric, pivot, rest & ~pivot, kept, most, merge, full)
-    stays, _ = left_align(kept, n if known is None else min(max(known[1]) + most, n))
-    return kept, put(put(torch.zeros_like(tokens), stays, take(tokens, stays)), index, values), assign
+    _, made, assign = join_nearest(tokens, metric, pivot, rest & ~pivot, kept, most, merge, full)
+    index, _ = left_align(kept, width)
+    merged = pivot.gather(1, index)
+    slot = (merged.cumsum(1) - 1).clamp(0, made.shape[1] - 1)  # pivots stand in position order in both
+    return Joined(index, torch.where(merged[..., None], take(made, slot), take(tokens, index)), assign)
 
 
 def contextual_count(keep: Tensor, share: float) -> Tensor:
@@ -150,9 +153,10 @@ class VisionZip(Method):
             attention = attention_received(attention, key, view.real, scaling=view.scaling.get(score))
         contextual = contextual_count(view.keep, self.contextual)
         most = round(view.most * self.contextual)
+        if not most:
+            return Selection(keep=topk_mask(attention, view.real, view.keep, (view.counts, view.keeps)))
         metric = key.float().mean(2)
         if joins > 1:  # keys of the patches of a token, side by side
             metric = metric.unflatten(-1, (joins, -1)).mean(-2)
         known = view.counts, [keep - round(keep * self.contextual) for keep in view.keeps]
-        keep, tokens, assign = visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge, known)
-        return Selection(keep=keep, tokens=tokens, assign=assign)
+        return joined(visionzip(view.tokens, metric, attention, view.real, view.keep, contextual, most, self.merge, known), view)

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from vtr.methods._joined import joined
 from vtr.ops.grids import largest
-from vtr.ops.joining import join_nearest, put
+from vtr.ops.joining import join_nearest
 from vtr.ops.parts import members, topk_per_part
 from vtr.ops.prompt_rows import last_token_row
 from vtr.ops.topk import quota, topk_mask
@@ -74,23 +74,6 @@ def capped(score: Tensor, window: Tensor, real: Tensor, local: Tensor, windows: 
     number = members(window, real, windows).any(-1).sum(1) if number is None else number
     cap = (local + number - 1).div(number.clamp_min(1), rounding_mode="floor")
     return topk_mask(score, topk_per_part(score, window, real, cap[:, None].expand(-1, windows)), local)
-
-
-def vscan(tokens: Tensor, kept: Tensor, real: Tensor, most: int, full: bool = False) -> tuple[Tensor, Tensor]:
-    """Step 3.
-
-    Args:
-        tokens: `(G, N, D)`, any float dtype; cosines and means in float32 at least.
-        kept: `(G, N)` bool.
-        real: `(G, N)` bool.
-        most: at least `kept.sum(1).max()`, a Python int.
-        full: every entry is real, as the host knows.
-
-    Returns:
-        Tokens `(G, N, D)`, of which kept rows count, and `assign (G, N)` int64. Ties: the first in position order. `O(N most D)`.
-    """
-    index, values, assign = join_nearest(tokens, None, kept, real & ~kept, kept, most, full=full)
-    return put(torch.zeros_like(tokens), index, values), assign
 
 
 @register_method("vscan")
@@ -161,8 +144,7 @@ class VScan(Method):
         find = equal_shares if has_cls else capped
         local = find(shallow, window, view.real, view.keep // 2, windows)
         kept = local | topk_mask(deep, view.real & ~local, view.keep - local.sum(1), most=view.most)
-        tokens, assign = vscan(view.tokens, kept, view.real, view.most, view.full)
-        return Selection(keep=kept, tokens=tokens, assign=assign)
+        return joined(join_nearest(view.tokens, None, kept, view.real & ~kept, kept, view.most, full=view.full), view)
 
 
 def _prune(needs: tuple[Signal, Signal], view: View) -> Selection:
