@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtr.hosts._protocol import Host
 from vtr.ops.gather import take
+from vtr.plans import Plan
+from vtr.types import VtrError
 
 Rope = tuple[Tensor, Tensor]
 
@@ -29,6 +32,7 @@ class Positions:
         rows: `(B, S)` int64, row of each token in the tables that the model passes; None = the tables fit as they are.
         tabled: the model has made its tables for this call, so that later removals pick rows of them.
         made: no row of the model's tables has these positions.
+        whole: by type of layer the table of the whole prompt, where the model would make another one of what is left of it.
     """
 
     ids: Tensor
@@ -38,6 +42,7 @@ class Positions:
     rows: Tensor | None = None
     tabled: bool = False
     made: bool = False
+    whole: dict[str, Rope] = field(default_factory=dict)
     _tables: dict[tuple, Rope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,6 +52,32 @@ class Positions:
         """Returns the position ids that layer `layer` uses."""
         moved = self.past_shift[layer]
         return self.ids if moved is None else self.ids - moved.to(self.ids.device)
+
+    def follow_length(self, host: Host, plan: Plan, hidden: Tensor, before: int, prefill: bool) -> None:
+        """Makes the tables of a prompt before anything is removed, where its length decides on the frequencies (dynamic NTK, LongRoPE).
+
+        Args:
+            host, plan: the model and what is done to it.
+            hidden: `(B, S, D)`, tokens of this call; before: tokens in front of them.
+            prefill: whether anything can be removed in this call.
+
+        Raises:
+            VtrError: layers would have different lengths, so that no table is right for all of them.
+        """
+        length = before + hidden.shape[1]
+        if host.rotary_limit is None or length <= host.rotary_limit:
+            return
+        renumbering = [item for item in plan.steps if item.position_ids == "renumber"]
+        for item in renumbering:
+            if item.step.stage == "prefill":
+                raise VtrError(
+                    f"{item.name}: position_ids='renumber' inside the LLM of {host.name!r}, whose rotary frequencies depend on the length beyond "
+                    f"{host.rotary_limit} tokens, got {length}; use position_ids='keep', or renumber at the boundary alone"
+                )
+        if prefill and not renumbering:  # renumbered at the boundary, what is left is a shorter prompt
+            self.tabled = True
+            kinds = {host.layer_kind(i) for i in range(host.llm_layers)}
+            self.whole = {kind: host.rotary(hidden, self.at(0).to(hidden.device), kind) for kind in kinds}
 
     def compact(self, index: Tensor, valid_before: Tensor, valid: Tensor, layer: int, renumber: bool) -> None:
         """Follows a removal at the input of `layer`.
@@ -113,8 +144,9 @@ class Positions:
                 self._tables[key] = rotary(hidden, self.at(layer).to(hidden.device), kind)
             else:
                 assert self.rows is not None
+                cos, sin = self.whole.get(kind, given)
                 self._tables[key] = (
-                    take(given[0], self.rows.to(given[0].device)).to(hidden.device),
-                    take(given[1], self.rows.to(given[1].device)).to(hidden.device),
+                    take(cos, self.rows.to(cos.device)).to(hidden.device),
+                    take(sin, self.rows.to(sin.device)).to(hidden.device),
                 )
         return self._tables[key]
