@@ -28,6 +28,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "LLaVA, LongRoPE": ("llava", "longrope"),
     "LLaVA with Phi-3": ("llava", "phi3"),
 }
+M_ROPE = {"Qwen2.5-VL, dynamic": ("qwen2_5_vl", "dynamic")}
 ENDS_IN_TEXT = ((4, Shot(90, 40), 6), (3, Shot(96, 96), 2, Shot(70, 31), 3))
 ENDS_IN_AN_IMAGE = ((4, Shot(90, 40), 6, Shot(48, 48)), (3, Shot(96, 96)))
 PLANS = {
@@ -41,7 +42,10 @@ PLANS = {
 
 def fresh(name: str, limit: int) -> Any:
     """A model that nobody has called, whose frequencies are fixed up to `limit` positions."""
-    kind, rope = MODELS[name]
+    kind, rope = (MODELS | M_ROPE)[name]
+    if kind == "qwen2_5_vl":
+        scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        return build(kind, dtype=FP64, text={"max_position_embeddings": limit, "rope_parameters": scaling})
     if rope == "dynamic":
         scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
         return build(kind, dtype=FP64, text={"max_position_embeddings": limit, "rope_parameters": scaling})
@@ -51,12 +55,12 @@ def fresh(name: str, limit: int) -> Any:
     return build(kind, dtype=FP64, text={**text, "rope_parameters": {**text["rope_parameters"], "factor": 4.0}})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | M_ROPE)
 @pytest.mark.parametrize("rows", [ENDS_IN_TEXT, ENDS_IN_AN_IMAGE], ids=["text last", "image last"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_prompt_beyond_the_limit_is_exact(name, rows, plan):
     """The limit is below all that is left, or between that and the whole prompt."""
-    batch = batch_of(MODELS[name][0], rows, dtype=FP64)
+    batch = batch_of((MODELS | M_ROPE)[name][0], rows, dtype=FP64)
     for limit in (4, 40, 60):
         model = fresh(name, limit)
         with recorded() as choices, vtr.reduced(model, plan):
@@ -154,6 +158,25 @@ def test_frequencies_of_earlier_calls_are_left_as_the_unreduced_model_leaves_the
         assert reference.difference(batch, expected.drops[-1][1], logits, wanted) < 1e-6
         plain.append(model.model.language_model.rotary_emb.inv_freq.clone())
     assert all(torch.equal(a, b) for a, b in pairwise(plain)), "all prompts are beyond the limit, the first is the longest"
+
+
+def test_a_prompt_whose_rest_is_within_the_limit_forgets_earlier_calls():
+    """What is left makes the model's module start anew, and the whole prompt counts from there on: as a model that nobody has called."""
+    long, batch = batch_of("llava", ((4, Shot(), 60),), dtype=FP64), batch_of("llava", ((3, Shot()),), dtype=FP64)
+    model, new = fresh("LLaVA, dynamic", 20), [{"input_ids": torch.tensor([[word]])} for word in (7, 8)]
+    images = {key: value for key, value in batch.inputs.items() if key != "attention_mask"}
+    cache, before, logits = DynamicCache(config=model.config.get_text_config()), 0, []
+    with recorded() as choices, vtr.reduced(model, [DropAll()]):
+        model(**long.inputs)
+        del choices[:]
+        for call in (images, *new):
+            stop = before + call["input_ids"].shape[1]
+            logits.append(model(**call, position_ids=torch.arange(before, stop)[None], **held(cache)).logits[:, -1])
+            before = stop
+    keep = torch.cat([expected_of(batch, choices).drops[-1][1], torch.ones(1, 2, dtype=torch.bool)], 1)
+    wanted = masked_steps(fresh("LLaVA, dynamic", 20), [images, *new], [(0, keep)])
+    for got, own in list(zip(logits, wanted, strict=True))[1:]:  # the last token of the first call is gone
+        assert reference.largest(got, own) < 1e-6
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -244,8 +244,8 @@ class Host:
         return seen[:, None] if name == "sdpa" else additive(seen[:, None], hidden.dtype)
 
     def rotary(self, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """The rotary table `(cos, sin)` of positions `ids (B, S)` in layers of a kind, by the model's own module."""
-        module = self.language.module.rotary_emb
+        """The rotary table `(cos, sin)` of positions `ids`, `(B, S)` or `(3 or 4, B, S)`, in layers of a kind, by the model's own module."""
+        module, ids = self.language.module.rotary_emb, ids[-3:] if ids.ndim == 3 else ids  # of four kinds the first is that of the text
         return module(hidden, position_ids=ids, layer_type=kind) if takes_layer_type(module) else module(hidden, position_ids=ids)
 
     @cached_property
