@@ -1,6 +1,8 @@
 """`vtr.plan` tells what a reduction will do without doing anything: no hooks, no weights, the same refusals, the same counts as measured."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -183,3 +185,23 @@ def test_a_changed_plan_is_made_anew_for_every_size_of_image():
             model(dense_models.images(1, side, side))
             assert reduction.report().small_grid == (side // 32, side // 32)
     assert len(seen) > before + 2
+
+
+@pytest.mark.parametrize("methods", PLANS.values(), ids=PLANS)
+def test_a_copy_and_a_pickle_are_the_same_plan(model, methods):
+    plan, batch = vtr.plan(model, methods), batch_of("llava", ONE)
+    for again in (pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan), copy.copy(plan)):
+        assert again.to_dict() == plan.to_dict() and str(again) == str(plan) and again.counts(36) == plan.counts(36)
+        assert (again.host, again.geometry, again.llm_layers) == (plan.host, plan.geometry, plan.llm_layers)
+        with vtr.reduced(model, plan):
+            wanted = model(**batch.inputs).logits
+        with vtr.reduced(model, again):
+            assert torch.equal(model(**batch.inputs).logits, wanted)
+
+
+def test_a_changed_plan_is_copied_and_pickled_with_its_change(model):
+    plan = vtr.plan(model, "fastv", keep=9, layer=1).map(first)
+    for again in (pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan)):
+        assert str(again) == str(plan) and again.counts(36) == plan.counts(36) == [36, 36, 9, 9, 9]
+    dense = vtr.plan(dense_models.model_of("timm"), vtr.ToMe(keep=12))
+    assert pickle.loads(pickle.dumps(dense)).counts(36) == dense.counts(36)

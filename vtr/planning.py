@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -13,9 +14,9 @@ from vtr.checks import check_frame_scores, check_plan, check_positions, check_qu
 from vtr.hosts._dense import DenseHost
 from vtr.hosts._protocol import Host, host_of, with_frames
 from vtr.ops.precision import outside_autocast
-from vtr.plans import Plan, PlanStep, in_model_order, planned
+from vtr.plans import Change, Plan, PlanStep, in_model_order, planned
 from vtr.registry import create_method, method_from
-from vtr.types import Method, Step, View, VtrError, check_choices, steps_of_method, with_named_signals
+from vtr.types import Geometry, Method, Step, View, VtrError, check_choices, steps_of_method, with_named_signals
 from vtr.types.errors import WrongType, WrongValue, as_refusals
 
 Visuals = Literal["each", "prompt"]
@@ -99,11 +100,7 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
     for number, one in enumerate(methods):
         check_stage(one, host)
         check_choices(one, one.name)
-        with steps_of_method(one.name), as_refusals():
-            steps = check_steps(one.name, one.steps(geometry))
-        for change in changes:
-            steps = check_steps(one.name, change(one, tuple(steps)))
-        steps = [s if s.select is None else _with(s, with_named_signals(one.name, outside_autocast(s.select))) for s in steps]
+        steps = _steps(one, geometry, changes)
         for step in steps:
             check_step(one.name, step, host, geometry)
         check_positions(one, host)
@@ -111,6 +108,34 @@ def make_plan(host: Host | DenseHost, method: Methods, settings: Mapping[str, An
     made = Plan(tuple(methods), in_model_order(items), host.llm_layers, replace(geometry, patch_norm=None), changes)
     check_plan(made, host)
     return made
+
+
+def _remade(methods: tuple[Method, ...], geometry: Geometry | None, llm_layers: int, changes: tuple[Change, ...]) -> Plan:
+    """Returns a plan that was checked before; arguments are as for `Plan`."""
+    numbered = [] if geometry is None else [(number, one, _steps(one, geometry, changes)) for number, one in enumerate(methods)]
+    items = [item for number, one, steps in numbered for item in planned(steps, number, one)]
+    return Plan(methods, in_model_order(items), llm_layers, geometry, changes)
+
+
+def _written(plan: Plan) -> tuple[Callable[..., Plan], tuple[Any, ...]]:
+    """Returns of what copies and pickles make a plan again: its steps hold functions, which cannot be written down."""
+    return _remade, (plan.methods, plan.geometry, plan.llm_layers, plan.changes)
+
+
+copyreg.pickle(Plan, _written)
+
+
+def _steps(method: Method, geometry: Geometry, changes: tuple[Change, ...]) -> list[Step]:
+    """Returns the steps of a method, changed and ready to run.
+
+    Raises:
+        TypeError, ValueError: they are no steps, or the method refuses the model.
+    """
+    with steps_of_method(method.name), as_refusals():
+        steps = check_steps(method.name, method.steps(geometry))
+    for change in changes:
+        steps = check_steps(method.name, change(method, tuple(steps)))
+    return [s if s.select is None else _with(s, with_named_signals(method.name, outside_autocast(s.select))) for s in steps]
 
 
 def _with(step: Step, select: Callable[[View], Any]) -> Step:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from vtr.engine.compiled import forget_compiled
-from vtr.engine.copies import CleanCopies
+from vtr.engine.copies import CleanCopies, refuse_replicas
 from vtr.engine.llm.frame_scores import FrameScores
 from vtr.engine.release import check_release
 from vtr.planning import Visuals
@@ -115,6 +115,7 @@ class Reduction(ContextDecorator):
             try:
                 for hooks in self._hooks():
                     hooks.install(self._undo)
+                self._undo.append(refuse_replicas(self.host.model))
                 self._undo.append(copies.follow())
             except BaseException:
                 self.remove()

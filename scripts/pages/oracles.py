@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
 import torch
 import transformers
@@ -95,6 +96,28 @@ def llava() -> str:
         body.append([title, *(cell(name, kinds, *column) for column in COLUMNS)])
     header = ["oracle", *(f"{attention} {str(dtype)[6:]}" for attention, dtype in COLUMNS)]
     return f"{_versions()}; worst of {', '.join(kinds)}.\n\n" + markdown_table(header, body)
+
+
+def merged(tables: Sequence[str]) -> str:
+    """Returns tables that this module made under several releases of transformers as one: a number where they agree, else all, `a / b`.
+
+    Raises:
+        ValueError: they differ in more than the release of transformers and their numbers.
+    """
+    heads, *rows = zip(*(table.strip().splitlines() for table in tables), strict=True)
+    releases = [head.removeprefix("transformers ").split(",")[0] for head in heads]
+    rests = {head.split(",", 1)[1] for head in heads}
+    if len(rests) > 1:
+        raise ValueError(f"merged: tables must be of one torch and one day, got {sorted(rests)}; run them again")
+    cells = [list(zip(*(line.split(" | ") for line in same), strict=True)) for same in rows]
+    body = "\n".join(" | ".join(one[0] if len(set(one)) == 1 else _all_of(one) for one in row) for row in cells)
+    return f"transformers {' / '.join(releases)} (one number where they agree),{rests.pop()}\n{body}\n"
+
+
+def _all_of(cells: Sequence[str]) -> str:
+    """Returns `a / b` of cells, the last of a row with its border."""
+    border = " |" if cells[0].endswith(" |") else ""
+    return " / ".join(cell.removesuffix(" |") for cell in cells) + border
 
 
 def _versions() -> str:

@@ -72,9 +72,8 @@ def test_what_it_cannot_do_is_refused_by_name():
         ("globalcom2", "tiles"),
         ("hired", "tiles"),
         ("resize", "stage 'input'"),
-        ("expedit", "gives merged patches back"),
     ]:
         with pytest.raises(vtr.VtrError, match=reason):
-            vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))
+            vtr.plan(model, name, keep=5)
     with pytest.raises(vtr.VtrError, match="last tower layer without CLS"):
         vtr.host_of(build("internvl", vision_feature_layer=-2))

@@ -125,9 +125,9 @@ def test_methods_leave_what_the_masked_model_sees(name):
 
 
 def test_what_it_cannot_do_is_refused_by_name():
-    for name, reason in [("resize", "stage 'input'"), ("expedit", "joins patches"), ("fastervlm", "CLS")]:
+    for name, reason in [("resize", "stage 'input'"), ("fastervlm", "CLS")]:
         with pytest.raises(vtr.VtrError, match=reason):
-            vtr.plan(model_of("mistral3"), name, **({} if name == "expedit" else {"keep": 5}))
+            vtr.plan(model_of("mistral3"), name, keep=5)
 
 
 @pytest.mark.parametrize(

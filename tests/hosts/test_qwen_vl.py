@@ -162,11 +162,10 @@ def test_what_it_cannot_do_is_refused_by_name():
     model = model_of("qwen2_vl")
     for name, reason in [
         ("fastervlm", "CLS token"),
-        ("expedit", "gives merged patches back"),
         ("resize", "stage 'input'"),
     ]:
         with pytest.raises(vtr.VtrError, match=reason):
-            vtr.plan(model, name, **({} if name == "expedit" else {"keep": 5}))
+            vtr.plan(model, name, keep=5)
     with pytest.raises(vtr.VtrError, match="renumber"):
         vtr.plan(model, "fastv", position_ids="renumber")
     with pytest.raises(vtr.VtrError, match="needs 'down_proj' of the MLP"):

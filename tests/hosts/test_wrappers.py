@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import vtr
+from tests.dense_models import images
 from tests.dense_models import model_of as dense_of
 from tests.tiny_models import IMAGE, ONE, batch_of, build, generate, model_of, snapshot
 from vtr.engine.direct import DirectCalls
@@ -291,3 +292,49 @@ def test_hooks_that_were_compiled_leave_no_mark_and_the_call_still_arrives(monke
     assert torch.equal(module(given), nn.functional.linear(given, module.weight, module.bias))
     for put_back in undo:
         put_back()
+
+
+def replica_of(model: nn.Module) -> nn.Module:
+    """What `torch.nn.parallel.replicate` makes of a model for one device, on this one."""
+    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, copy in copies.items():
+        for name, child in module._modules.items():
+            copy._modules[name] = None if child is None else copies[child]
+            vars(copy)[name] = copy._modules[name]
+        for name, parameter in module._parameters.items():
+            vars(copy)[name] = parameter
+    return copies[model]
+
+
+def test_replicas_that_share_a_reduction_are_refused():
+    model = build("llava")
+    with vtr.reduced(model, "fastv", keep=9):
+        wanted = model(**BATCH.inputs).logits
+        with pytest.raises(
+            vtr.VtrError, match="replica of a reduced LlavaForConditionalGeneration was called, .* DataParallel with one device"
+        ):
+            replica_of(model)(**BATCH.inputs)
+        assert torch.equal(model.forward(**BATCH.inputs).logits, wanted)
+    with vtr.reduced(model.model, "fastv", keep=9), pytest.raises(vtr.VtrError, match="replica of a reduced LlavaModel was called"):
+        replica_of(model)(**BATCH.inputs)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "timm"])
+def test_replicas_of_a_reduced_vit_are_refused(kind):
+    model = dense_of(kind)
+    pixels = images()
+    with vtr.reduced(model, "expedit", alpha=1, grid=(3, 3)):
+        model(pixels)
+        with pytest.raises(vtr.VtrError, match="replica of a reduced .* was called"):
+            replica_of(model)(pixels)
+        model(pixels)
+
+
+def test_data_parallel_over_several_devices_is_refused():
+    wrapper = nn.DataParallel(build("llava"), device_ids=[])
+    wrapper.device_ids = [0, 1]
+    for call in (vtr.plan, vtr.apply):
+        with pytest.raises(
+            vtr.VtrError, match="DataParallel over 2 devices runs replicas, which would share one reduction; use one process"
+        ):
+            call(wrapper, "fastv", keep=9)

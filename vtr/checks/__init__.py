@@ -166,10 +166,15 @@ def check_step(name: str, step: Step, host: Host | DenseHost, geometry: Geometry
         )
     if step.action == "freeze" and getattr(host, "bidirectional", False):
         raise VtrError(f"{name}: freezes visual tokens, which see each other on {host.name!r}; use a method that removes tokens")
-    if step.action == "restore" and isinstance(host, Host) and (host.tower.joins > 1 or not host.tower.by_views):
+    if step.action == "restore" and isinstance(host, Host) and host.beside is not None:
         raise VtrError(
-            f"{name}: gives merged patches back, which the tower of {host.name!r} cannot take (it joins patches, or takes all images as one "
-            "sequence); use a method that restores nothing"
+            f"{name}: gives merged patches back at the end of the tower, but {host.name!r} hands features of earlier layers to its LLM, too; use "
+            "a method that restores nothing"
+        )
+    if step.action == "restore" and isinstance(host, Host) and not host.tower.by_views and host.tower.joins > 9:
+        raise VtrError(
+            f"{name}: tokens of {host.name!r} are {host.tower.joins} patches, whose rotary positions are too far apart to meet half-way; use a "
+            "method that restores nothing"
         )
     if isinstance(host, Host) and (step.stage == "decode" or step.earlier_keys):
         check_keys(name, step, host)

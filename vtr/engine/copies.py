@@ -67,6 +67,22 @@ class CleanCopies:
         return _State(state, type(module).__name__)
 
 
+def refuse_replicas(model: nn.Module) -> Callable[[], None]:
+    """Lets calls of replicas of `model` raise a `VtrError`, and returns what ends that.
+
+    `torch.nn.DataParallel` makes one for every device: they have the hooks and swapped methods of the reduced model, but other weights.
+    """
+
+    def enter(called: nn.Module, _args: tuple) -> None:
+        if called is not model:
+            raise VtrError(
+                f"vtr: a replica of a reduced {type(model).__name__} was called, as torch.nn.DataParallel makes them for several devices, which "
+                "share one reduction; use one process for each device (DistributedDataParallel, accelerate), or DataParallel with one device"
+            )
+
+    return model.register_forward_pre_hook(enter, prepend=True).remove
+
+
 @cache
 def _of_torch(kind: Any) -> bool:
     """Whether modules of a class get hooks of a reduction at most, and no attributes: layers and containers of torch itself."""

@@ -140,4 +140,4 @@ class DenseRun(Shrinking):
         images, spots = self.tokens.images, self.tokens.in_place()
         full = [self.n] * self.rows
         view = make_view(tokens, spots, images, self.groups, list(self.counts), full, item.method, item.step.layer)
-        return restored(self, item, view)
+        return restored(self, item, view, self.tokens.gid_of.shape[1])

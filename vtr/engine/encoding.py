@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class Encoding(Shrinking):
         short: something was removed.
         grids, pixels: of the views, while the input stage makes images smaller.
         arranged: the patches of every unit stand side by side (joined towers).
+        cells: grids of clusters of the views, while a method that will restore them has put units together.
         borders, parts, segments, asked, followed: what a packed tower notes about its blocks and its attention.
     """
 
@@ -51,6 +52,7 @@ class Encoding(Shrinking):
         self.asked: dict[int, int] = {}
         self.followed: dict[int, tuple[Any, Any]] = {}
         self.grids: list[Grid] | None = None
+        self.cells: list[Grid] | None = None
         self.pixels: Tensor | None = None
         self._fill()
 
@@ -108,6 +110,8 @@ class Encoding(Shrinking):
         images = self.tokens.images
         images.assign, images.sizes = None, torch.ones_like(images.sizes)
         self.tokens = self._all_of(self.tokens.gid_of, images)
+        self.cells = None
+        self.followed.clear()
         self._fill()
 
     def _width(self) -> int:
@@ -171,9 +175,31 @@ class Encoding(Shrinking):
         return self._view(item, hidden, groups, spots, counts, keep), spots
 
     def look_in_place(self, item: PlanStep, tokens: Tensor) -> View:
-        """Returns the View of a restoring step: the rows `(V, K, D)` as they are."""
-        groups = by_view(self.layouts, self.tokens.images.slots, rows=True)
-        return self._view(item, tokens, groups, self.tokens.in_place(), self.there, self.areas)
+        """Returns the View of a restoring step: a row for every view, as they are where the rows of the tower are views."""
+        groups, by_views = self._views(), self.host.tower.by_views
+        spots = self.tokens.in_place() if by_views else self.tokens.locate(groups, max(self.there))
+        return self._view(item, tokens, groups, spots, self.there, self.areas)
+
+    def _views(self) -> Groups:
+        return by_view(self.layouts, self.tokens.images.slots, rows=self.host.tower.by_views)
+
+    def in_rows(self, views: Tensor) -> Tensor:
+        """Returns the rows `(R, S, D)` of full views `(V, N, D)`, once every row is a full one."""
+        if self.host.tower.by_views:
+            return views
+        spots = self.tokens.locate(self._views(), max(self.areas))
+        rows = views.new_empty(self.tokens.column.numel() + 1, views.shape[-1])
+        rows[torch.where(spots.present, spots.flat, len(rows) - 1)] = views
+        return rows[None, :-1]
+
+    def clusters(self) -> Iterator[tuple[Grid, Grid, Tensor, Tensor]]:
+        """Yields for every view its grid, that of its clusters, and the columns of its units `(N,)` and places of its clusters `(K,)` int64."""
+        assert self.cells is not None
+        all_of_them, left = self._all_of(self.tokens.gid_of, self.tokens.images), self.tokens
+        before, now = all_of_them.locate(self._views(), max(self.areas)).flat, left.locate(self._views(), max(self.there)).flat
+        grids = [grid for layout in self.layouts for grid in layout.grids]
+        for view, (grid, cells) in enumerate(zip(grids, self.cells, strict=True)):
+            yield grid, cells, before[view, : self.areas[view]], now[view, : self.there[view]]
 
     def _view(self, item: PlanStep, hidden: Tensor, groups: Groups, spots: Spots, counts: list[int], keep: list[int]) -> View:
         images, needs = self.tokens.images, item.step.needs
@@ -189,8 +215,10 @@ class Encoding(Shrinking):
 
     def leave(self, item: PlanStep, view: View, spots: Spots, selection: Selection, keep: Tensor) -> tuple[Tensor, int | None] | None:
         if item.method in self.plan.restoring:  # the full grid comes back, patches that unpadding cuts off included
-            assert selection.index is not None
-            self.there = [selection.index.shape[1]] * len(self.image)
+            smaller = item.step.grid
+            self.cells = None if smaller is None else [smaller(grid) for layout in self.layouts for grid in layout.grids]
+            there = count_views(self.tokens.images, self.tokens.gid(), keep) if self.cells is None else [r * c for r, c in self.cells]
+            self.there = there
             return keep, self._width()
         images, known = self.tokens.images, self.plan.counted(item) and selection.grid is None
         rows = [False] * len(self.image)

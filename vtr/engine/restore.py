@@ -25,8 +25,8 @@ def spread(run: Shrinking, tokens: Tensor) -> Tensor:
     return take(known, torch.where(pivot >= 0, place[pivot.clamp_min(0)], tokens.shape[1]))
 
 
-def restored(run: Shrinking, item: PlanStep, view: View) -> Tensor:
-    """Returns full rows `(R, S0, D)` that the restoring step `item` makes of what is left.
+def restored(run: Shrinking, item: PlanStep, view: View, count: int) -> Tensor:
+    """Returns full rows `(R, count, D)` that the restoring step `item` makes of what is left in the rows of its View.
 
     Raises:
         VtrError: the method returned another number of tokens.
@@ -35,7 +35,7 @@ def restored(run: Shrinking, item: PlanStep, view: View) -> Tensor:
     started = run.clock.start(view.tokens.device)
     full = item.step.select(view)
     run.clock.stop(started, view.tokens.device)
-    rows, count = run.tokens.gid_of.shape
+    rows = len(view.tokens)
     if not isinstance(full, Tensor) or full.shape[:2] != (rows, count):
         got = tuple(full.shape) if isinstance(full, Tensor) else type(full).__name__
         raise VtrError(f"{item.name}: a restoring step must return ({rows}, {count}, D), got {got}; return all tokens of the grid")

@@ -231,9 +231,14 @@ class TowerHooks:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         units = tower.units(hidden, run)
-        full = spread(run, units) if item.step.select is None else restored(run, item, run.look_in_place(item, units))
+        if item.step.select is None:
+            full = spread(run, units)
+            run.refill()
+        else:
+            views = restored(run, item, run.look_in_place(item, units), max(run.areas))
+            run.refill()
+            full = run.in_rows(views)
         run.tokens.images.memory.pop((item.method, run.shown), None)  # whole activations
-        run.refill()
         hidden = tower.hidden(full, hidden, run)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -258,7 +263,7 @@ class TowerHooks:
         hidden = output[0] if isinstance(output, tuple) else output
         if self.host.tower.edge:
             hidden = self._shorten_all(self.edge_steps, run, hidden)
-        if not run.short:
+        if not (run.short or run.arranged):
             return None
         full = self.host.tower.full(hidden, run)
         return (full, *output[1:]) if isinstance(output, tuple) else full

@@ -14,7 +14,7 @@ from vtr.hosts._layout import Kind, Layout, frames_of_one_video, runs_of
 from vtr.hosts._not_hosted import NOT_HOSTED
 from vtr.hosts._probe import keywords_of
 from vtr.hosts._towers import Pooling, Stack, Tower
-from vtr.hosts._versions import cache_keyword, takes_layer_type
+from vtr.hosts._versions import cache_keyword, rotary_limit, takes_layer_type
 from vtr.hosts._wrappers import model_type_of, names_of, wrapped
 from vtr.registry import find_host, list_hosts
 from vtr.types import STAGES, Geometry, VtrError
@@ -244,9 +244,14 @@ class Host:
         return seen[:, None] if name == "sdpa" else additive(seen[:, None], hidden.dtype)
 
     def rotary(self, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """The rotary table `(cos, sin)` of positions `ids (B, S)` in layers of a kind, by the model's own module."""
-        module = self.language.module.rotary_emb
+        """The rotary table `(cos, sin)` of positions `ids`, `(B, S)` or `(3 or 4, B, S)`, in layers of a kind, by the model's own module."""
+        module, ids = self.language.module.rotary_emb, ids[-3:] if ids.ndim == 3 else ids  # of four kinds the first is that of the text
         return module(hidden, position_ids=ids, layer_type=kind) if takes_layer_type(module) else module(hidden, position_ids=ids)
+
+    @cached_property
+    def rotary_limit(self) -> int | None:
+        """Positions beyond which rotary frequencies depend on the length of the prompt, None where they never do."""
+        return rotary_limit(self.language.module.config)
 
     def new_cache(self) -> Any:
         """The cache that this model would make for itself."""

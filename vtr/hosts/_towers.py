@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtr.hosts._layout import Grid, Kind, Layout
+from vtr.ops.rotary import cell_rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,9 +267,25 @@ class PackedTower(Tower):
                 borders = before.cumsum(0)[given.long()].to(given.dtype)
                 made: Any = borders if self.backend.startswith("flash") else borders.unique_consecutive()  # no empty segments
             else:
-                made = tuple(table[patches] for table in given)
+                made = self._rotary(run, given, torch.arange(len(given[0]), device=left.device))
             run.followed[id(given)] = given, made  # an id is that of no other object while the object lives
         return run.followed[id(given)][1]
+
+    def _rotary(self, run: Any, tables: tuple[Tensor, ...], members: Tensor) -> tuple[Tensor, ...]:
+        """Returns the rotary tables of the units that are left; clusters have the mean coordinates of their units.
+
+        Args:
+            run: what is left.
+            tables: cos and sin `(S * joins, d)`.
+            members: `(S * joins,)` int64, the patches unit by unit.
+        """
+        width, left = tables[0].shape[-1], run.tokens.column[0]
+        cos, sin = (table[members].view(-1, self.joins * width) for table in tables)
+        short = cos[left], sin[left]
+        if run.cells is not None:
+            for grid, cells, before, now in run.clusters():
+                short[0][now], short[1][now] = cell_rotation(cos[before], sin[before], grid, cells)
+        return tuple(table.view(-1, width) for table in short)
 
     def detour(self, i: int, current: Callable[[], Any]) -> Callable[..., Any] | None:
         def attend(function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:

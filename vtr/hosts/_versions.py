@@ -38,6 +38,17 @@ def takes_layer_type(rotary: Any) -> bool:
     return _typed[kind]
 
 
+def rotary_limit(config: Any) -> int | None:
+    """Returns up to how many positions an LLM's rotary frequencies are the same for every prompt, None where they always are. Longer prompts have
+    others, by their largest position: dynamic NTK and LongRoPE."""
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [one for one in (given, *given.values()) if isinstance(one, Mapping)]  # of all layers, or by type of layer
+    types = {str(one.get("rope_type")): one for one in kinds}
+    limits = [one["original_max_position_embeddings"] for name, one in types.items() if name == "longrope"]
+    limits += [config.max_position_embeddings for name in types if "dynamic" in name]
+    return min(limits, default=None)
+
+
 def unknown_release() -> str:
     """Returns the end of an error about something that transformers does otherwise than in the releases known here."""
     import transformers

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from vtr.registry import find_host
+from vtr.types import VtrError
 
 
 def modules_of(model: nn.Module) -> dict[nn.Module, None]:
@@ -42,7 +43,15 @@ def wrapped(model: nn.Module) -> dict[str, nn.Module]:
 
     Wrappers of torch, PEFT, accelerate and others are neither models of transformers nor of a registered class; those that forward
     attributes show the `config` of what they wrap, others have none.
+
+    Raises:
+        VtrError: `DataParallel` over several devices, whose replicas would share one reduction.
     """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise VtrError(
+            f"vtr.apply: torch.nn.DataParallel over {len(model.device_ids)} devices runs replicas, which would share one reduction; use one process "
+            "for each device (DistributedDataParallel, accelerate), or device_ids of one device"
+        )
     if find_host(*_classes(model)) or _of_transformers(model):
         return {}
     kind = model_type_of(model)

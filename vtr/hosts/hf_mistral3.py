@@ -71,7 +71,7 @@ class RasterTower(PackedTower):
                 if run.sized:
                     made = made + run.bias(0, made.dtype).repeat_interleave(self.joins, 1)[:, None, None]
             else:
-                made = tuple(table[left] for table in given)
+                made = self._rotary(run, given, self._order(run))
             run.followed[id(given)] = given, made
         return run.followed[id(given)][1]
 

@@ -22,6 +22,8 @@ def cell_rotation(cos: Tensor, sin: Tensor, grid: Grid, clusters: Grid) -> tuple
     Returns:
         The tables `(..., h*w, d)` in the dtype given.
     """
+    if grid == clusters:
+        return cos, sin
     middle = [_middle(n, c, cos.device) for n, c in zip(grid, clusters, strict=True)]
     spots = [(row[:, None] * grid[1] + col).flatten() for row in middle[0] for col in middle[1]]
     wide = torch.promote_types(cos.dtype, torch.float32)

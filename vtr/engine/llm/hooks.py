@@ -183,6 +183,7 @@ class LlmHooks:
             kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | {cache_keyword(): cache}
         entry.call = call = self._call(embeds, valid, cache, state, facts, kwargs)
         self.entry = entry
+        call.positions.follow_length(self.host, self.plan, call.before + length)
         if visuals:
             inside = all(kind in entry.encoded for kind in visuals)
             for item in (*self.attends, *self.evicts):

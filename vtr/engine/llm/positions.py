@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtr.hosts._protocol import Host
 from vtr.ops.gather import take
+from vtr.plans import Plan
+from vtr.types import VtrError
 
 Rope = tuple[Tensor, Tensor]
 
@@ -29,6 +32,7 @@ class Positions:
         rows: `(B, S)` int64, row of each token in the tables that the model passes; None = the tables fit as they are.
         tabled: the model has made its tables for this call, so that later removals pick rows of them.
         made: no row of the model's tables has these positions.
+        whole: position ids of the whole call, where the model makes other tables of what is left of it.
     """
 
     ids: Tensor
@@ -38,6 +42,8 @@ class Positions:
     rows: Tensor | None = None
     tabled: bool = False
     made: bool = False
+    whole: Tensor | None = None
+    _whole: dict[str, Rope] = field(default_factory=dict)
     _tables: dict[tuple, Rope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,6 +53,28 @@ class Positions:
         """Returns the position ids that layer `layer` uses."""
         moved = self.past_shift[layer]
         return self.ids if moved is None else self.ids - moved.to(self.ids.device)
+
+    def follow_length(self, host: Host, plan: Plan, length: int) -> None:
+        """Notes the positions of a whole call before anything is removed, where they decide on the frequencies (dynamic NTK, LongRoPE).
+
+        Args:
+            host, plan: the model and what is done to it.
+            length: tokens up to the end of this call.
+
+        Raises:
+            VtrError: layers would have different lengths, so that no table is right for all of them.
+        """
+        if host.rotary_limit is None:
+            return
+        renumbering = [item for item in plan.steps if item.position_ids == "renumber"]
+        inside = next((item.name for item in renumbering if item.step.stage == "prefill"), None)
+        if inside is not None and length > host.rotary_limit:
+            raise VtrError(
+                f"{inside}: position_ids='renumber' inside the LLM of {host.name!r}, whose rotary frequencies depend on the length beyond "
+                f"{host.rotary_limit} tokens, got {length}; use position_ids='keep', or renumber at the boundary alone"
+            )
+        if not renumbering:  # renumbered at the boundary, what is left is a shorter prompt
+            self.tabled, self.whole = True, self.at(0)
 
     def compact(self, index: Tensor, valid_before: Tensor, valid: Tensor, layer: int, renumber: bool) -> None:
         """Follows a removal at the input of `layer`.
@@ -113,8 +141,13 @@ class Positions:
                 self._tables[key] = rotary(hidden, self.at(layer).to(hidden.device), kind)
             else:
                 assert self.rows is not None
+                if (
+                    self.whole is not None and kind not in self._whole
+                ):  # behind the model's own, so that its module goes on from this length
+                    self._whole[kind] = rotary(hidden, self.whole.to(hidden.device), kind)
+                cos, sin = self._whole.get(kind, given)
                 self._tables[key] = (
-                    take(given[0], self.rows.to(given[0].device)).to(hidden.device),
-                    take(given[1], self.rows.to(given[1].device)).to(hidden.device),
+                    take(cos, self.rows.to(cos.device)).to(hidden.device),
+                    take(sin, self.rows.to(sin.device)).to(hidden.device),
                 )
         return self._tables[key]
