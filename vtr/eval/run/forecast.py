@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
@@ -218,7 +219,8 @@ def _host(setup: Setup, cell: Cell) -> Host:
 
 def _planned(setup: Setup, cell: Cell) -> Plan:
     host, method = _host(setup, cell), cell.method or create_method("uniform", keep_ratio=1.0)
-    found = plan(sketch(setup), method, question="", visuals=visuals_as(host))  # a text, for methods that need one
+    scores: Any = [] if setup.frame_scores and cell.reads_frame_scores else None
+    found = plan(sketch(setup), method, question="", frame_scores=scores, visuals=visuals_as(host))  # a text, for methods that need one
     cutter = found.cutter("video")
     if cell.task.frames and cutter and host.pooling is not None:
         raise pooled_tower(cutter, host.name)

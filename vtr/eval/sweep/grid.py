@@ -165,6 +165,7 @@ def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
         file.share_tower,
         PixelLimits(entry.min_pixels or file.min_pixels, entry.max_pixels or file.max_pixels),
         entry.visuals or file.visuals,
+        entry.frame_scores or file.frame_scores,
     )
 
 
