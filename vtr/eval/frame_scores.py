@@ -28,6 +28,7 @@ from vtr.eval.run.asking import MARK, VIDEO_MARK, encode, first_logits, placehol
 from vtr.eval.tasks import Task
 from vtr.hosts._protocol import host_of
 from vtr.models.loading import load_model
+from vtr.reduction import reductions_of
 from vtr.types import VtrError
 from vtr.types.errors import WrongType, WrongValue
 
@@ -69,10 +70,14 @@ class Scores:
         """A list of scores per video."""
         return [list(one.row) for one in self.videos]
 
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the scores took, summed over the videos, by the names in `SCORER`."""
+        return {name: sum(getattr(one, name.removeprefix("scorer_")) for one in self.videos) for name in SCORER}
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns what results hold: the scores, and in sum over the videos what they took, see `SCORER`."""
-        sums = ([getattr(one, name.removeprefix("scorer_")) for one in self.videos] for name in SCORER)
-        return {"frame_scores": [[round(score, 6) for score in row] for row in self.rows], **dict(zip(SCORER, map(sum, sums), strict=True))}
+        """Returns what results hold: scores and cost."""
+        return {"frame_scores": [[round(score, 6) for score in row] for row in self.rows], **self.cost}
 
     def __call__(self, frames: Sequence[int]) -> list[list[float]]:
         """Returns the rows for videos of so many frames of the LLM: of frames that a model puts together the highest score counts."""
@@ -138,8 +143,13 @@ class FrameScorer:
         Raises:
             ValueError: another number of questions than of videos, or a video without frames.
             TypeError: a question that is neither text nor a `FrameQuestion`.
-            VtrError: no word of an answer is one token of the scorer.
+            VtrError: no word of an answer is one token of the scorer, or the scorer is reduced itself.
         """
+        for reduction in reductions_of(self.model):
+            raise VtrError(
+                f"FrameScorer.scores: the scorer must see whole frames, and it is reduced by {reduction.plan.described()}; score before the `with` "
+                "block, or load the scorer a second time"
+            )
         shown = [list(one.frames if isinstance(one, Video) else one) for one in videos]
         given = [questions] * len(shown) if isinstance(questions, (str, FrameQuestion)) else list(questions)
         if len(given) != len(shown):

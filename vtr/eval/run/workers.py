@@ -19,6 +19,7 @@ from vtr.eval.run.setup import Setup, noted, sketch
 from vtr.hosts._protocol import host_of
 from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
 from vtr.models.pixels import OWN_LIMITS
+from vtr.types.errors import WrongValue
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ def _scorer_of(setup: Setup) -> dict[str, Any] | None:
     """Returns what the model that scores frames is called in fingerprints, and its type; None without one."""
     if setup.frame_scores is None:
         return None
-    checkpoint = find_checkpoint(setup.frame_scores)
+    try:
+        checkpoint = find_checkpoint(setup.frame_scores)
+    except WrongValue as error:
+        raise WrongValue(f"frame_scores: {str(error).removeprefix('model: ')}") from None
     return {**identify(checkpoint), "model_type": load_config(checkpoint).model_type}
 
 
