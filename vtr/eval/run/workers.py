@@ -50,12 +50,15 @@ class Surroundings:
         return fingerprint(cell, *around)
 
 
-def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
+def describe(
+    setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None, scorer: dict[str, Any] | None = None
+) -> Surroundings:
     """Returns the surroundings of a setup on this machine.
 
     Args:
         setup: the model and how it is loaded.
         checkpoint, identity: where the config is and what the model is called in fingerprints, where that is known without asking the hub.
+        scorer: from `scorer_of`, where that is known so, too.
 
     Raises:
         ValueError: unknown model, device, dtype or attention backend.
@@ -65,18 +68,22 @@ def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[
     device, attention = check_device(setup.device), check_attention(setup.attention)
     config = load_config(checkpoint)
     dtype = check_dtype(setup.dtype, device, config)
-    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup, _scorer_of(setup))
+    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup, scorer or scorer_of(setup))
 
 
-def _scorer_of(setup: Setup) -> dict[str, Any] | None:
-    """Returns what the model that scores frames is called in fingerprints, and its type; None without one."""
+def scorer_of(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Returns what the model that scores frames is called in fingerprints, and its type; None without one. Arguments as for `describe`.
+
+    Raises:
+        ValueError: unknown model.
+    """
     if setup.frame_scores is None:
         return None
     try:
-        checkpoint = find_checkpoint(setup.frame_scores)
+        checkpoint = checkpoint or find_checkpoint(setup.frame_scores)
     except WrongValue as error:
         raise WrongValue(f"frame_scores: {str(error).removeprefix('model: ')}") from None
-    return {**identify(checkpoint), "model_type": load_config(checkpoint).model_type}
+    return {**(identity or identify(checkpoint)), "model_type": load_config(checkpoint).model_type}
 
 
 Load = Callable[[Setup], tuple[Any, Any]]
@@ -135,7 +142,7 @@ class Worker:
             model, processor = self._load(setup)
             identity = identify(find_checkpoint(setup.model))
             device = str(setup.device or model.device)
-            asked = (setup.batch_size, setup.share_tower, setup.pixels, setup.visuals, _scorer_of(setup))
+            asked = (setup.batch_size, setup.share_tower, setup.pixels, setup.visuals, scorer_of(setup))
             self._runner = Runner(model, processor, identity, setup.attention, device, *asked, self._scores(setup, model.dtype))
         except Exception as error:  # all cells of this model fail with it, those of others run
             _log.debug("%s could not be loaded", setup.model, exc_info=error)
