@@ -136,29 +136,29 @@ def test_what_scoring_takes_is_told(scorer):
 
 def test_of_frames_that_a_model_puts_together_the_highest_counts():
     scores = Scores(tuple(VideoScores(tuple(row), 1, 1, 0.0, 0.0) for row in ([0.1, 0.2, 0.9, 0.3, 0.4], [0.5, 0.6])))
-    assert scores([5, 2]) == scores.rows
-    assert scores([3, 1]) == [[0.2, 0.9, 0.4], [0.6]]
-    assert scores([3]) == scores.rows, "refused where it is read"
+    assert scores.joined(1) == scores and scores.joined(2).rows == [[0.2, 0.9, 0.4], [0.6]]
+    assert scores.joined(2).cost == scores.cost and scores([3, 1]) == scores.rows, "nothing is joined unasked"
 
 
 def test_scores_go_where_frame_scores_are_taken():
     scorer = FrameScorer(*shared_model(str(random_checkpoint())))
-    for folder, tokens in ((random_next_video, 9), (random_qwen, 24)):
+    for folder, pictures in ((random_next_video, 1), (random_qwen, 2)):
         model, processor = shared_model(str(folder()))
+        assert vtr.host_of(model).pictures == pictures
         inputs = to_model(encode(processor, ["what moves?"], [[]], [[video_of(noise())]]), model)
         scores = scorer.scores([noise()], ASKED)
-        kept = []
-        groups = FRAMES if tokens == 9 else FRAMES // 2
-        for given in (scores, scores([groups])):
-            with vtr.reduced(model, "quota", keep=12, frame_scores=given) as reduction:
-                model.generate(**inputs, max_new_tokens=1)
-            kept.append(reduction.report().images[0].per_frame)
-        assert kept[0] == kept[1] and sum(kept[0]) == 12 and len(kept[0]) == groups
-        with (
-            vtr.reduced(model, "quota", keep=12, frame_scores=scorer.scores([noise(2)], ASKED)),
-            pytest.raises(VtrError, match="one score for every"),
-        ):
+        with vtr.reduced(model, "quota", keep=12, frame_scores=scores.joined(pictures)) as reduction:
             model.generate(**inputs, max_new_tokens=1)
+        kept = reduction.report().images[0].per_frame
+        assert len(kept) == FRAMES // pictures and sum(kept) == 12
+        weight = np.array(scores.joined(pictures).rows[0]) ** 2
+        assert np.abs(kept - 12 * weight / weight.sum()).max() <= 1
+        for given in (scorer.scores([noise(2 * FRAMES)], ASKED), scores.joined(3 - pictures)):
+            with (
+                vtr.reduced(model, "quota", keep=12, frame_scores=given),
+                pytest.raises(VtrError, match=r"one score for every frame.*joined\(2\)"),
+            ):
+                model.generate(**inputs, max_new_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -249,9 +249,11 @@ def test_a_sample_without_a_question_for_frames_is_asked_whether_they_are_suffic
     assert asked == [["what moves?", ASKED, ASKED]] and [len(one.videos) for one in found] == [1, 0, 2]
 
 
-def test_frames_of_a_model_without_videos_are_scored():
+def test_frames_of_a_model_without_videos_and_of_one_that_joins_them_are_scored():
     plain = FrameScorer(*shared_model(str(random_checkpoint())))
     around = ({"name": "m", "sha256": "0"}, "sdpa", "cpu")
+    (row,) = Runner(*shared_model(str(random_qwen())), *around, frame_scores=TaskScores(lambda: plain)).answer(Cell(QUOTA, CLIPS, limit=1))
+    assert row["retained"] == [12] and [len(own) for own in row["frame_scores"]] == [FRAMES], "of every picture, not of every second"
     asked = Runner(*load_model(str(random_checkpoint())), *around, frame_scores=TaskScores(lambda: plain))
     (row,) = asked.answer(Cell(QUOTA, CLIPS, limit=1))
     assert row["retained"] == [12] and [len(own) for own in row["frame_scores"]] == [FRAMES]

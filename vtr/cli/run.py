@@ -106,9 +106,10 @@ def run(
         scorer = load(frame_scores, device, kind, attention, quiet)
         with spinner(f"scores of frames by {frame_scores}", quiet):
             scores = _scores(scorer, videos or [images], question, frame_questions)
+    joined = scores.joined(host.pictures) if scores else None
     with spinner("prompt", quiet) as step:
         found = compare(
-            loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=how_shown, frame_scores=scores
+            loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=how_shown, frame_scores=joined
         )
     from vtr.viz import draw_patches
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,16 +79,14 @@ class Scores:
         """Returns what results hold: scores and cost."""
         return {"frame_scores": [[round(score, 6) for score in row] for row in self.rows], **self.cost}
 
+    def joined(self, pictures: int) -> Scores:
+        """Returns the scores for a model that puts so many pictures together to one frame (`host.pictures`, 2 for Qwen-VL): the highest counts."""
+        rows = (tuple(max(one.row[at : at + pictures]) for at in range(0, len(one.row), pictures)) for one in self.videos)
+        return Scores(tuple(replace(one, row=row) for one, row in zip(self.videos, rows, strict=True)))
+
     def __call__(self, frames: Sequence[int]) -> list[list[float]]:
-        """Returns the rows for videos of so many frames of the LLM: of frames that a model puts together the highest score counts."""
-        if len(frames) != len(self.videos):
-            return self.rows  # refused where they are read, with both numbers
-        return [_joined(row, count) for row, count in zip(self.rows, frames, strict=True)]
-
-
-def _joined(row: list[float], count: int) -> list[float]:
-    size = -(-len(row) // max(count, 1))
-    return [max(row[start : start + size]) for start in range(0, len(row), size)]
+        """Returns the rows, whatever is asked for; other numbers of frames are refused where the rows are read."""
+        return self.rows
 
 
 def sufficient(question: str) -> FrameQuestion:

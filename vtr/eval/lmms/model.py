@@ -220,7 +220,8 @@ class Vtr(lmms):
         inputs = encode_prompts(self.processor, texts, images, videos, self.frame_settings)
         if self.scorer is not None:
             asked = [(one, prompt.question) for prompt in prompts for one in self._videos(prompt)]
-            self._scores = self.scorer.scores([video for video, _ in asked], [question for _, question in asked])
+            scored = self.scorer.scores([video for video, _ in asked], [question for _, question in asked])
+            self._scores = scored.joined(self.host.pictures)
         return to_model(inputs, self.model)
 
     def _videos(self, prompt: Prompt) -> Sequence[Any]:

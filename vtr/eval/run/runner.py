@@ -156,7 +156,7 @@ class Runner:
             return [{} for _ in batch]
         as_frames = self._host(cell).as_frames
         found = self.frame_scores.of(cell.task, batch, [[images] if as_frames else videos for images, videos in seen])
-        self._scores = Scores(tuple(video for one in found for video in one.videos))
+        self._scores = Scores(tuple(video for one in found for video in one.videos)).joined(self.host.pictures)
         return [one.to_dict() for one in found]
 
     def _tokens(self, host: Any, questions: Sequence[str], seen: Sequence[Seen], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
