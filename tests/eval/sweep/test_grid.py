@@ -209,8 +209,9 @@ SCORED = "models: [tiny-llava-video]\ntasks: [shapes-video]\nmethods: [full, quo
 def test_a_sweep_says_who_scores_frames(tmp_path):
     jobs = load_sweep(write(tmp_path, SCORED + "frame_scores: tiny-llava\n")).jobs
     assert [job.cell.name for job in jobs] == ["full", "quota"] and {job.setup.frame_scores for job in jobs} == {"tiny-llava"}
-    own = SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, frame_scores: tiny-llava-next}]") + "frame_scores: tiny-llava\n"
-    assert {job.setup.frame_scores for job in load_sweep(write(tmp_path, own)).jobs} == {"tiny-llava-next"}
+    own = SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, frame_scores: tiny-llava-next}, tiny-llava-video]")
+    scorers = {job.setup.frame_scores for job in load_sweep(write(tmp_path, own + "frame_scores: tiny-llava\n")).jobs}
+    assert scorers == {"tiny-llava-next", "tiny-llava"}
     every = load_sweep(write(tmp_path, SCORED.replace("[full, quota]", "all")))
     assert any(text.startswith("quota keep=64 on tiny-llava-video: needs the relevance of every frame") for text in every.left_out)
     every = load_sweep(write(tmp_path, SCORED.replace("[full, quota]", "all") + "frame_scores: tiny-llava\n"))
@@ -225,6 +226,11 @@ def test_a_sweep_says_who_scores_frames(tmp_path):
         (
             r"models\[0\]\.frame_scores: no method of this sweep reads scores",
             SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, methods: full, frame_scores: tiny-llava}, tiny-llava-video]")
+            + "frame_scores: tiny-llava-next\n",
+        ),
+        (
+            "frame_scores: no method of this sweep reads scores of frames",
+            SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, frame_scores: tiny-llava}]")
             + "frame_scores: tiny-llava-next\n",
         ),
         ("frame_scores: model: unknown name 'tiny-lava'; did you mean 'tiny-llava'", SCORED + "frame_scores: tiny-lava\n"),

@@ -94,7 +94,8 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
 def _unread_scores(file: SweepFile, jobs: Sequence[Job]) -> list[Mistake]:
     """Returns the keys `frame_scores` that no cell reads."""
     readers = {(job.setup.model, job.setup.frame_scores) for job in jobs if job.cell.reads_frame_scores and job.cell.task.frames}
-    given: list[tuple[Place, bool]] = [(("frame_scores",), bool(readers))] if file.frame_scores else []
+    shared = any(name == file.frame_scores for _, name in readers)
+    given: list[tuple[Place, bool]] = [(("frame_scores",), shared)] if file.frame_scores else []
     entries = ((n, entry) for n, entry in enumerate(file.models) if entry.frame_scores)
     given += [(("models", n, "frame_scores"), (entry.model, entry.frame_scores) in readers) for n, entry in entries]
     return [
