@@ -40,7 +40,7 @@ EVERYTHING = ENGINE | {
 }
 TOOLS = ENGINE | {"models", "recipes", "registry", "markdown", "cost", "data", "viz", "types"}
 MAY_IMPORT = {
-    "__init__": {"planning", "plans", "reduction", "report", "saved", "hosts", "registry", "types", "methods", "viz"},
+    "__init__": {"planning", "plans", "reduction", "report", "saved", "hosts", "registry", "types", "methods", "viz", "data", "eval"},
     "__main__": {"cli"},
     "cli": EVERYTHING,
     "eval": TOOLS | {"bench", "files", "hosts"},

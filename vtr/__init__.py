@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtr.data.frames import FrameQuestion
+    from vtr.eval.frame_scores import FrameScorer
     from vtr.hosts._protocol import host_of
     from vtr.methods._score import ScoreMethod
     from vtr.planning import plan
@@ -58,6 +60,8 @@ __all__ = [
     "Boundary",
     "Budget",
     "Card",
+    "FrameQuestion",
+    "FrameScorer",
     "Freeze",
     "Geometry",
     "Input",
@@ -95,7 +99,16 @@ __all__ = [
     "remove",
 ]
 
-_SOURCES = ("vtr.types", "vtr.registry", "vtr.methods._score", "vtr.reduction", "vtr.planning", "vtr.saved", "vtr.viz")
+_SOURCES = (
+    "vtr.types",
+    "vtr.registry",
+    "vtr.methods._score",
+    "vtr.reduction",
+    "vtr.planning",
+    "vtr.saved",
+    "vtr.viz",
+    "vtr.eval.frame_scores",
+)
 
 
 def __getattr__(name: str) -> Any:

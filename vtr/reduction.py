@@ -293,11 +293,11 @@ def remove(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise WrongType(f"vtr.remove: model must be a torch module, got {type(model).__name__}")
-    for reduction in _sharing(model):
+    for reduction in reductions_of(model):
         reduction.remove()
 
 
-def _sharing(model: nn.Module) -> list[Reduction]:
+def reductions_of(model: nn.Module) -> list[Reduction]:
     """Returns the installed reductions whose model has a module in common with `model`."""
     from vtr.hosts._wrappers import modules_of
 
@@ -307,7 +307,7 @@ def _sharing(model: nn.Module) -> list[Reduction]:
 
 
 def _check_free(host: Any) -> None:
-    for other in _sharing(host.model):
+    for other in reductions_of(host.model):
         if other.host.base is host.base:
             raise VtrError(
                 f"vtr.apply: this model is reduced already, by {other.plan.described()}; remove() that reduction first, or vtr.remove(model), or "

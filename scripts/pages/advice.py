@@ -95,7 +95,7 @@ def _use(facts: Facts, name: str) -> list[str]:
         return ["a method has to show what it is worth: this is a row that it must beat at the same budget"]
     said = ["the prompt has a video"] if cls.card.needs_video else []
     if cls.card.needs_frame_scores:
-        said.append("you know how much each frame matters (`frame_scores=`)")
+        said.append("a second model may be asked about every frame (`frame_scores=`)")
     if cls.takes_budget:
         stages = tuple(sorted(set(cls.stages) - {"decode"}, key=STAGES.index))
         said.append(_STAGES[stages if stages in _STAGES else stages[:1]])

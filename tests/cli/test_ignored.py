@@ -86,6 +86,11 @@ def test_bench_refuses_what_does_not_go_together(message, arguments):
         ("--seeds: none of the methods (fastv) has random choices that --set leaves open", ("fastv", "--keep", 64, "--seeds", "0,1")),
         ("--visuals: none of the tasks (shapes) has videos; leave it out", ("fastv", "--keep", 64, "--visuals", "each")),
         (
+            "--frame-scores: none of the methods (fastv) reads scores of frames on shapes-video; leave it out, or ask quota",
+            ("fastv", "--keep", 64, "--frame-scores", "tiny-llava", "--tasks", "shapes-video"),
+        ),
+        ("reads scores of frames on shapes; leave it out", ("quota", "--keep", 64, "--frame-scores", "tiny-llava")),
+        (
             "--seeds: none of the methods (random) has random choices that",
             ("random", "--keep", 64, "--seeds", "0", "--set", "random.seed=3"),
         ),

@@ -163,3 +163,56 @@ def test_budgets_and_pixels_of_videos(clip):
     refused(clip, "max_pixels: the processor of 'llava_next_video' has no such limit", *few, "--max-pixels", 999)
     limited = json.loads(run(clip, *few, "--max-pixels", 8 * 256, "--keep", 4, "--json", model=random_qwen).stdout)
     assert limited["visual_tokens"] == [3 * 6] and limited["max_pixels"] == 8 * 256
+
+
+def scored(clip, *arguments, model=random_next_video, code=0):
+    asked = ("--method", "quota", "--frame-scores", random_checkpoint())
+    place = ("--out", clip.parent / "pictures", "--model", model(), "--question", "what moves?", "--max-new-tokens", 2, "--keep", 12)
+    return vtr("run", *place, *asked, "--frames", 4, *arguments, code=code)
+
+
+@pytest.mark.parametrize("model", [random_next_video, random_qwen, random_internvl], ids=lambda model: model.__name__)
+def test_frames_are_scored_by_a_second_model(clip, model):
+    questions = ("--frame-question", "is there a red circle?", "--frame-question", "is there a red square?")
+    result = json.loads(scored(clip, "--video", clip, *questions, "--json", model=model).stdout)
+    assert result["reduced"]["retained"] == [12] and result["scorer"] == str(random_checkpoint())
+    assert [len(row) for row in result["frame_scores"]] == [4] and all(0 < score < 1 for score in result["frame_scores"][0])
+    assert (result["scorer_prompts"], result["scorer_visual_tokens"]) == (8, 8 * 576) and result["scorer_seconds"] > 0
+
+
+def test_what_scoring_took_is_printed(clip):
+    told = " ".join(scored(clip, "--video", clip).stdout.split())
+    assert "scores of frames: 0.0" in told and f"by {random_checkpoint()}; 4 prompts of 576 visual tokens," in told
+
+
+def test_images_that_are_frames_are_scored(clip):
+    asked = ("--image", clip / "0.png", "--image", clip / "3.png", "--visuals", "prompt", "--json")
+    place = (
+        "--out",
+        clip.parent / "pictures",
+        "--model",
+        random_internvl(),
+        "--question",
+        "what moves?",
+        "--max-new-tokens",
+        2,
+        "--keep",
+        9,
+    )
+    result = json.loads(vtr("run", *place, "--method", "quota", "--frame-scores", random_checkpoint(), *asked).stdout)
+    assert [len(row) for row in result["frame_scores"]] == [2] and result["reduced"]["retained"] == [9]
+
+
+def test_scores_that_nobody_gives_or_reads(clip):
+    seen = ("--video", clip, "--frames", 2, "--keep", 9)
+    refused(
+        clip, "quota: needs to know how much every frame has to do with the question; give --frame-scores MODEL", *seen, "--method", "quota"
+    )
+    refused(clip, "--frame-scores: uniform reads no scores of frames; leave it out", *seen, "--frame-scores", "tiny-llava")
+    told = ("--method", "quota", "--frame-scores", "tiny-lava")
+    refused(clip, "--frame-scores: unknown name 'tiny-lava'; did you mean 'tiny-llava'", *seen, *told)
+    refused(
+        clip, "--frame-question: is asked of the model that scores frames, got 'red?' and none; give", *seen, "--frame-question", "red?"
+    )
+    still = ("--image", clip / "0.png", "--keep", 9, "--method", "quota", "--frame-scores", "tiny-llava")
+    refused(clip, "--frame-scores: images are no frames of a video; leave it out", *still)

@@ -99,7 +99,7 @@ def check_frame_scores(plan: Plan, scores: Any) -> None:
     """
     readers = [item.name for item in plan.steps for signal in item.step.needs if signal.kind == "frame_score"]
     if readers and scores is None:
-        raise WrongValue(f"{readers[0]}: needs the relevance of every frame, got none; give frame_scores= beside the method")
+        raise WrongValue(f"{readers[0]}: needs the relevance of every frame, got none; give frame_scores= (commands: --frame-scores MODEL)")
     if scores is not None and not readers:
         raise WrongValue(f"vtr.apply: no method of {plan.described()} reads frame_scores; leave them out")
 

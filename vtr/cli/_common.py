@@ -53,6 +53,15 @@ VisualsOption = Annotated[
         show_default=False,
     ),
 ]
+FrameScoresOption = Annotated[
+    str | None,
+    typer.Option(
+        "--frame-scores",
+        metavar="MODEL",
+        help="Second model, which says how much every frame of a video has to do with the question, for methods that read that (quota).",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 

@@ -12,6 +12,7 @@ from vtr.cli._common import (
     Attention,
     Device,
     Dtype,
+    FrameScoresOption,
     MaxPixels,
     MinPixels,
     Model,
@@ -55,6 +56,7 @@ def eval(
         bool, typer.Option("--share-tower", help="Tower once for all cells that allow it; ms mean nothing then.")
     ] = False,
     visuals: VisualsOption = None,
+    frame_scores: FrameScoresOption = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     device: Device = None,
@@ -82,9 +84,13 @@ def eval(
             raise WrongValue(
                 f"--{shown}: none of the methods ({', '.join(names) or 'only plans'}) {what} that --set leaves open; leave it out"
             )
-    setup = Setup(model, device, dtype, attention, batch_size, share_tower, PixelLimits(min_pixels, max_pixels), given_visuals(visuals))
+    pixels = PixelLimits(min_pixels, max_pixels)
+    setup = Setup(model, device, dtype, attention, batch_size, share_tower, pixels, given_visuals(visuals), frame_scores)
     if visuals is not None and not any(cell.task.frames for cell in cells):
         raise WrongValue(f"--visuals: none of the tasks ({tasks}) has videos; leave it out")
+    if frame_scores is not None and not any(cell.reads_frame_scores and cell.task.frames for cell in cells):
+        asked_of = f"none of the methods ({', '.join(names) or 'only plans'}) reads scores of frames on {tasks}"
+        raise WrongValue(f"--frame-scores: {asked_of}; leave it out, or ask quota about a task with videos")
     contents = run_cells(cells, setup, folder, quiet)
     print_rows(contents)
 

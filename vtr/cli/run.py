@@ -14,6 +14,7 @@ from vtr.cli._common import (
     Attention,
     Device,
     Dtype,
+    FrameScoresOption,
     MaxPixels,
     MinPixels,
     Model,
@@ -60,6 +61,15 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Seed of a method with random choices.")] = None,
     visuals: VisualsOption = None,
+    frame_scores: FrameScoresOption = None,
+    frame_questions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--frame-question",
+            help="With --frame-scores: yes-or-no question about one frame; repeatable, the likeliest yes counts. Default: whether the frame is "
+            "sufficient to answer --question.",
+        ),
+    ] = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     device: Device = None,
@@ -77,6 +87,7 @@ def run(
     if not question.replace(MARK, "").replace(VIDEO_MARK, "").strip():
         raise WrongValue(f"--question: must not be empty, got {question!r}; ask something about the image")
     _check_given(context, image, video)
+    _check_scorer(chosen, frame_scores, frame_questions, bool(video) or visuals == "prompt")
     images, pixels = [_open(path) for path in image or ()], PixelLimits(min_pixels, max_pixels)
     prepare_folder(folder)
     how_shown = given_visuals(visuals)
@@ -90,8 +101,16 @@ def run(
     host = shown_as(host_of(loaded), bool(videos), how_shown)
     if videos:
         check_frame_limits(host, pixels)
+    kind, scores = str(loaded.dtype).removeprefix("torch."), None
+    if frame_scores is not None:
+        scorer = load(frame_scores, device, kind, attention, quiet)
+        with spinner(f"scores of frames by {frame_scores}", quiet):
+            scores = _scores(scorer, videos or [images], question, frame_questions)
+    joined = scores.joined(host.pictures) if scores else None
     with spinner("prompt", quiet) as step:
-        found = compare(loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=how_shown)
+        found = compare(
+            loaded, processor, images, question, chosen, max_new_tokens, step=step, videos=videos, visuals=how_shown, frame_scores=joined
+        )
     from vtr.viz import draw_patches
 
     pictures = []
@@ -104,13 +123,13 @@ def run(
         labels = times[:: -(-len(times) // entry["views"])] if times else ()  # a view may be a pair of frames
         draw_patches(views, entry, resized="input" in chosen.stages, labels=labels).save(path)
         pictures.append(str(path))
-    kind = str(loaded.dtype).removeprefix("torch.")
     if as_json:
         read = [
             {"file": name, "frames": list(one.indices), "of": one.total, "fps": one.fps}
             for name, one in zip(video or (), videos, strict=True)
         ]
-        given = {**pixels.given, **({"videos": read} if read else {}), **noted(host, bool(videos) or host.as_frames)}
+        given = {"scorer": frame_scores, **scores.to_dict()} if scores else {}
+        given |= {**pixels.given, **({"videos": read} if read else {}), **noted(host, bool(videos) or host.as_frames)}
         out.print_json(json.dumps({**found.to_dict(), **given, "dtype": kind, "pictures": pictures}))
     else:
         _print(found, pictures, kind)
@@ -120,6 +139,10 @@ def run(
             left = " to ".join(map(str, sorted({min(counts), max(counts)})))
             said = f"{len(one.frames)} of {one.total} frames of {name}, {left} tokens left of each{HOW.get(how or '', '')}"
             out.print(f"video: {said}", soft_wrap=True, markup=False)
+        for own in scores.videos if scores else ():
+            took = f"{own.prompts} prompts of {own.visual_tokens // own.prompts} visual tokens, {scaled(own.tflops * 1e12)} FLOPs"
+            said = f"{' '.join(f'{score:.2f}' for score in own.row)} by {frame_scores}; {took}, {own.seconds:.2f} s"
+            out.print(f"scores of frames: {said}", soft_wrap=True, markup=False)
 
 
 def _check_given(context: typer.Context, image: list[str] | None, video: list[str] | None) -> None:
@@ -130,6 +153,27 @@ def _check_given(context: typer.Context, image: list[str] | None, video: list[st
         raise WrongValue("run: needs --image or --video, got neither; give a file")
     if image and is_given(context, "frames"):
         refuse_unused(context, "--image", [p.name for p in context.command.params if p.name and p.name != "frames"])
+
+
+def _check_scorer(method: Method, scorer: str | None, questions: Sequence[str] | None, frames: bool) -> None:
+    """Refuses a model that scores frames where nobody reads scores or there are no `frames`, one that is missing or unknown, and questions
+    for none."""
+    from vtr.models.loading import find_checkpoint
+
+    if scorer is None and questions:
+        raise WrongValue(
+            f"--frame-question: is asked of the model that scores frames, got {questions[0]!r} and none; give --frame-scores MODEL"
+        )
+    if scorer is None and method.card.needs_frame_scores:
+        raise WrongValue(f"{method.name}: needs to know how much every frame has to do with the question; give --frame-scores MODEL")
+    if scorer is not None and not (method.card.needs_frame_scores and frames):
+        why = "images are no frames of a video" if method.card.needs_frame_scores else f"{method.name} reads no scores of frames"
+        raise WrongValue(f"--frame-scores: {why}; leave it out")
+    if scorer is not None:
+        try:
+            find_checkpoint(scorer)
+        except WrongValue as error:
+            raise WrongValue(f"--frame-scores: {str(error).removeprefix('model: ')}") from None
 
 
 def _planned(context: typer.Context, plan: Path) -> Method:
@@ -160,6 +204,14 @@ def _read(paths: Sequence[str], frames: int, quiet: bool) -> list[Video]:
             few = f"{path} has {videos[-1].total} frames, fewer than --frames {frames}; all are used"
             err.print(f"[yellow]note:[/] {escape(few)}", soft_wrap=True)
     return videos
+
+
+def _scores(scorer: tuple[Any, Any], videos: Sequence[Any], question: str, asked: Sequence[str] | None) -> Any:
+    """Returns how much every frame has to do with the question, or how likely it is a yes to one of the questions that are asked of frames."""
+    from vtr.data.frames import FrameQuestion
+    from vtr.eval.frame_scores import FrameScorer
+
+    return FrameScorer(*scorer).scores(videos, FrameQuestion(tuple(asked)) if asked else question)
 
 
 def _times(video: Video) -> list[str]:

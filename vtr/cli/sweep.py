@@ -114,6 +114,12 @@ def print_plan(plan: Any, folder: Path) -> None:
     if sizes:
         said = " and ".join(f"{width} x {height}" for height, width in sizes)
         out.print(f"~: for frames of {said} pixels, which is assumed; every video is taken to have all frames", style="dim")
+    scorers = sorted({job.setup.frame_scores for job in plan.jobs if job.setup.frame_scores and job.cell.reads_frame_scores})
+    if scorers:
+        named = " and ".join(scorers)
+        out.print(
+            f"{named}: asked about every frame once for all cells that read scores; these FLOPs come on top", style="dim", markup=False
+        )
     for model in found.unseen:
         out.print(
             f"{model}: which cells are finished is not known here, its checkpoint or device is not on this machine",

@@ -28,6 +28,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class FrameQuestion:
+    """What a second model is asked of every frame by itself, to learn how much the frame has to do with a question about the video.
+
+    Args:
+        texts: questions; the likeliest answer counts.
+        words: spellings of the word whose probability at the first place of the answer is the score, each one token of the model's, those that
+            are not left out; none = the likeliest token, whatever it is: how sure the model is of its answer from this frame.
+    """
+
+    texts: tuple[str, ...]
+    words: tuple[str, ...] = ("yes", "Yes")
+
+    def __post_init__(self) -> None:
+        if not self.texts or not all(isinstance(text, str) and text.strip() for text in self.texts):
+            raise WrongValue(f"FrameQuestion: texts must hold at least one question and no empty one, got {self.texts!r}")
+
+
+@dataclass(frozen=True)
 class Video:
     """Frames of a video, and which of its frames they are.
 

@@ -35,12 +35,23 @@ class Question:
     answer: str
 
 
+def is_there(name: str) -> str:
+    """Returns the question whether something is in a picture: `is there an orange ring?`."""
+    return f"is there {'an' if name[0] in 'aeiou' else 'a'} {name}?"
+
+
+def named_in(question: str) -> list[str]:
+    """Returns the items that a question names by color and shape, in the order of their names."""
+    names = (f"{color} {shape}" for color in COLORS for shape in SHAPES)
+    return [name for name in names if f"the {name} " in question.replace("?", " ")]
+
+
 def existence(dice: Dice, scene: Scene) -> list[Question]:
     """Is there such a shape: all that are there, and absent ones whose color and whose shape both are there."""
     present = {(item.color, item.shape) for item in scene.items}
     absent = {(color, shape) for color, _ in present for _, shape in present} - present
     return [
-        Question("existence", f"is there {'an' if color[0] in 'aeiou' else 'a'} {color} {shape}?", answer)
+        Question("existence", is_there(f"{color} {shape}"), answer)
         for answer, pairs in (("yes", present), ("no", absent))
         for color, shape in sorted(pairs)
     ]

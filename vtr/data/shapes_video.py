@@ -19,6 +19,8 @@ from vtr.types.errors import WrongValue
 
 from .clip_questions import ASKERS
 from .clips import DIRECTIONS, MOST_BLINKS, TICKS, Clip, compose_clip, draw_clip
+from .frames import FrameQuestion
+from .questions import is_there, named_in
 from .scenes import Dice
 from .shapes import ANSWERS as ANSWERS_OF_PICTURES
 from .shapes import STREAMS
@@ -50,6 +52,13 @@ class VideoSample:
     question: str
     answer: str
     clip: Clip
+
+    @property
+    def frame_question(self) -> FrameQuestion:
+        """What a model for pictures of the same world is asked of one frame, in words it was trained on: whether an item that the question names
+        is there; where it names none by color and shape, the question itself, and how sure the answer is."""
+        named = named_in(self.question)
+        return FrameQuestion(tuple(map(is_there, named))) if named else FrameQuestion((self.question,), ())
 
     @property
     def frames(self) -> list[Image.Image]:

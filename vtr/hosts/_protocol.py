@@ -49,6 +49,7 @@ class Host:
         per_token: arguments of the LLM with an entry for every token, `(B, S, ...)`, beside embeddings and positions.
         next_positions: `columns (B, q) -> position ids (3, B, q)` of tokens that go on behind a prompt, for models that would count them from
             the length of the cache; columns count removed tokens, too.
+        pictures: that a frame of a video stands for; 2 where the model puts them together in twos.
         as_frames: the images of a prompt are the frames of one video, see `with_frames`.
         pooling: of videos, None where their patches become tokens as those of images do.
         one_view: settings of the processor with which it makes one view of every image, where it would make several.
@@ -81,6 +82,7 @@ class Host:
     pixel_limits: tuple[str, str] | None = None
     token_budgets: Mapping[int, int] = field(default_factory=dict)
     pooling: Pooling | None = None
+    pictures: int = 1
     as_frames: bool = False
     one_view: Mapping[str, Any] = field(default_factory=dict)
 

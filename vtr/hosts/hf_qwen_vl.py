@@ -73,6 +73,7 @@ def qwen_vl(model: Any) -> Host:
         placeholder_ids={kind: getattr(config, f"{kind}_token_id") for kind in kinds},
         encode={kind: f"get_{kind}_features" for kind in kinds},
         layouts=layouts,
+        pictures=int(config.vision_config.temporal_patch_size) if "video" in kinds else 1,
         renumber=False,
         beside=("visual_pos_masks", "deepstack_visual_embeds") if deepstack else None,
         next_positions=next_positions,

@@ -4,7 +4,7 @@ Paper: Luo et al., AAAI 2026, arXiv 2503.08689.
 Code:  github.com/MAC-AutoML/QuoTA at ec194d7 (no licence): nothing copied, checked against its outputs.
 Stage: boundary. Reads: visual tokens, and the relevance of frames that the caller gives. Batch: any. Deterministic: yes.
 
-1. The caller scores every frame, 0 to 1; the authors ask a second model whether the frame shows what the question is about.
+1. The caller scores every frame, 0 to 1 (`frame_scores=`); the authors ask a second model whether the frame shows what the question is about.
 2. A frame's share of the budget is in proportion to its score squared, by largest remainder, and never above the frame's own tokens; what it
    cannot take goes to the others by their weights.
 3. A frame of n tokens is resized to about sqrt(n) rows and columns, by bilinear interpolation. The values stand at the tokens nearest to the
@@ -17,7 +17,7 @@ are the same. The authors let a frame grow above its own size (v1) or lose what 
 the pure functions and in scripts/replay only. Frames of another shape are shrunk alike in both directions. If every score is 0, all frames weigh
 the same, where the code stops with an error. Where an earlier method removed tokens, values are interpolated between those that are there, and
 a cell whose center is gone gives way to the first token of the frame that is nobody's.
-Frame sampling and questions to the second model are the caller's: this is not the whole method, and its cost lies there.
+Frame sampling and the list of objects are the caller's: this is not the whole method. `vtr.FrameScorer` asks the second model; the cost lies there.
 """
 
 from __future__ import annotations

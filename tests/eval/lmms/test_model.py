@@ -170,6 +170,34 @@ def test_frames_as_one_video_where_it_is_asked_for(lmms, folder, tokens):
         lmms.Vtr(str(random_next_video()), visuals="prompt", **settings)
 
 
+@pytest.mark.parametrize(
+    ("folder", "settings"), [(random_next_video, {}), (random_internvl, {"visuals": "prompt"})], ids=["video", "images"]
+)
+def test_a_second_model_scores_frames(lmms, folder, settings):
+    settings |= {"device": "cpu", "max_frames_num": 4, "max_new_tokens": 2, "batch_size": 4}
+    model = lmms.Vtr(str(folder()), method="quota", keep=9, frame_scores=str(random_checkpoint()), **settings)
+    asked, first = [], model.scorer.scores
+
+    def scores(videos, questions):
+        asked.append(([len(getattr(one, "frames", one)) for one in videos], questions))
+        return first(videos, questions)
+
+    model.scorer.scores = scores
+    model.task_dict = {"t": {"test": Clips()}}
+    answers = model.generate_until([video_chat(lmms, index) for index in range(4)])
+    image = [1] if settings.get("visuals") else []
+    assert sorted(count for frames, _ in asked for count in frames) == sorted([2, 4, 4, *image])
+    assert {question for _, questions in asked for question in questions} == {"what?"}
+    measured = [answer.token_counts.measured for answer in answers]
+    assert [entry["retained_tokens"] for entry in measured[:3]] == [9, 9, 9] and measured[0]["scorer_seconds"] > 0
+    assert sum(entry["scorer_prompts"] for entry in measured) == pytest.approx(10 + len(image))
+    choices = [instance(lmms, "loglikelihood", 1, "what?", answer, lambda clip: [clip]) for answer in ("red", "blue")]
+    assert len(model.loglikelihood(choices)) == 2 and asked[-1] == ([4, 4], ["what?", "what?"])
+    model.clean()
+    with pytest.raises(ValueError, match="vtr: frame_scores is for methods that read scores of frames, got method=vcast; leave it out"):
+        lmms.Vtr(str(folder()), method="vcast", keep=9, frame_scores="tiny-llava", **settings)
+
+
 def test_clean_removes_the_reduction(lmms):
     model = lmms.Vtr(str(random_checkpoint()), method="fastv", keep=64, device="cpu")
     inner = model.model

@@ -184,3 +184,27 @@ def test_published_numbers_of_qwen_stand_beside_ours():
     made = cell("divprune", 0.5, task="lmms:gqa", keep_ratio=0.2, fingerprint=model, summary=means)
     line = cells_of(build([made]), "measured against published", "divprune")
     assert line["published (source)"].text == "56.7 (2508.18264)"
+
+
+def test_what_scoring_frames_takes_stands_beside_the_other_costs():
+    took = {"scorer_visual_tokens": 4608.0, "scorer_tflops": 0.01, "scorer_seconds": 2.5, "scorer_prompts": 8.0}
+
+    def scored(keep, name):
+        fingerprint = {"frame_scores": {"name": name, "sha256": name}}
+        return cell("quota", 0.6, keep=keep, summary=took, fingerprint=fingerprint, position_ids="renumber", exponent=2.0, compat=None)
+
+    plain = [cell("full", 0.9), cell("random", 0.5, seed=0, keep=64)]
+    document = build([*plain, scored(64, "tiny-llava")])
+    own = cells_of(document, "keep 64: cost", "quota")
+    assert [own[name].value for name in ("scorer tokens", "scorer GFLOPs", "scorer s")] == [4608.0, 10.0, 2.5]
+    assert cells_of(document, "keep 64: cost", "random")["scorer s"].text == ""
+    assert "Frames scored by tiny-llava." in document.parts[0].scope and any(line.startswith("scorer: ") for line in document.legend)
+    assert not any("scorer" in line[0].text for part in document.parts for t in part.tables for line in t.rows), "there is one"
+    unclocked = build([*plain, scored(64, "tiny-llava")], timings=False)
+    assert "scorer s" not in cells_of(unclocked, "keep 64: cost", "quota") and "scorer tokens" in cells_of(
+        unclocked, "keep 64: cost", "quota"
+    )
+    several = build([*plain, scored(64, "tiny-llava"), scored(64, "other")])
+    for name in ("tiny-llava", "other"):
+        assert any(line[0].text.endswith(f"scorer {name}") for line in several.parts[0].tables[0].rows)
+    assert not any("scorer" in column for part in build(plain).parts for t in part.tables for column in t.columns)

@@ -201,3 +201,41 @@ def test_a_model_without_videos_gets_methods_for_them_on_tasks_with_videos_only(
     assert {job.setup.visuals for job in alone.jobs} == {"each"}
     with pytest.raises(SweepError, match="visuals: must be 'each' or 'prompt', got 'all'"):
         load_sweep(write(tmp_path, text + "visuals: all\n"))
+
+
+SCORED = "models: [tiny-llava-video]\ntasks: [shapes-video]\nmethods: [full, quota]\nbudgets: {keep: 64}\nlimit: 1\n"
+
+
+def test_a_sweep_says_who_scores_frames(tmp_path):
+    jobs = load_sweep(write(tmp_path, SCORED + "frame_scores: tiny-llava\n")).jobs
+    assert [job.cell.name for job in jobs] == ["full", "quota"] and {job.setup.frame_scores for job in jobs} == {"tiny-llava"}
+    own = SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, frame_scores: tiny-llava-next}, tiny-llava-video]")
+    scorers = {job.setup.frame_scores for job in load_sweep(write(tmp_path, own + "frame_scores: tiny-llava\n")).jobs}
+    assert scorers == {"tiny-llava-next", "tiny-llava"}
+    every = load_sweep(write(tmp_path, SCORED.replace("[full, quota]", "all")))
+    assert any(text.startswith("quota keep=64 on tiny-llava-video: needs the relevance of every frame") for text in every.left_out)
+    every = load_sweep(write(tmp_path, SCORED.replace("[full, quota]", "all") + "frame_scores: tiny-llava\n"))
+    assert "quota" in {job.cell.name for job in every.jobs}
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("quota keep=64 on tiny-llava-video: needs the relevance of every frame, got none; give frame_scores=", SCORED),
+        ("frame_scores: no method of this sweep reads scores of frames", SCORED.replace("quota", "fastv") + "frame_scores: tiny-llava\n"),
+        (
+            r"models\[0\]\.frame_scores: no method of this sweep reads scores",
+            SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, methods: full, frame_scores: tiny-llava}, tiny-llava-video]")
+            + "frame_scores: tiny-llava-next\n",
+        ),
+        (
+            "frame_scores: no method of this sweep reads scores of frames",
+            SCORED.replace("[tiny-llava-video]", "[{model: tiny-llava-video, frame_scores: tiny-llava}]")
+            + "frame_scores: tiny-llava-next\n",
+        ),
+        ("frame_scores: model: unknown name 'tiny-lava'; did you mean 'tiny-llava'", SCORED + "frame_scores: tiny-lava\n"),
+    ],
+)
+def test_scores_of_frames_that_nobody_gives_or_reads(message, text, tmp_path):
+    with pytest.raises(SweepError, match=message):
+        load_sweep(write(tmp_path, text))

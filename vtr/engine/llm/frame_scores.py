@@ -30,6 +30,6 @@ def scores_of(given: FrameScores, frames: list[int], source: list[int], device: 
     if [len(row) for row in rows] != frames:
         raise VtrError(
             f"vtr: frame_scores must hold one score for every frame of every video, here {frames} frames, got {[len(row) for row in rows]}; a video "
-            "whose frames the model puts together in twos has half as many"
+            "whose frames the model puts together in twos has half as many (joined(2) of what FrameScorer returned)"
         )
     return torch.nn.utils.rnn.pad_sequence([rows[i].to(device) for i in source], batch_first=True)

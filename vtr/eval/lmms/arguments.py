@@ -22,6 +22,7 @@ NAMES = (
     "min_pixels",
     "max_pixels",
     "visuals",
+    "frame_scores",
     "max_new_tokens",
     "batch_size",
     "max_batch_size",

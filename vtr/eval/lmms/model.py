@@ -19,6 +19,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
+from vtr.eval.frame_scores import FrameScorer, Scores
 from vtr.eval.lmms.arguments import read_count, read_method
 from vtr.eval.lmms.prompts import Prompt, Shown, chat_prompt, plain_prompt
 from vtr.eval.lmms.scoring import continuation_tokens, score
@@ -42,7 +43,8 @@ class Measured(TokenCounts):
 
     Args:
         measured: `visual_tokens` before the reduction, `retained_tokens` after it, `average_tokens` over the LLM's layers, all without newline
-            tokens and summed over images and videos, and `latency_ms`, the sample's share of its batch.
+            tokens and summed over images and videos, and `latency_ms`, the sample's share of its batch; with `frame_scores` also what scoring took
+            (`vtr.eval.frame_scores.SCORER`), its share of the batch.
     """
 
     measured: dict[str, float] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Vtr(lmms):
         device, dtype, attention: see `load_model`; under `accelerate launch` every process has its own device.
         max_frames_num: most frames of a video; a model without videos is shown them as images.
         min_pixels, max_pixels: of an image, where the processor has such limits; default: its own.
+        frame_scores: a second model, by name, which is asked whether every frame of a video is sufficient to answer; for methods that read that.
         visuals: `prompt` = the images of a prompt, frames of videos among them, are one video; for models that take images only.
         max_new_tokens: for tasks that set none.
         batch_size: prompts at once; changes times, not answers.
@@ -96,6 +99,7 @@ class Vtr(lmms):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         visuals: Visuals = "each",
+        frame_scores: str | None = None,
         max_new_tokens: int = 1024,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -118,8 +122,16 @@ class Vtr(lmms):
         self.model, self.processor = load_model(str(pretrained), device, str(dtype), str(attention), pixels=pixels)
         self.host = host_of(self.model)
         asked: Any = host_for(self.model, visuals)
-        self.shown, self.frame_settings = Shown(frames, self.host.has_video), asked.frame_settings
-        self.reduction = apply(self.model, chosen, processor=self.processor, visuals=visuals) if chosen else None
+        self.shown, self.frame_settings, self.as_frames = Shown(frames, self.host.has_video), asked.frame_settings, asked.as_frames
+        self.scorer: FrameScorer | None = None
+        self._scores = Scores(())
+        given: dict[str, Any] = {"processor": self.processor, "visuals": visuals}
+        if frame_scores is not None:
+            if chosen is None or not chosen.card.needs_frame_scores:
+                raise WrongValue(f"vtr: frame_scores is for methods that read scores of frames, got method={method}; leave it out")
+            self.scorer = FrameScorer(*load_model(str(frame_scores), device, str(dtype), str(attention)))
+            given["frame_scores"] = lambda frames: self._scores(frames)
+        self.reduction = apply(self.model, chosen, **given) if chosen else None
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +218,15 @@ class Vtr(lmms):
     def _encode(self, prompts: Sequence[Prompt]) -> Any:
         texts, images, videos = zip(*((prompt.text, prompt.images, prompt.videos) for prompt in prompts), strict=True)
         inputs = encode_prompts(self.processor, texts, images, videos, self.frame_settings)
+        if self.scorer is not None:
+            asked = [(one, prompt.question) for prompt in prompts for one in self._videos(prompt)]
+            scored = self.scorer.scores([video for video, _ in asked], [question for _, question in asked])
+            self._scores = scored.joined(self.host.pictures)
         return to_model(inputs, self.model)
+
+    def _videos(self, prompt: Prompt) -> Sequence[Any]:
+        """Returns the videos of a prompt, its images where they are the frames of one."""
+        return [prompt.images] if self.as_frames and prompt.images else prompt.videos
 
     def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[GenerationResult]:
         inputs = self._encode(prompts)
@@ -220,6 +240,7 @@ class Vtr(lmms):
 
     def _measured(self, prompts: Sequence[Prompt], inputs: Any, written: Sequence[int], elapsed: float) -> list[Measured]:
         share = {"latency_ms": round(elapsed / len(prompts), 3)}
+        share |= {name: total / len(prompts) for name, total in self._scores.cost.items()} if self.scorer else {}
         counts = zip(prompt_lengths(inputs), written, self._visual_tokens(prompts, inputs), strict=True)
         return [Measured(before, after, measured={**own, **share}) for before, after, own in counts]
 

@@ -27,11 +27,13 @@ class Prompt:
         text: chat template filled in, with a placeholder for every image and video.
         images: RGB, in order.
         videos: in order.
+        question: what the user said, as text.
     """
 
     text: str
     images: tuple[Image.Image, ...] = ()
     videos: tuple[Video, ...] = ()
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,14 @@ def chat_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], shown: Sh
             content = _marked(text, own)
         turns.append({"role": message["role"], "content": content})
         read += own
-    return _prompt(fill_template(processor, turns), read)
+    said = [part["text"] for turn in turns if turn["role"] == "user" for part in turn["content"] if part["type"] == "text"]
+    return _prompt(fill_template(processor, turns), read, "\n".join(said))
 
 
 def plain_prompt(processor: Any, text: str, visuals: Sequence[Any] | None, shown: Shown) -> Prompt:
     """Returns a prompt from a text and the visuals that belong to it, as lmms-eval's simple models get them."""
     read = [one for visual in visuals or () for one in shown.read(visual)]
-    return _prompt(fill_template(processor, [{"role": "user", "content": _marked(text, read)}]), read)
+    return _prompt(fill_template(processor, [{"role": "user", "content": _marked(text, read)}]), read, text)
 
 
 def _kind(one: Image.Image | Video) -> str:
@@ -99,9 +102,9 @@ def _marked(text: str, read: Sequence[Image.Image | Video]) -> list[dict[str, st
     return build_content(text, kinds.count("image"), kinds.count("video"))
 
 
-def _prompt(text: str, read: Sequence[Image.Image | Video]) -> Prompt:
+def _prompt(text: str, read: Sequence[Image.Image | Video], question: str) -> Prompt:
     videos = tuple(one for one in read if isinstance(one, Video))
-    return Prompt(text, tuple(one for one in read if isinstance(one, Image.Image)), videos)
+    return Prompt(text, tuple(one for one in read if isinstance(one, Image.Image)), videos, question)
 
 
 def read_visual(visual: Any, frames: int, kind: str | None = None) -> Image.Image | Video:

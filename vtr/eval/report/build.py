@@ -12,7 +12,7 @@ from vtr.eval.report.document import Document, Part
 from vtr.eval.report.guard import guard
 from vtr.eval.report.section import CONTEXT, Section
 from vtr.eval.report.speed import Speed
-from vtr.eval.report.tables import LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
+from vtr.eval.report.tables import LEGEND, SCORER_LEGEND, SPEED_LEGEND, TIMES_LEGEND, make_tables, not_measured
 from vtr.eval.run.failures import read_failures
 from vtr.eval.run.results import ResultError, content_hash, read_cell
 from vtr.eval.summary import Condensed, Known, condense
@@ -109,6 +109,7 @@ def build(
             warnings += [*averaged[1], *check_models(own)]
     legend = [
         *LEGEND,
+        *([SCORER_LEGEND] if any("scorer_visual_tokens" in row.means for section in sections for row in section.rows) else []),
         *([TIMES_LEGEND] if timings else []),
         *([SPEED_LEGEND] if timings and speed else []),
         "blank: not measured in that run",
@@ -156,8 +157,10 @@ def _scope(section: Section, timings: bool) -> str:
         words.append(" and ".join(sorted({str(row.fingerprint.get(name)) for row in section.rows})))
     versions = first.get("versions") or {}
     words += [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
+    scorers = sorted({row.fingerprint["frame_scores"]["name"] for row in section.rows if row.fingerprint.get("frame_scores")})
     absent = not_measured(section, timings)
     said = [", ".join(words), *([f"Not measured in any of these runs: {', '.join(absent)}"] if absent else [])]
+    said += [f"Frames scored by {' and '.join(scorers)}"] if scorers else []
     if timings:
         shown = [speed for speed in section.speed if any(map(speed.of, section.rows))]
         said += [f"Speed from {speed.source} of vtr bench: {speed.where}" for speed in shown]

@@ -22,8 +22,8 @@ BASELINES = (FULL, *AT_A_BUDGET, "none")
 """Rows without which a comparison means little."""
 
 CONTEXT = ("dtype", "attention", "device", "max_new_tokens")
-PIXELS = ("min_pixels", "max_pixels", "visuals")
-"""What was asked of the processor, and how a model without videos was shown them; not there where that was left alone."""
+PIXELS = ("min_pixels", "max_pixels", "visuals", "scorer")
+"""What was asked of the processor, how a model without videos was shown them, and who scored frames; not there where that was left alone."""
 
 
 class BudgetKey(NamedTuple):
@@ -139,7 +139,9 @@ class Section:
 
     def _name_rows(self, alone: bool = False) -> dict[Row, str]:
         contexts = {row: _context(row) for row in self.rows}
-        varying = [name for name in next(iter(contexts.values())) if len({str(context[name]) for context in contexts.values()}) > 1]
+        values = {name: {str(context[name]) for context in contexts.values()} for name in next(iter(contexts.values()))}
+        values["scorer"] -= {"None"}  # of rows that read no scores of frames
+        varying = [name for name, found in values.items() if len(found) > 1]
         renumbering = {row: row.fingerprint["settings"].get("position_ids") for row in self.rows if row.method not in (FULL, "none")}
         positions = set(renumbering.values()) - {None}
         mixed = any(len({row.budget.split()[0] for row in rows}) > 1 for rows in self.budgets.values())
@@ -180,8 +182,8 @@ def budget_title(rows: Sequence[Row]) -> str:
 
 
 def is_timing(name: str) -> bool:
-    """Tells whether a number changes from run to run: milliseconds and memory."""
-    return name.endswith("_ms") or name.startswith("peak_")
+    """Tells whether a number changes from run to run: milliseconds, seconds and memory."""
+    return name.endswith(("_ms", "_seconds")) or name.startswith("peak_")
 
 
 def remarks(row: Row) -> list[str]:
@@ -217,6 +219,7 @@ def _context(row: Row) -> dict[str, Any]:
     """Returns what should be equal in a whole table."""
     versions = row.fingerprint.get("versions") or {}
     named = {name: versions.get(name) for name in ("torch", "transformers")}
+    named["scorer"] = (row.fingerprint.get("frame_scores") or {}).get("name")
     return {**{name: row.fingerprint.get(name) for name in (*CONTEXT, *PIXELS)}, "limit": row.fingerprint["task"].get("limit"), **named}
 
 

@@ -22,6 +22,12 @@ COLUMNS = (
     Measure("kv_mib_fp16", "KV MiB"),
     Measure("latency_ms", "total ms"),
 )
+SCORER_COLUMNS = (
+    Measure("scorer_visual_tokens", "scorer tokens"),
+    Measure("scorer_tflops", "scorer GFLOPs", 1000),
+    Measure("scorer_seconds", "scorer s"),
+)
+"""Shown only where a row has scores of frames by a second model."""
 SPEED_COLUMNS = (
     Measure("choosing_ms", "choosing ms"),
     Measure("prefill_ms", "prefill ms"),
@@ -43,6 +49,10 @@ LEGEND = (
     "tokens left: visual tokens measured at the end of the LLM; average tokens: mean over its layers",
     f"GFLOPs: prefill of the LLM from the measured tokens of every layer, {CONVENTION}; KV MiB: keys and values after it, 16 bits each",
     "rank: 1 is best, with the interval that 95 % of the resampled rankings give it",
+)
+SCORER_LEGEND = (
+    "scorer: what the second model takes, which says how much each frame has to do with the question, per question and on top of the other "
+    "columns: its visual tokens, the prefills of its LLM, seconds with its tower"
 )
 TIMES_LEGEND = (
     "total ms of a cost table: per sample in the runs that gave the scores, answers as long as they came, tower and choosing included"
@@ -124,7 +134,9 @@ def against(section: Section, row: Row) -> Cell:
 
 def _cost(section: Section, title: str, rows: Sequence[Row], timings: bool) -> Table:
     measured = {row: section.measured(row) for row in rows}
-    shown = [m for m in COLUMNS if (timings or not is_timing(m.name)) and any(m.name in own for own in measured.values())]
+    shown = [
+        m for m in (*COLUMNS, *SCORER_COLUMNS) if (timings or not is_timing(m.name)) and any(m.name in own for own in measured.values())
+    ]
     lines = [(Cell(section.shown(row)), *(number(measured[row].get(m.name), m.scale) for m in shown)) for row in rows]
     return Table(title, ("method", *(m.words for m in shown)), (*lines, *_not_run(section, rows, 1 + len(shown))))
 

@@ -246,6 +246,12 @@ def generate_tokens(model: Any, processor: Any, inputs: Any, max_new_tokens: int
     return out[:, inputs["input_ids"].shape[1] :], (time.perf_counter() - start) * 1000
 
 
+def first_logits(model: Any, processor: Any, inputs: Any) -> Tensor:
+    """Returns the logits at the first place of every answer `(B, vocabulary)`; inputs are on the device already."""
+    settings = {"max_new_tokens": 1, "pad_token_id": padding_id(processor), "output_logits": True, "return_dict_in_generate": True}
+    return model.generate(**inputs, **settings, **_GREEDY).logits[0]
+
+
 def prefill_ms(model: Any, inputs: Any) -> float:
     """Returns the milliseconds of one pass over the whole prompt, vision tower and cache included, up to the first new token."""
     synchronize(model)

@@ -72,6 +72,11 @@ class Cell:
         return " ".join([self.name, *changed, *([f"seed {self.seed}"] if self.seed is not None else [])])
 
     @property
+    def reads_frame_scores(self) -> bool:
+        """Tells whether a method of it wants to know how much every frame has to do with the question."""
+        return any(method.card.needs_frame_scores for method in self.methods)
+
+    @property
     def answer_length(self) -> int:
         """Most new tokens of an answer."""
         return self.max_new_tokens or self.task.max_new_tokens
@@ -155,12 +160,15 @@ def fingerprint(
     model_type: str | None = None,
     pixels: PixelLimits | None = None,
     shown: Mapping[str, str] | None = None,
+    scorer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns what makes two runs of a cell the same experiment, as JSON; equal fingerprints are never run twice.
 
     Limits of pixels are there where they are not the processor's own; `shown` is how a model without videos was shown them, see
-    `vtr.eval.run.setup.noted`.
+    `vtr.eval.run.setup.noted`; `scorer` is the model that scores frames, from `identify`, with its `model_type`: only cells that read scores have it.
     """
+    read = dict(scorer) if scorer and cell.reads_frame_scores else {}
+    scorer_type = read.pop("model_type", None)
     content = {
         "method": cell.name,
         "settings": cell.settings,
@@ -172,8 +180,9 @@ def fingerprint(
         "attention": attention,
         "device": device_name(device),
         "versions": versions(),
-        "code": code_hash(cell.methods, model_type),
+        "code": code_hash(cell.methods, model_type, scorer_type),
         **(pixels.given if pixels is not None else {}),
         **(shown or {}),
+        **({"frame_scores": read} if read else {}),
     }
     return json.loads(json.dumps(content))  # tuples are lists there, and a fingerprint is compared with one that was read

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vtr.cost import TERA, TransformerShape, average_tokens, kv_bytes, prefill_flops
 from vtr.data.frames import Video
+from vtr.engine.llm.frame_scores import FrameScores
 from vtr.eval.run.asking import encode, generate, placeholders, prefill_ms, prompt_lengths, to_model, visuals_of
 from vtr.eval.run.setup import given_to, shown_as, visuals_as
 from vtr.hosts._protocol import host_of
@@ -85,6 +86,7 @@ def compare(
     step: Callable[[str], None] = lambda what: None,
     videos: Sequence[Video] = (),
     visuals: Visuals | None = None,
+    frame_scores: FrameScores | None = None,
 ) -> Comparison:
     """Asks once with and once without the method.
 
@@ -97,13 +99,14 @@ def compare(
         repeats: prefills whose median is reported.
         step: called with what is about to be done, for progress.
         visuals: how a model that takes images only is shown videos, see `shown_as`.
+        frame_scores: for a method that reads them, see `vtr.reduced`.
 
     Raises:
         ValueError: `keep` above the visual tokens of an image, or what `build_prompt` and the method refuse.
         VtrError: what `shown_as` and `given_to` refuse.
     """
     prompt = prompted(model, processor, images, question, videos, visuals)
-    shortened, report = ask(model, processor, prompt.inputs, method, max_new_tokens, repeats, step, visuals_as(prompt.host))
+    shortened, report = ask(model, processor, prompt.inputs, method, max_new_tokens, repeats, step, visuals_as(prompt.host), frame_scores)
     whole, _ = ask(model, processor, prompt.inputs, None, max_new_tokens, repeats, step)
     counts = prompt.tokens
     whole.retained, whole.average_tokens = counts, float(sum(counts))
@@ -156,6 +159,7 @@ def ask(
     repeats: int = REPEATS,
     step: Callable[[str], None] = lambda what: None,
     visuals: Visuals = "each",
+    frame_scores: FrameScores | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Asks on one side and returns the outcome and the report (empty for the full model, whose tokens are then counted with newlines).
 
@@ -163,14 +167,14 @@ def ask(
         model, processor, max_new_tokens, repeats, step: as in `compare`.
         inputs: one encoded prompt on the model's device.
         method: None for the full model.
-        visuals: see `vtr.reduced`.
+        visuals, frame_scores: see `vtr.reduced`.
     """
     name = method.name if method else FULL
     layers = model.config.get_text_config().num_hidden_layers
     slots, length = placeholders(model, inputs)[0], prompt_lengths(inputs)[0]
     report: dict[str, Any] = {}
     lengths, per_layer, retained, frozen, runs, choosing = [length] * layers, [slots] * layers, [slots], [], [], []
-    with reduced(model, method, processor=processor, visuals=visuals) if method else nullcontext() as reduction:
+    with reduced(model, method, processor=processor, frame_scores=frame_scores, visuals=visuals) if method else nullcontext() as reduction:
         step(f"{name}: answer")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*all its tokens stay")  # refused below

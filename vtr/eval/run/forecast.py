@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vtr.cost import TERA, TransformerShape, average_tokens, prefill_flops
 from vtr.eval.run import results
@@ -17,9 +18,9 @@ from vtr.eval.run.cells import Cell
 from vtr.eval.run.largest import Largest, largest_image, largest_video
 from vtr.eval.run.runner import cell_host
 from vtr.eval.run.setup import Setup, sketch, visuals_as
-from vtr.eval.run.workers import Job, Surroundings, describe
+from vtr.eval.run.workers import Job, Surroundings, describe, scorer_of
 from vtr.hosts._protocol import Host, host_of, pooled_tower
-from vtr.models.loading import find_checkpoint, recipe_of, stored_checkpoint
+from vtr.models.loading import Checkpoint, find_checkpoint, identify, recipe_of, stored_checkpoint
 from vtr.models.pixels import check_frame_limits
 from vtr.planning import plan
 from vtr.plans import Plan
@@ -172,15 +173,23 @@ def estimate(jobs: Sequence[Job], folder: Path) -> Estimate:
 
 @cache
 def _around(setup: Setup) -> Surroundings | None:
-    """What fingerprints need, without asking the hub; None when the checkpoint or the device is not on this machine."""
-    checkpoint = find_checkpoint(setup.model)
-    stored = stored_checkpoint(checkpoint)
+    """What fingerprints need, without asking the hub; None when a checkpoint or the device is not on this machine."""
     try:
-        if stored and stored.folder:
-            return describe(setup, stored, {"name": checkpoint.source, "revision": stored.folder.name})
-        return describe(setup) if checkpoint.folder else None
+        own, scorer = (_here(name) if name else None for name in (setup.model, setup.frame_scores))
+        if own is None or (setup.frame_scores and scorer is None):
+            return None
+        return describe(setup, *own, scorer_of(setup, *scorer) if scorer else None)
     except (ValueError, OSError, VtrError):
         return None
+
+
+def _here(name: str) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """Returns where a checkpoint is on this machine and what it is called in fingerprints, None where it is not here."""
+    checkpoint = find_checkpoint(name)
+    stored = stored_checkpoint(checkpoint)
+    if stored and stored.folder:
+        return stored, {"name": checkpoint.source, "revision": stored.folder.name}
+    return (checkpoint, identify(checkpoint)) if checkpoint.folder else None
 
 
 def tower_flops(host: Host, grids: Sequence[tuple[int, int]]) -> float:
@@ -218,7 +227,8 @@ def _host(setup: Setup, cell: Cell) -> Host:
 
 def _planned(setup: Setup, cell: Cell) -> Plan:
     host, method = _host(setup, cell), cell.method or create_method("uniform", keep_ratio=1.0)
-    found = plan(sketch(setup), method, question="", visuals=visuals_as(host))  # a text, for methods that need one
+    scores: Any = [] if setup.frame_scores and cell.reads_frame_scores else None
+    found = plan(sketch(setup), method, question="", frame_scores=scores, visuals=visuals_as(host))  # a text, for methods that need one
     cutter = found.cutter("video")
     if cell.task.frames and cutter and host.pooling is not None:
         raise pooled_tower(cutter, host.name)

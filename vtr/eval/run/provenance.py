@@ -23,6 +23,7 @@ from vtr.types import Method
 _VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 _ALWAYS = ("vtr.reduction", "vtr.eval.run.asking", "vtr.eval.run.setup", "vtr.eval.tasks", "vtr.data.shapes", "vtr.models.loading")
 _ALONE = ("vtr.eval.run.runner",)  # what it imports only sums up
+_SCORER = "vtr.eval.frame_scores"
 _SHOWN = "vtr.viz"  # draws what was answered
 _PACKAGE = Path(vtr.__file__).resolve().parent
 
@@ -65,7 +66,7 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "dirty": bool(changes)} if commit else None
 
 
-def code_hash(methods: Iterable[Method], model_type: str | None) -> str:
+def code_hash(methods: Iterable[Method], model_type: str | None, scorer_type: str | None = None) -> str:
     """Returns the sha256 of the sources that can change an answer: methods, host, engine and tasks with all they import of ours, committed or not.
 
     Of a method or host of somebody else every module of its top-level package counts, since any of them may be a helper.
@@ -73,11 +74,14 @@ def code_hash(methods: Iterable[Method], model_type: str | None) -> str:
     Args:
         methods: that are applied; a new method or an edit of another one changes nothing.
         model_type: of the model, for its host; None = all hosts.
+        scorer_type: of the model that scores frames, None where none does.
     """
-    hosts = [find_host(kind) for kind in ([model_type] if model_type else list_hosts())]
+    kinds = {model_type, scorer_type} - {None} if model_type else list_hosts()
+    hosts = [find_host(kind) for kind in kinds if kind]
     modules = {cls.__module__ for method in methods for cls in type(method).__mro__} | {
         host.__module__ for host in hosts if host is not None
     }
+    modules |= {_SCORER} if scorer_type else set()
     return _hash_of(tuple(sorted(modules)))
 
 

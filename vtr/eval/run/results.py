@@ -8,12 +8,14 @@ Layout of a file:
     key                 sha256 of the fingerprint; two cells with one key are the same experiment
     fingerprint         method, settings, seed, model, task, dtype, attention, device, versions, max_new_tokens, code (hash of our sources), and
                         min_pixels and max_pixels where they are not the processor's own; visuals (each, prompt) of a task with videos on a
-                        model that takes images only; a plan is `a+b` with the settings of its methods in order under `plan`
+                        model that takes images only; frame_scores (the model that scored frames) where a method reads that; a plan is `a+b` with
+                        the settings of its methods in order under `plan`
     conditions          what may change times but not answers: batch size, threads, platform, git (commit, dirty), start, seconds
     summary             scores and means, derived from samples; `metrics` of the task's own making where it has some
     samples             one line per sample: id, family, answer, prediction, correct, frames (of a task with videos), visual_tokens and retained
                         per image or video, average_tokens, per_layer (visual tokens at each LLM layer), text_tokens, newlines (before, left),
-                        latency_ms (its share of the batch)
+                        latency_ms (its share of the batch), frame_scores (of its videos) and scorer_prompts, scorer_visual_tokens, scorer_tflops
+                        and scorer_seconds (what scoring took, measured once for all cells) where a method reads them
     digest              sha256 of everything above
 """
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vtr.cost import TERA, TransformerShape, kv_bytes, prefill_flops
+from vtr.eval.frame_scores import SCORER, Scores, TaskScores
 from vtr.eval.run.asking import encode, generate, placeholders, prompt_lengths, to_model, together, visuals_of
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.provenance import conditions
@@ -36,6 +37,8 @@ class Runner:
         share_tower: run the tower once for all cells that leave it alone; times of these cells mean nothing then.
         pixels: with which the processor was loaded.
         visuals: how a model that takes images only is shown videos, see `shown_as`.
+        scorer: the model that scores frames in fingerprints, from `identify` with its `model_type`.
+        frame_scores: its scores, for methods that read them.
     """
 
     model: Any
@@ -47,7 +50,10 @@ class Runner:
     share_tower: bool = False
     pixels: PixelLimits = OWN_LIMITS
     visuals: Visuals | None = None
+    scorer: Mapping[str, Any] | None = None
+    frame_scores: TaskScores | None = None
     _counts: dict[Any, list[int]] = field(default_factory=dict)
+    _scores: Scores = field(default_factory=lambda: Scores(()))
 
     def __post_init__(self) -> None:
         self.host = host_of(self.model)
@@ -59,7 +65,8 @@ class Runner:
         """Of a cell on this model."""
         kind, host = self.model.config.model_type, self._host(cell)
         shown = noted(host, cell.task.frames is not None)
-        return fingerprint(cell, self.identity, self.model.dtype, self.attention, self.device, kind, self.pixels, shown)
+        around = (self.identity, self.model.dtype, self.attention, self.device, kind, self.pixels, shown, self.scorer)
+        return fingerprint(cell, *around)
 
     def answer(self, cell: Cell, advance: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
         """Outcomes of all samples of a cell, in order.
@@ -69,9 +76,8 @@ class Runner:
             advance: called with the number of samples after each batch.
         """
         outcomes: list[dict[str, Any]] = []
-        given: dict[str, Any] = {"processor": self.processor, "visuals": visuals_as(self._host(cell))}
         with (
-            reduced(self.model, cell.method, **given) if cell.method else nullcontext() as reduction,
+            reduced(self.model, cell.method, **self._given(cell)) if cell.method else nullcontext() as reduction,
             self._tower(reduction),
         ):
             for batch in _batches(cell.task.samples(cell.limit), self.batch_size):
@@ -100,7 +106,14 @@ class Runner:
     def _frozen(self, cell: Cell) -> list[int]:
         if cell.method is None:
             return []
-        return plan(self.model, cell.method, processor=self.processor, visuals=visuals_as(self._host(cell))).frozen
+        return plan(self.model, cell.method, **self._given(cell)).frozen
+
+    def _given(self, cell: Cell) -> dict[str, Any]:
+        """Returns what stands beside the method of a cell in `reduced` and `plan`."""
+        given: dict[str, Any] = {"processor": self.processor, "visuals": visuals_as(self._host(cell))}
+        if cell.reads_frame_scores and self.frame_scores is not None:
+            given["frame_scores"] = lambda frames: self._scores(frames)
+        return given
 
     def _tower(self, reduction: Any) -> AbstractContextManager[Any]:
         return self._tower_cache.used_by(reduction) if self._tower_cache else nullcontext()
@@ -118,6 +131,7 @@ class Runner:
         questions = [sample.question for sample in batch]
         images, videos = zip(*seen, strict=True)
         host = self._host(cell)
+        scored = self._scored(cell, batch, seen)
         inputs = to_model(encode(self.processor, questions, images, videos, host.frame_settings), self.model)
         predictions, elapsed = generate(self.model, self.processor, inputs, cell.answer_length)
         counts = self._tokens(host, questions, seen, inputs, reduction)
@@ -130,10 +144,20 @@ class Runner:
                 "correct": cell.task.outcome(sample, prediction),
                 **({"frames": sum(len(video.frames) for video in shown[1]) or len(shown[0])} if cell.task.frames else {}),
                 **own,
+                **scores,
                 "latency_ms": round(elapsed / len(batch), 3),
             }
-            for sample, shown, prediction, own in zip(batch, seen, predictions, counts, strict=True)
+            for sample, shown, prediction, own, scores in zip(batch, seen, predictions, counts, scored, strict=True)
         ]
+
+    def _scored(self, cell: Cell, batch: Sequence[Any], seen: Sequence[Seen]) -> list[dict[str, Any]]:
+        """Scores the frames of samples where a method reads that, and returns what results say of it for every sample."""
+        if not cell.reads_frame_scores or self.frame_scores is None or not cell.task.frames:
+            return [{} for _ in batch]
+        as_frames = self._host(cell).as_frames
+        found = self.frame_scores.of(cell.task, batch, [[images] if as_frames else videos for images, videos in seen])
+        self._scores = Scores(tuple(video for one in found for video in one.videos)).joined(self.host.pictures)
+        return [one.to_dict() for one in found]
 
     def _tokens(self, host: Any, questions: Sequence[str], seen: Sequence[Seen], inputs: Any, reduction: Any) -> list[dict[str, Any]]:
         """What the images and videos of every row came to: tokens before, left at the end, and at every LLM layer."""
@@ -196,6 +220,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], families: Sequence[str], con
         "kv_mib_fp16": statistics.fmean(kv_bytes(shape, n, 2) for n in lengths) / 2**20,
         "frozen_layers": list(frozen),
         "latency_ms": statistics.median(s["latency_ms"] for s in samples),
+        **{name: statistics.fmean(s[name] for s in samples) for name in SCORER if all(name in s for s in samples)},
     }
 
 

@@ -25,7 +25,8 @@ Seen = tuple[list[Image.Image], list[Video]]
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is loaded and asked; arguments as for `load_model`, `Runner` and, for `visuals`, `shown_as`."""
+    """How a model is loaded and asked; arguments as for `load_model`, `Runner` and, for `visuals`, `shown_as`. `frame_scores` is the name of the
+    model that scores frames, for methods that read that; it is loaded as the model is."""
 
     model: str
     device: str | None = None
@@ -35,6 +36,7 @@ class Setup:
     share_tower: bool = False
     pixels: PixelLimits = OWN_LIMITS
     visuals: Visuals | None = None
+    frame_scores: str | None = None
 
 
 @cache

@@ -6,17 +6,20 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from vtr.eval.frame_scores import FrameScorer, TaskScores
 from vtr.eval.run.cells import Cell, fingerprint
 from vtr.eval.run.failures import Failure, failure_of
 from vtr.eval.run.runner import Runner, cell_host
 from vtr.eval.run.setup import Setup, noted, sketch
 from vtr.hosts._protocol import host_of
 from vtr.models.loading import Checkpoint, check_attention, check_device, check_dtype, find_checkpoint, identify, load_config, load_model
+from vtr.models.pixels import OWN_LIMITS
+from vtr.types.errors import WrongValue
 
 _log = logging.getLogger(__name__)
 
@@ -38,19 +41,24 @@ class Surroundings:
     device: str
     model_type: str
     setup: Setup
+    scorer: dict[str, Any] | None = None
 
     def fingerprint(self, cell: Cell) -> dict[str, Any]:
         """Returns what `Runner.fingerprint` will say."""
         shown = noted(cell_host(host_of(sketch(self.setup)), cell, self.setup.visuals), True) if cell.task.frames else {}
-        return fingerprint(cell, self.identity, self.dtype, self.attention, self.device, self.model_type, self.setup.pixels, shown)
+        around = (self.identity, self.dtype, self.attention, self.device, self.model_type, self.setup.pixels, shown, self.scorer)
+        return fingerprint(cell, *around)
 
 
-def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> Surroundings:
+def describe(
+    setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None, scorer: dict[str, Any] | None = None
+) -> Surroundings:
     """Returns the surroundings of a setup on this machine.
 
     Args:
         setup: the model and how it is loaded.
         checkpoint, identity: where the config is and what the model is called in fingerprints, where that is known without asking the hub.
+        scorer: from `scorer_of`, where that is known so, too.
 
     Raises:
         ValueError: unknown model, device, dtype or attention backend.
@@ -60,7 +68,22 @@ def describe(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[
     device, attention = check_device(setup.device), check_attention(setup.attention)
     config = load_config(checkpoint)
     dtype = check_dtype(setup.dtype, device, config)
-    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup)
+    return Surroundings(identity or identify(checkpoint), dtype, attention, device, config.model_type, setup, scorer or scorer_of(setup))
+
+
+def scorer_of(setup: Setup, checkpoint: Checkpoint | None = None, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Returns what the model that scores frames is called in fingerprints, and its type; None without one. Arguments as for `describe`.
+
+    Raises:
+        ValueError: unknown model.
+    """
+    if setup.frame_scores is None:
+        return None
+    try:
+        checkpoint = checkpoint or find_checkpoint(setup.frame_scores)
+    except WrongValue as error:
+        raise WrongValue(f"frame_scores: {str(error).removeprefix('model: ')}") from None
+    return {**(identity or identify(checkpoint)), "model_type": load_config(checkpoint).model_type}
 
 
 Load = Callable[[Setup], tuple[Any, Any]]
@@ -119,11 +142,18 @@ class Worker:
             model, processor = self._load(setup)
             identity = identify(find_checkpoint(setup.model))
             device = str(setup.device or model.device)
-            asked = (setup.batch_size, setup.share_tower, setup.pixels, setup.visuals)
-            self._runner = Runner(model, processor, identity, setup.attention, device, *asked)
+            asked = (setup.batch_size, setup.share_tower, setup.pixels, setup.visuals, scorer_of(setup))
+            self._runner = Runner(model, processor, identity, setup.attention, device, *asked, self._scores(setup, model.dtype))
         except Exception as error:  # all cells of this model fail with it, those of others run
             _log.debug("%s could not be loaded", setup.model, exc_info=error)
             self._failure = failure_of(error)
+
+    def _scores(self, setup: Setup, dtype: torch.dtype) -> TaskScores | None:
+        """Returns what scores frames, as exactly as the model computes; its weights are loaded when the first cell needs them."""
+        if setup.frame_scores is None:
+            return None
+        scorer = replace(setup, model=setup.frame_scores, dtype=str(dtype).removeprefix("torch."), pixels=OWN_LIMITS)
+        return TaskScores(lambda: FrameScorer(*self._load(scorer)))
 
 
 def _free_memory() -> None:

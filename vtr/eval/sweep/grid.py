@@ -82,12 +82,25 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), here: bool = Fal
         jobs += found.jobs
         mistakes += found.mistakes
         left_out += found.left_out
+    mistakes += [] if mistakes else _unread_scores(file, jobs)
     if mistakes:
         later = without_moved(mistakes[len(earlier) :], earlier)
         raise SweepError(path, list(dict.fromkeys([*earlier, *later])), lines)
     if not jobs:
         raise SweepError(path, [Mistake((), "no cell is left to run: " + "; ".join(left_out))])
     return Sweep(file, Path(path).stem, jobs, left_out, [one.text for one in absent])
+
+
+def _unread_scores(file: SweepFile, jobs: Sequence[Job]) -> list[Mistake]:
+    """Returns the keys `frame_scores` that no cell reads."""
+    readers = {(job.setup.model, job.setup.frame_scores) for job in jobs if job.cell.reads_frame_scores and job.cell.task.frames}
+    shared = any(name == file.frame_scores for _, name in readers)
+    given: list[tuple[Place, bool]] = [(("frame_scores",), shared)] if file.frame_scores else []
+    entries = ((n, entry) for n, entry in enumerate(file.models) if entry.frame_scores)
+    given += [(("models", n, "frame_scores"), (entry.model, entry.frame_scores) in readers) for n, entry in entries]
+    return [
+        Mistake(place, "no method of this sweep reads scores of frames on its tasks; leave it out") for place, read in given if not read
+    ]
 
 
 @dataclass
@@ -165,6 +178,7 @@ def _setup(file: SweepFile, entry: ModelEntry) -> Setup:
         file.share_tower,
         PixelLimits(entry.min_pixels or file.min_pixels, entry.max_pixels or file.max_pixels),
         entry.visuals or file.visuals,
+        entry.frame_scores or file.frame_scores,
     )
 
 

@@ -134,6 +134,7 @@ class ModelEntry(_Part):
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     visuals: Visuals | None = None
+    frame_scores: Annotated[str, AfterValidator(_known_model)] | None = None
 
 
 class Member(_Part):
@@ -157,6 +158,7 @@ class SweepFile(_Part):
     `equalise` says what the budgets `keep` mean for methods that remove only inside the LLM: `keep` (the default) leaves that many at the end, as
     `vtr eval` does and as for the others; `average_keep` gives them that mean over the layers, so that rows cost the same. `visuals` says how a
     model that takes images only is shown videos: all frames as one video (`prompt`, the default) or every frame as an image (`each`).
+    `frame_scores` is the model that scores frames, for methods that read that.
     """
 
     models: Annotated[list[Annotated[ModelEntry, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]], Listed]
@@ -177,6 +179,7 @@ class SweepFile(_Part):
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     visuals: Visuals | None = None
+    frame_scores: Annotated[str, AfterValidator(_known_model)] | None = None
     workers: Workers = Workers()
     out: str | None = None
 

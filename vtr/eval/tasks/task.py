@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 class Sample(Protocol):
     """One question, and what it is about, which may be drawn or read only when it is needed: an `image`; several `images`; the `frames` of one video,
-    a list of images; or `visuals`, a list of images and `vtr.data.frames.Video`.
+    a list of images; or `visuals`, a list of images and `vtr.data.frames.Video`. A sample with videos may have a `frame_question`, a
+    `vtr.data.frames.FrameQuestion`: what a second model is asked of single frames.
     """
 
     @property
