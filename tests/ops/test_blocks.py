@@ -7,6 +7,10 @@ import torch
 
 from vtr.ops import blocks
 from vtr.ops.blocks import all_at_once, in_blocks
+from vtr.ops.coverage import greedy_coverage
+from vtr.ops.dpp import greedy_dpp
+from vtr.ops.gather import group_sums
+from vtr.ops.maxsum import greedy_max_sum
 
 
 class Pair(NamedTuple):
@@ -56,3 +60,11 @@ def test_other_devices_get_all_rows_at_once(seen):
     with all_at_once():
         bounds(torch.empty(7, 4), torch.ones(7, dtype=torch.bool), 0)
     assert rows == [7, 7]
+
+
+def test_no_rows_are_no_picks() -> None:
+    none, real = torch.randn(0, 5, 3), torch.ones(0, 5, dtype=torch.bool)
+    assert greedy_max_sum(none, real, torch.zeros(0, dtype=torch.int64), 2).shape == (0, 2)
+    assert greedy_dpp(none, torch.ones(0, 5), real, 2).shape == (0, 2)
+    assert greedy_coverage(torch.randn(0, 4, 5), real, 2)[0].shape == (0, 2)
+    assert group_sums(none, torch.zeros(0, 5, dtype=torch.int64), 2)[0].shape == (0, 2, 3)

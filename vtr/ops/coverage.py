@@ -39,11 +39,11 @@ def greedy_coverage(
         `(G, most)`. Ties: lowest index. `O(most R N)`, without a host sync.
     """
     matrix = matrix.detach()
-    if most and suits_cpu(matrix):
+    groups, rows, _ = matrix.shape
+    if most and groups and suits_cpu(matrix):
         given = ([None] * len(matrix) if part is None else part for part in (weight, bonus, first))
         found = [_of_row(most, *row) for row in zip(matrix, ~real, *given, strict=True)]
         return tuple(map(torch.stack, zip(*found, strict=True)))  # type: ignore[return-value]
-    groups, rows, _ = matrix.shape
     group = torch.arange(groups, device=matrix.device)
     picks, scores = [], []
     covered, buffer, closed = matrix.new_zeros(groups, rows), torch.empty_like(matrix), ~real

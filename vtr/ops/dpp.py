@@ -44,7 +44,7 @@ def greedy_dpp(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter:
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
-    if suits_cpu(tokens) and most:
+    if most and len(tokens) and suits_cpu(tokens):
         return torch.stack([_of_row(*row, most, jitter) for row in zip(tokens, quality, real, strict=True)])
     unit = unit_rows(tokens, real=real)
     wide, (groups, n, _) = unit.dtype, unit.shape

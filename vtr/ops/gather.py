@@ -79,7 +79,7 @@ def group_sums(values: Tensor, group: Tensor, groups: int, finite: bool = True) 
         to = (group.clamp_max(groups) % (groups + 1) + first).flatten()  # what counts nowhere goes into one group more
         total = values.new_zeros(len(group) * (groups + 1), values.shape[2]).index_add_(0, to, values.flatten(0, 1))
         number = torch.bincount(to, minlength=len(total))
-        return total.view(len(group), groups + 1, -1)[:, :groups], number.view(len(group), -1)[:, :groups]
+        return total.unflatten(0, (len(group), groups + 1))[:, :groups], number.unflatten(0, (len(group), groups + 1))[:, :groups]
     member = group[:, None] == torch.arange(groups, device=group.device)[:, None]  # (B, groups, N)
     counted = values if finite else values.masked_fill(~member.any(1)[..., None], 0)
     return member.to(values.dtype) @ counted, member.sum(2)

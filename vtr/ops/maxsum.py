@@ -25,7 +25,7 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
     Returns:
         `(G, most)` int64, distinct among the real tokens as long as the row has that many; what follows is arbitrary. Ties: lowest index.
     """
-    if suits_cpu(tokens) and most:
+    if most and len(tokens) and suits_cpu(tokens):
         return torch.stack([_of_row(*row, most) for row in zip(tokens, real, first.tolist(), strict=True)])
     unit = unit_rows(tokens)
     gram = unit @ unit.mT if gram_pays(tokens, unit, most) else None
