@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vtr
 from tests.methods.handmade import IMAGES, LLAVA, ONE, chosen, make_view, select_without_sync
 from tests.tiny_models import ROWS, batch_of, model_of
-from vtr.methods.v2drop import ENTERED, V2Drop, v2drop
+from vtr.methods.v2drop import ENTERED, V2Drop, v2drop, variation
 from vtr.ops.blocks import all_at_once
 from vtr.types import Budget
 
@@ -108,3 +108,12 @@ def test_every_stage_measures_the_layer_before_it_on_the_survivors():
     for image in reduction.report().to_dict()["images"]:
         assert image["per_layer"] == [36, 20, 12, 12, 5] and len(image["retained"]) == 5
     assert short.logits.isfinite().all()
+
+
+def test_a_buffer_changes_nothing(monkeypatch):
+    """A CPU takes large inputs in parts."""
+    before, after = torch.randn(2, 300, 8), torch.randn(2, 300, 8)
+    expected = (after - before).norm(dim=-1)
+    assert torch.equal(variation(before, after), expected)
+    monkeypatch.setattr("vtr.methods.v2drop.CACHE", 0)
+    assert torch.equal(variation(before, after), expected)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vtr.methods._schedule import Tabled
-from vtr.ops.blocks import in_blocks
+from vtr.ops.blocks import CACHE, suits_cpu
 from vtr.ops.precision import widened
 from vtr.ops.topk import Known, topk_mask
 from vtr.registry import register_method
@@ -34,16 +34,21 @@ PUBLISHED = (3, 17, 22)
 TABLES = {192: (288, 86, 1), 128: (161, 40, 1), 64: (28, 1, 1)}
 """Tokens after each stage: shares .5/.3/0, .28/.25/0 and .05/.05/0 of what is there, rounded down, at least 1."""
 ENTERED = "entered"  # the layer before, per token
-
-
-@in_blocks
-def _lengths(entered: Tensor, left: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(widened(left) - widened(entered), dim=-1)
+AT_ONCE = 128
+"""Tokens whose changes a CPU holds at a time, in its cache."""
 
 
 def variation(entered: Tensor, left: Tensor) -> Tensor:
-    """L2 norm `(G, N)` of what a layer added to its input `entered (G, N, D)` to make `left`; float32 at least."""
-    return _lengths(entered.flatten(0, 1), left.flatten(0, 1)).view(left.shape[:2])
+    """L2 norm `(G, N)` of what a layer added to its input `entered (G, N, D)` to make `left`; float32 at least, without a gradient."""
+    if not suits_cpu(left) or left.numel() * 4 <= CACHE:
+        return torch.linalg.vector_norm(widened(left.detach()) - widened(entered.detach()), dim=-1)
+    before, after = (widened(part.detach()).flatten(0, 1) for part in (entered, left))
+    found, buffer = after.new_empty(len(after)), after.new_empty(min(AT_ONCE, len(after)), after.shape[1])
+    for start in range(0, len(after), AT_ONCE):
+        here = slice(start, start + AT_ONCE)
+        change = torch.sub(after[here], before[here], out=buffer[: len(after[here])])
+        torch.linalg.vector_norm(change, dim=-1, out=found[here])
+    return found.view(left.shape[:2])
 
 
 def v2drop(entered: Tensor, left: Tensor, real: Tensor, keep: Tensor, known: Known | None = None) -> Tensor:
