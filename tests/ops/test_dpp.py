@@ -127,3 +127,13 @@ def test_min_max_keeps_the_order_and_ends_at_zero_and_one(values):
     scaled = min_max(row, torch.ones_like(row).bool(), floor=0.0)
     assert torch.equal(scaled[0][:, None] < scaled[0], row[0][:, None] < row[0])
     assert float(scaled.max()) == 1 and float(scaled.min()) == (0 if len(set(values)) > 1 else 1)
+
+
+def test_a_guess_beside_a_pick_changes_nothing(monkeypatch):
+    """Beyond the cache a CPU multiplies with two tokens at a time."""
+    random = torch.Generator().manual_seed(6)
+    tokens, quality = torch.randn(2, 60, 50, generator=random), torch.rand(2, 60, generator=random) + 0.1
+    monkeypatch.setattr("vtr.ops.unit.CACHE", 0)
+    monkeypatch.setattr("vtr.ops.dpp.gram_pays", lambda *_: False)
+    got = greedy_dpp(tokens, quality, torch.ones(2, 60, dtype=torch.bool), 20)
+    assert got.tolist() == [slow(tokens[g], quality[g], 20) for g in range(2)]

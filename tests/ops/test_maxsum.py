@@ -96,6 +96,6 @@ def test_a_guess_beside_a_pick_changes_nothing(monkeypatch):
     """Beyond the cache a CPU multiplies with two tokens at a time."""
     tokens, real = torch.randn(2, 90, 40, generator=torch.Generator().manual_seed(2)), torch.ones(2, 90, dtype=torch.bool)
     first = torch.tensor([3, 40])
-    monkeypatch.setattr(maxsum, "CACHE", 0)
+    monkeypatch.setattr("vtr.ops.unit.CACHE", 0)
     monkeypatch.setattr(maxsum, "gram_pays", lambda *_: False)
     assert torch.equal(greedy_max_sum(tokens, real, first, 60), slow(tokens, real, first, 60))

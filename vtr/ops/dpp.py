@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtr.ops.blocks import suits_cpu
 from vtr.ops.fused import fused
-from vtr.ops.unit import gram_pays, row_products, unit_rows
+from vtr.ops.unit import Products, gram_pays, row_products, unit_rows
 
 EXPLAINED = 2.0
 """A token whose residual is below so many roundings of its own diagonal lies in the span of the picks."""
@@ -97,9 +97,10 @@ def _of_row(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: fl
     kernel = quality[:, None] * (unit @ unit.T) * quality if gram_pays(tokens[None], unit[None], most) else None
     left = quality.masked_fill(~real, -torch.inf)
     residual.masked_fill_(~real, -torch.inf)
-    rows, picks = unit.new_empty(most, len(unit)), list[int]()
+    rows, picks, products = unit.new_empty(most, len(unit)), list[int](), Products(unit)
+    largest = lambda: int(residual.argmax())  # noqa: E731
     while True:
-        pick = int(residual.argmax())
+        pick = largest()
         best = float(residual[pick])
         spanned = best <= threshold[pick]
         pick = int(left.argmax()) if spanned else pick
@@ -107,13 +108,13 @@ def _of_row(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: fl
         if len(picks) == most:
             return torch.tensor(picks)
         row, before = rows[len(picks) - 1], rows[: len(picks) - 1]
+        residual[pick] = left[pick] = -torch.inf
         if spanned:
             row.zero_()
+            continue
+        if kernel is None:
+            torch.mul(products.of(pick, largest), quality, out=row).mul_(factor[pick])
         else:
-            if kernel is None:
-                torch.mv(unit, unit[pick], out=row).mul_(quality).mul_(factor[pick])
-            else:
-                row.copy_(kernel[pick])
-            row.addmv_(before.T, before[:, pick], alpha=-1).div_(math.sqrt(best) + jitter)
-            residual.addcmul_(row, row, value=-1)
-        residual[pick] = left[pick] = -torch.inf
+            row.copy_(kernel[pick])
+        row.addmv_(before.T, before[:, pick], alpha=-1).div_(math.sqrt(best) + jitter)
+        residual.addcmul_(row, row, value=-1)

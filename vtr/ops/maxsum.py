@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import CACHE, suits_cpu
+from vtr.ops.blocks import suits_cpu
 from vtr.ops.fused import fused
-from vtr.ops.unit import gram_pays, row_products, unit_rows
+from vtr.ops.unit import Products, gram_pays, row_products, unit_rows
 
 
 def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Tensor:
@@ -47,27 +47,14 @@ def greedy_max_sum(tokens: Tensor, real: Tensor, first: Tensor, most: int) -> Te
 
 
 def _of_row(tokens: Tensor, real: Tensor, first: int, most: int) -> Tensor:
-    """`greedy_max_sum` of one row on a CPU, where picks may be looked at: `tokens (N, D)`, `real (N,)` -> `(most,)`.
-
-    Beyond the cache, products with two tokens take as long as with one, since all tokens have to be fetched: there a pick has beside it what
-    would come next without it, which is often enough the next pick.
-    """
+    """`greedy_max_sum` of one row on a CPU, where picks may be looked at: `tokens (N, D)`, `real (N,)` -> `(most,)`."""
     unit = unit_rows(tokens)
     gram = unit @ unit.T if gram_pays(tokens[None], unit[None], most) else None
-    fetched = unit.numel() * unit.element_size() > CACHE
-    total = torch.zeros_like(unit[:, 0]).masked_fill_(~real, torch.inf)
-    picks, known = [first], dict[int, Tensor]()
+    products, total = Products(unit), torch.zeros_like(unit[:, 0]).masked_fill_(~real, torch.inf)
+    best, picks = lambda: int(total.argmin()), [first]
     while len(picks) < most:
         pick = picks[-1]
         total[pick] = torch.inf  # never twice
-        if gram is not None:
-            total += gram[pick]
-        elif not fetched:
-            total.addmv_(unit, unit[pick])
-        else:
-            if pick not in known:
-                pair = [pick, int(total.argmin())]
-                known |= zip(pair, unit[pair] @ unit.T, strict=True)
-            total += known.pop(pick)
-        picks.append(int(total.argmin()))
+        total += products.of(pick, best) if gram is None else gram[pick]
+        picks.append(best())
     return torch.tensor(picks)

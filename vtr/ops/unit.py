@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vtr.ops.blocks import suits_cpu
+from vtr.ops.blocks import CACHE, suits_cpu
 from vtr.ops.precision import widened
 
 LARGE = 1 << 16
@@ -50,3 +51,27 @@ def row_products(wide: Tensor, vector: Tensor) -> Tensor:
         made = [wide[group].mv(vector[group]) for group in range(len(wide))]
         return made[0][None] if len(made) == 1 else torch.stack(made)
     return torch.bmm(vector[:, None].expand(-1, 1 if on_cpu else 2, -1), wide.mT)[:, 0]
+
+
+class Products:
+    """Products of all rows of a matrix with one after the other, on a CPU.
+
+    Where the matrix does not stay in the cache, two products take as long as one, since all of it has to be fetched: there a row has beside it
+    the one that would come next if nothing changed, which often enough comes next, or later.
+
+    Args:
+        wide: `(N, D)`.
+    """
+
+    def __init__(self, wide: Tensor) -> None:
+        self.wide, self._known = wide, dict[int, Tensor]()
+        self._fetched = wide.numel() * wide.element_size() > CACHE
+
+    def of(self, row: int, guess: Callable[[], int]) -> Tensor:
+        """Returns the products `(N,)` with a row; `guess` says which may be next."""
+        if not self._fetched:
+            return self.wide.mv(self.wide[row])
+        if row not in self._known:
+            pair = [row, guess()]
+            self._known |= zip(pair, self.wide[pair] @ self.wide.T, strict=True)
+        return self._known.pop(row)
