@@ -95,7 +95,6 @@ def _of_row(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: fl
     residual = quality.square() * torch.linalg.vector_norm(unit, dim=-1).square()
     threshold, factor = (EXPLAINED * torch.finfo(unit.dtype).eps * residual).tolist(), quality.tolist()
     kernel = quality[:, None] * (unit @ unit.T) * quality if gram_pays(tokens[None], unit[None], most) else None
-    left = quality.masked_fill(~real, -torch.inf)
     residual.masked_fill_(~real, -torch.inf)
     rows, picks, products = unit.new_empty(most, len(unit)), list[int](), Products(unit)
     largest = lambda: int(residual.argmax())  # noqa: E731
@@ -103,12 +102,13 @@ def _of_row(tokens: Tensor, quality: Tensor, real: Tensor, most: int, jitter: fl
         pick = largest()
         best = float(residual[pick])
         spanned = best <= threshold[pick]
-        pick = int(left.argmax()) if spanned else pick
+        if spanned:
+            pick = int(quality.masked_fill(residual == -torch.inf, -torch.inf).argmax())
         picks.append(pick)
         if len(picks) == most:
             return torch.tensor(picks)
         row, before = rows[len(picks) - 1], rows[: len(picks) - 1]
-        residual[pick] = left[pick] = -torch.inf
+        residual[pick] = -torch.inf
         if spanned:
             row.zero_()
             continue
