@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 import vtr
+from tests.clips import FRAMES, Clip, clips_task, noise
 from tests.embedded import random_checkpoint, random_next_video, random_qwen, shared_model
 from vtr.cost import TransformerShape, prefill_flops
 from vtr.data.frames import FrameQuestion, video_of
@@ -19,34 +19,19 @@ from vtr.eval.run.cells import Cell
 from vtr.eval.run.runner import Runner
 from vtr.eval.run.setup import Setup
 from vtr.eval.run.workers import describe
-from vtr.eval.tasks import Task
 from vtr.models.loading import load_model
 from vtr.registry import create_method
 from vtr.types import VtrError
 
-FRAMES = 6
 ASKED = FrameQuestion(("is there a red circle?", "is there an orange ring?"))
 
 
-def noise(count=FRAMES, seed=0):
-    return [Image.fromarray(frame) for frame in np.random.default_rng(seed).integers(0, 256, (count, 64, 96, 3), dtype=np.uint8)]
-
-
 @dataclass(frozen=True)
-class Clip:
-    id: str
-    count: int = FRAMES
-    family: str = "moves"
-    question: str = "what moves?"
-    answer: str = "circle"
+class AskedClip(Clip):
     frame_question: FrameQuestion = ASKED
 
-    @property
-    def frames(self):
-        return noise(self.count, int(self.id))
 
-
-CLIPS = Task("clips", "v1", "0" * 64, ("moves",), lambda limit: [Clip(str(i)) for i in range(3)][:limit], str.__eq__, 3, frames=FRAMES)
+CLIPS = clips_task(AskedClip)
 QUOTA = create_method("quota", keep=12)
 
 
@@ -245,7 +230,7 @@ def test_a_sample_without_a_question_for_frames_is_asked_whether_they_are_suffic
     asked = []
     plain = FrameScorer(*shared_model(str(random_checkpoint())))
     plain.scores = lambda videos, questions: asked.append(questions) or Scores((VideoScores((1.0,), 1, 1, 0.0, 0.0),) * len(videos))
-    found = TaskScores(lambda: plain).of(CLIPS, [Plain(), Plain("1"), Clip("2")], [[noise(1)], [], [noise(1), noise(1)]])
+    found = TaskScores(lambda: plain).of(CLIPS, [Plain(), Plain("1"), AskedClip("2")], [[noise(1)], [], [noise(1), noise(1)]])
     assert asked == [["what moves?", ASKED, ASKED]] and [len(one.videos) for one in found] == [1, 0, 2]
 
 

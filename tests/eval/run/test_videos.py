@@ -1,13 +1,12 @@
 """Questions about videos: what the processor is told, what is counted and recorded, and what is forecast."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from tests.clips import FRAMES, Clip, clips_task, noise
 from tests.embedded import random_checkpoint, random_internvl, random_next_video, random_onevision, random_qwen, shared_model
 from vtr.data.frames import video_of
 from vtr.eval.run.asking import build_prompt, encode, placeholders, seen_of, visuals_of
@@ -17,36 +16,18 @@ from vtr.eval.run.forecast import forecast, misfits
 from vtr.eval.run.runner import Runner
 from vtr.eval.run.setup import Setup
 from vtr.eval.run.workers import describe
-from vtr.eval.tasks import Task, get_task
+from vtr.eval.tasks import get_task
 from vtr.hosts._protocol import host_of
 from vtr.models.pixels import PixelLimits
 from vtr.registry import create_method, method_class
 from vtr.types import VtrError
 
-FRAMES = 6
 TOKENS = {"qwen": 3 * 24, "next-video": FRAMES * 9, "onevision": FRAMES * 9}  # Qwen-VL joins two frames of 96 x 64
 NEWLINES = {"qwen": 0, "next-video": 0, "onevision": 1}
 FOLDERS = {"qwen": random_qwen, "next-video": random_next_video, "onevision": random_onevision}
 
 
-def noise(count=FRAMES, seed=0):
-    return [Image.fromarray(frame) for frame in np.random.default_rng(seed).integers(0, 256, (count, 64, 96, 3), dtype=np.uint8)]
-
-
-@dataclass(frozen=True)
-class Clip:
-    id: str
-    count: int = FRAMES
-    family: str = "moves"
-    question: str = "what moves?"
-    answer: str = "circle"
-
-    @property
-    def frames(self):
-        return noise(self.count, int(self.id))
-
-
-CLIPS = Task("clips", "v1", "0" * 64, ("moves",), lambda limit: [Clip(str(i)) for i in range(3)][:limit], str.__eq__, 3, frames=FRAMES)
+CLIPS = clips_task()
 
 
 @pytest.fixture(scope="module", params=list(FOLDERS))
