@@ -53,8 +53,8 @@ def test_topk_compares_half_precision_in_float32_and_keeps_float64() -> None:
     real, one = torch.ones(1, 2).bool(), torch.tensor([1])
     close_scores = torch.tensor([[1.0, 1.0 + 2**-40]], dtype=torch.float64)
     assert topk_mask(close_scores, real, one).tolist() == [[False, True]]
-    for dtype in (torch.float16, torch.bfloat16):
-        assert topk_mask(torch.tensor([[2.0, 1.0]], dtype=dtype), real, one).tolist() == [[True, False]]
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool):
+        assert topk_mask(torch.tensor([[2.0, 0.0]]).to(dtype), real, one).tolist() == [[True, False]]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 4), st.booleans(), st.booleans())

@@ -34,7 +34,7 @@ def topk_mask(score: Tensor, real: Tensor, keep: Tensor, known: Known | None = N
     """
     counts, keeps = known or ((), ())
     most, same, full = max(keeps, default=most), len({*keeps}) == 1, {*counts} == {score.shape[1]}
-    on_cpu = suits_cpu(score)
+    on_cpu = suits_cpu(score) and score.is_floating_point()
     if most is None and on_cpu and keep.numel():
         most = int(keep.amax())
     if most and on_cpu:
