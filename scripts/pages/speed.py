@@ -179,7 +179,7 @@ def _ops(name: str, record: Record) -> str:
 def _counted(record: Record) -> str:
     """Returns in how many cases the methods are faster, and which are slower in every round."""
     rounds = {
-        (row["method"], row["tokens"], row["batch"]): [(slow, fast) for slow, fast in zip(row["plain_ms"], row["ms"], strict=True)]
+        (row["method"], row["tokens"], row["batch"]): list(zip(row["plain_ms"], row["ms"], strict=True))
         for row in record["selections"]
         if "left_out" not in row
     }

@@ -121,10 +121,11 @@ def llm_signal(signal: Signal, tap: Tap, visual: Tensor, text: Tensor, row: Tens
         in_turn: the groups are the prompt rows, in their order, so that nothing has to be copied for them.
     """
     places, length = tap.places, tap.places.column.shape[1]
+    inverse = None if places.whole else places.inverse() if in_turn else places.inverse()[row]
 
     def spots(columns: Tensor) -> Tensor:
         """Returns where the tokens of original columns `(G, n)` are in their rows."""
-        return columns if places.whole else (places.inverse() if in_turn else places.inverse()[row]).gather(1, columns)
+        return columns if inverse is None else inverse.gather(1, columns)
 
     if signal.kind != "rows":
         both = [_per_token(signal, tap, spots(columns) + row[:, None] * length, 0) for columns in (visual, text)]

@@ -43,8 +43,9 @@ def prompt_rows(
     Returns:
         `(G, R, N)`; 0 where hidden or not real.
     """
-    several = len(row) > 1
-    others = (row[:, None] == row).fill_diagonal_(False)[:, :, None, None] if several else row  # (G, G, 1, 1), images of the same prompt
+    others = None  # (G, G, 1, 1), images of the same prompt
+    if len(row) > 1:
+        others = (row[:, None] == row).fill_diagonal_(False)[:, :, None, None]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = []
     for start in range(0, query.shape[1], CHUNK):
@@ -57,7 +58,7 @@ def prompt_rows(
         if sees_text is not None:
             text = text.masked_fill(~sees_text[:, None, part], -torch.inf)
         every = [visual, text]
-        if several:
+        if others is not None:
             every.append(visual.logsumexp(-1).expand(len(row), -1, -1, -1).masked_fill(~others, -torch.inf).logsumexp(1)[..., None])
         found.append(torch.cat(every, -1).softmax(-1)[..., : visual.shape[-1]].mean(1).nan_to_num(0.0))
     return torch.cat(found, 1) if found else real.new_zeros(*real.shape[:1], 0, real.shape[1], dtype=torch.float32)

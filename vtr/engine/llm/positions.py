@@ -141,9 +141,8 @@ class Positions:
                 self._tables[key] = rotary(hidden, self.at(layer).to(hidden.device), kind)
             else:
                 assert self.rows is not None
-                if (
-                    self.whole is not None and kind not in self._whole
-                ):  # behind the model's own, so that its module goes on from this length
+                if self.whole is not None and kind not in self._whole:
+                    # made behind the model's own, so that its module goes on from this length
                     self._whole[kind] = rotary(hidden, self.whole.to(hidden.device), kind)
                 cos, sin = self._whole.get(kind, given)
                 self._tables[key] = (
